@@ -1,0 +1,48 @@
+"""keras_lp: learning paradigms that reuse knowledge, as one-line builders on Keras 3.
+
+Import it as `import keras_lp as lp`.
+"""
+
+import importlib
+from typing import Any
+
+from keras_lp.finetune import finetune_model
+from keras_lp.model import Model
+from keras_lp.multitask import multitask_model
+from keras_lp.tasks import Classification, MultiLabel, Regression, decode_predictions
+from keras_lp.transfer import transfer_model
+
+__version__ = "0.1.0"
+
+# Loaded when first used: these stand on packages that are heavy or optional.
+_LAZY = {
+    "FederatedAveraging": "keras_lp.federated",
+    "partition": "keras_lp.federated",
+    "export_tflite": "keras_lp.tflite",
+    "load_dataset": "keras_lp.datasets",
+}
+
+__all__ = [
+    "Classification",
+    "FederatedAveraging",
+    "Model",
+    "MultiLabel",
+    "Regression",
+    "decode_predictions",
+    "export_tflite",
+    "finetune_model",
+    "load_dataset",
+    "multitask_model",
+    "partition",
+    "transfer_model",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'keras_lp' has no attribute {name!r}")
+    return getattr(importlib.import_module(_LAZY[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

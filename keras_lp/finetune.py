@@ -1,0 +1,165 @@
+"""Fine-tuning: a trained model learns on, its lower layers slower."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from keras_lp import checks
+from keras_lp.backbones import BackboneLike, blocks_of, resolve_backbone
+from keras_lp.freezing import Trainable, freeze
+from keras_lp.layerwise import layerwise
+from keras_lp.model import backbone_of, build_model, compile_tasks, make_optimizer
+from keras_lp.tasks import TaskLike, as_task
+from keras_lp.transfer import HEAD
+
+
+def finetune_model(
+    model: BackboneLike,
+    task: TaskLike | None = None,
+    *,
+    trainable: Trainable = "all",
+    learning_rate: float | keras.optimizers.schedules.LearningRateSchedule = 1e-4,
+    layer_decay: float = 0.7,
+    optimizer: str | keras.optimizers.Optimizer = "adamw",
+    weight_decay: float | None = 1e-4,
+) -> keras.Model:
+    """Recompiles a model with a learning rate per layer, and returns it.
+
+    The head learns at `learning_rate`, the top block below it at `layer_decay` times that, the
+    next at `layer_decay` squared, and so on down. The model is recompiled in place; its loss and
+    metrics stay. BatchNormalization below the head keeps its statistics.
+
+    Args:
+        model: a model from any builder, or any compiled Keras model with a loss. With `task`: a
+            backbone as in `lp.transfer_model`.
+        task: gives a backbone a new head for this task first, with `"avg"` pooling. Defaults to
+            None, which keeps the model's head.
+        trainable: `"all"`; a number n for the top n blocks besides the head; a list of layer
+            names; or `"head"`. Defaults to `"all"`.
+        learning_rate: the head's rate, or a Keras schedule of it, for an optimizer given by
+            name. Defaults to 1e-4.
+        layer_decay: ratio of the rates of two neighbouring blocks, above 0 and at most 1; 1 is
+            one rate for all. Defaults to 0.7.
+        optimizer: `"adamw"`, `"adam"`, `"sgd"`, `"nadam"`, `"rmsprop"`, `"adagrad"` or
+            `"lion"`, or an instance of one with a rate and a decay of its own. Defaults to
+            `"adamw"`.
+        weight_decay: decoupled weight decay for an optimizer given by name, scaled by each
+            layer's rate; biases and normalisation do not decay. None is off. Defaults to 1e-4.
+
+    Returns:
+        The same model (with `task`: a new one), compiled.
+
+    Raises:
+        ValueError: a model that is not compiled with a loss; a rate or decay out of range; an
+            optimizer without layerwise rates; a layer name that is not there.
+        TypeError: a backbone without `task`.
+
+    Example:
+
+    >>> import keras, keras_lp as lp
+    >>> backbone = keras.Sequential([keras.Input((8,)), keras.layers.Dense(16, "relu")])
+    >>> model = lp.transfer_model(backbone, 3)
+    >>> model = lp.finetune_model(model, learning_rate=1e-3, layer_decay=0.5)
+    >>> model.optimizer.multipliers              # kernel and bias of the block, then of the head
+    [0.5, 0.5, 1.0, 1.0]
+
+    References: discriminative rates, Howard and Ruder, 2018 (arXiv:1801.06146); layer decay,
+    Clark et al., 2020 (arXiv:2003.10555).
+    """
+    checks.check_positive("layer_decay", layer_decay)
+    if layer_decay > 1:
+        raise ValueError(
+            f"`layer_decay` must be above 0 and at most 1. Received: layer_decay={layer_decay!r}."
+        )
+    base_optimizer = _with_decay(optimizer, learning_rate, weight_decay)
+    if task is not None:
+        base, _ = resolve_backbone(model)
+        model = build_model(
+            base, {HEAD: as_task(task)}, pooling="avg", hidden_units=(), dropout=0.0, single=True
+        )
+        compile_tasks(model, "sgd")  # for its loss and metrics
+    _check_compiled(model)
+
+    below = _below_head(model)
+    blocks = blocks_of(below)
+    model.trainable = True
+    freeze(below, blocks, trainable, keep_statistics=True)
+
+    rates = {}
+    for depth, block in enumerate(reversed(blocks), start=1):
+        for layer in block:
+            rates.update({id(v): layer_decay**depth for v in layer.variables})
+    multipliers = [rates.get(id(v), 1.0) for v in model.trainable_variables]
+    compiled = {**model._compile_config.config}
+    compiled["optimizer"] = layerwise(base_optimizer, multipliers)
+    model.compile(**compiled)
+    return model
+
+
+def _with_decay(optimizer: Any, learning_rate: Any, weight_decay: Any) -> Any:
+    made = make_optimizer(optimizer, learning_rate)
+    if isinstance(optimizer, keras.optimizers.Optimizer):
+        return made
+    if weight_decay is not None and not weight_decay >= 0:
+        raise ValueError(
+            "`weight_decay` must be None or a number of 0 or more. Received: "
+            f"weight_decay={weight_decay!r}."
+        )
+    decoupled_only = isinstance(made, keras.optimizers.AdamW)  # it refuses None
+    decay = 0.0 if weight_decay is None and decoupled_only else weight_decay
+    return type(made).from_config({**made.get_config(), "weight_decay": decay})
+
+
+def _check_compiled(model: Any) -> None:
+    if not isinstance(model, keras.Model):
+        raise TypeError(
+            "finetune_model without `task` takes a compiled Keras model. Received: "
+            f"model={model!r}. Say what to predict: finetune_model(backbone, task)."
+        )
+    if not model.compiled or getattr(model, "loss", None) is None:
+        raise ValueError(
+            "finetune_model takes a model that is compiled with a loss, which it keeps. "
+            f"Received: model {model.name!r}, which is not. Call model.compile(loss=...), or give "
+            "a headless model a new head: finetune_model(model, task)."
+        )
+    if not model.built:
+        raise ValueError(
+            "finetune_model takes a model with weights. Received: model "
+            f"{model.name!r}, which is not built. Call it on a batch first."
+        )
+
+
+def _below_head(model: keras.Model) -> list[keras.Layer]:
+    """Returns the layers below the head, in order from the bottom.
+
+    In a model that keras_lp built that is the backbone. In another one the head is, for each
+    output, the nearest layer with weights.
+    """
+    backbone = backbone_of(model)
+    if backbone is not None:
+        return [backbone]
+    head = _output_layers(model)
+    return [layer for layer in model.layers if layer not in head]
+
+
+def _output_layers(model: keras.Model) -> list[keras.Layer]:
+    if not getattr(model, "outputs", None):
+        with_weights = [layer for layer in model.layers if layer.weights]
+        return with_weights[-1:]
+    found = []
+    pending = [tensor._keras_history.operation for tensor in model.outputs]
+    while pending:
+        operation = pending.pop()
+        if getattr(operation, "weights", None):
+            found.append(operation)
+        else:
+            nodes = [node for node in operation._inbound_nodes if node in model_nodes(model)]
+            pending += [parent.operation for node in nodes for parent in node.parent_nodes]
+    return found
+
+
+def model_nodes(model: keras.Model) -> list[Any]:
+    """Returns the graph nodes that belong to a Functional model."""
+    return [node for nodes in model._nodes_by_depth.values() for node in nodes]

@@ -1,0 +1,128 @@
+"""Optimizers with a learning rate per layer (Howard and Ruder, 2018, arXiv:1801.06146).
+
+A variable learns at the optimizer's rate times its own multiplier, so schedules and callbacks on
+the rate keep the ratios. The multipliers stand in the order of the trainable variables: paths do
+not survive saving in nested models, the order does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+
+class _Layerwise:
+    """Mixin over a concrete Keras optimizer."""
+
+    def __init__(self, *args: Any, multipliers: Sequence[float] = (), **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.multipliers = [float(m) for m in multipliers]
+
+    def build(self, variables: Sequence[keras.Variable]) -> None:
+        if self.built:
+            return
+        if len(variables) != len(self.multipliers):
+            raise ValueError(
+                "An optimizer with layerwise rates is for the trainable variables that it was "
+                f"made for. Received: {len(variables)} variables for {len(self.multipliers)} "
+                "rates. Call `lp.finetune_model(model)` again after changing what trains."
+            )
+        super().build(variables)
+        # One vector: its count never changes, so a saved state always loads.
+        self._multipliers = self.add_variable(
+            (len(variables),),
+            initializer=keras.initializers.Constant(np.array(self.multipliers, "float32")),
+            dtype="float32",
+            name="multipliers",
+            aggregation="only_first_replica",
+        )
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        multiplier = ops.convert_to_tensor(self._multipliers)[self._get_variable_index(variable)]
+        rate = ops.cast(learning_rate, "float32") * multiplier
+        # Decoupled decay moves a variable at its own rate too; biases and normalisation
+        # (vectors) do not decay.
+        if self.weight_decay is not None and len(variable.shape) > 1:
+            decay = ops.cast(rate * self.weight_decay, variable.dtype)
+            self.assign_sub(variable, ops.convert_to_tensor(variable) * decay)
+        super().update_step(gradient, variable, rate)
+
+    def _apply_weight_decay(self, variables: Sequence[Any]) -> None:
+        """Does nothing: `update_step` applies the decay."""
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "multipliers": self.multipliers}
+
+
+@keras.saving.register_keras_serializable("keras_lp")
+class LayerwiseSGD(_Layerwise, keras.optimizers.SGD):
+    """`keras.optimizers.SGD` with a multiplier of the rate for each variable."""
+
+
+@keras.saving.register_keras_serializable("keras_lp")
+class LayerwiseAdam(_Layerwise, keras.optimizers.Adam):
+    """`keras.optimizers.Adam` with a multiplier of the rate for each variable."""
+
+
+@keras.saving.register_keras_serializable("keras_lp")
+class LayerwiseAdamW(_Layerwise, keras.optimizers.AdamW):
+    """`keras.optimizers.AdamW` with a multiplier of the rate for each variable."""
+
+
+@keras.saving.register_keras_serializable("keras_lp")
+class LayerwiseNadam(_Layerwise, keras.optimizers.Nadam):
+    """`keras.optimizers.Nadam` with a multiplier of the rate for each variable."""
+
+
+@keras.saving.register_keras_serializable("keras_lp")
+class LayerwiseRMSprop(_Layerwise, keras.optimizers.RMSprop):
+    """`keras.optimizers.RMSprop` with a multiplier of the rate for each variable."""
+
+
+@keras.saving.register_keras_serializable("keras_lp")
+class LayerwiseAdagrad(_Layerwise, keras.optimizers.Adagrad):
+    """`keras.optimizers.Adagrad` with a multiplier of the rate for each variable."""
+
+
+@keras.saving.register_keras_serializable("keras_lp")
+class LayerwiseLion(_Layerwise, keras.optimizers.Lion):
+    """`keras.optimizers.Lion` with a multiplier of the rate for each variable."""
+
+
+_LAYERWISE = {
+    keras.optimizers.SGD: LayerwiseSGD,
+    keras.optimizers.Adam: LayerwiseAdam,
+    keras.optimizers.AdamW: LayerwiseAdamW,
+    keras.optimizers.Nadam: LayerwiseNadam,
+    keras.optimizers.RMSprop: LayerwiseRMSprop,
+    keras.optimizers.Adagrad: LayerwiseAdagrad,
+    keras.optimizers.Lion: LayerwiseLion,
+}
+
+
+def layerwise(
+    optimizer: keras.optimizers.Optimizer, multipliers: Sequence[float]
+) -> keras.optimizers.Optimizer:
+    """Returns an unbuilt optimizer of the same settings with a rate for each variable.
+
+    Args:
+        optimizer: an SGD, Adam, AdamW, Nadam, RMSprop, Adagrad or Lion of Keras.
+        multipliers: one factor of the rate a trainable variable, in the model's order.
+
+    Raises:
+        ValueError: another kind of optimizer.
+    """
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    config = optimizer.get_config()
+    for plain, cls in _LAYERWISE.items():
+        if type(optimizer) in (plain, cls):
+            return cls.from_config({**config, "multipliers": list(multipliers)})
+    raise ValueError(
+        "Layerwise learning rates work with the Keras optimizers "
+        f"{[plain.__name__ for plain in _LAYERWISE]}. Received: optimizer of type "
+        f"{type(optimizer).__name__}."
+    )

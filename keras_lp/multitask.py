@@ -1,0 +1,115 @@
+"""Multitask learning: one shared backbone, one head a task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+
+from keras_lp import checks
+from keras_lp.backbones import BackboneLike
+from keras_lp.freezing import Trainable
+from keras_lp.model import Model
+from keras_lp.tasks import TaskLike, as_task
+from keras_lp.transfer import build_and_compile
+
+
+def multitask_model(
+    backbone: BackboneLike,
+    tasks: Mapping[str, TaskLike],
+    *,
+    input_shape: Sequence[int | None] | None = None,
+    weights: Any = "imagenet",
+    backbone_kwargs: Mapping[str, Any] | None = None,
+    pretrained: bool | None = None,
+    trainable: Trainable = "all",
+    pooling: str | None = "avg",
+    hidden_units: Sequence[int] = (),
+    dropout: float = 0.0,
+    balancing: str = "equal",
+    learning_rate: float | keras.optimizers.schedules.LearningRateSchedule = 1e-3,
+    optimizer: str | keras.optimizers.Optimizer = "adam",
+) -> Model:
+    """Returns a compiled model with a shared backbone and one head a task.
+
+    Labels are a dict by task. A missing label is -1 (`Classification`, entries of `MultiLabel`)
+    or NaN (`Regression`), or the task's key is absent; it takes no part in the loss, the metrics
+    or what they are divided by. The loss is the sum of the tasks' losses.
+
+    The backbone is shared with the model, not copied.
+
+    Args:
+        backbone: as in `lp.transfer_model`; a name may also have `weights=None`, which trains it
+            from scratch.
+        tasks: dict of tasks by name. Outputs, losses (`<task>_loss`) and metrics
+            (`<task>_accuracy`) carry the names.
+        input_shape: shape of what you feed, without the batch. Defaults to what the backbone
+            takes.
+        weights: for a name, `"imagenet"`, None or a weights file. Defaults to `"imagenet"`.
+        backbone_kwargs: for a name, arguments of its constructor.
+        pretrained: False says that a model of your own is not pretrained: its
+            BatchNormalization then trains. Defaults to True for a model.
+        trainable: `"all"`; `"head"`; a number n for the top n blocks besides the heads; or a
+            list of layer names. Defaults to `"all"`.
+        pooling: `"avg"`, `"max"`, `"flatten"` or None. Defaults to `"avg"`.
+        hidden_units: sizes of dense layers (relu) in each head. Defaults to none.
+        dropout: rate of a dropout before each head's last layer. Defaults to 0.
+        balancing: how the tasks' losses are put together; `"equal"` adds them up. Defaults to
+            `"equal"`.
+        learning_rate: rate, or schedule, of an optimizer given by name. Defaults to 1e-3.
+        optimizer: name of a Keras optimizer, or an optimizer with a rate of its own. Defaults
+            to `"adam"`.
+
+    Returns:
+        A compiled `keras.Model` whose output is a dict by task of `(batch, units)` tensors.
+
+    Raises:
+        ValueError: no task, a name that cannot be used, an unknown balancing; a backbone that is
+            not pretrained but frozen.
+        TypeError: tasks that are not a dict.
+        ConnectionError: ImageNet weights that cannot be downloaded.
+
+    Example:
+
+    >>> import numpy as np, keras, keras_lp as lp
+    >>> backbone = keras.Sequential([keras.Input((8,)), keras.layers.Dense(16, "relu")])
+    >>> model = lp.multitask_model(backbone, {"digit": 10, "weight": lp.Regression()})
+    >>> x = np.zeros((4, 8))
+    >>> y = {"digit": np.array([1, -1, 3, -1]), "weight": np.array([0.5, 2.0, np.nan, 1.0])}
+    >>> history = model.fit(x, y, verbose=0)
+    >>> sorted(history.history)
+    ['digit_accuracy', 'digit_loss', 'loss', 'weight_loss', 'weight_mae']
+
+    Reference: Caruana, 1997, Multitask Learning (Machine Learning 28); equal weights after Kurin
+    et al., 2022 (arXiv:2201.04122).
+    """
+    if not isinstance(tasks, Mapping):
+        raise TypeError(
+            f"`tasks` must be a dict of tasks by name. Received: tasks={tasks!r}. For one task "
+            "use lp.transfer_model."
+        )
+    if not tasks:
+        raise ValueError("`tasks` must have at least one task. Received: tasks={}.")
+    for name in tasks:
+        if not isinstance(name, str) or not name.isidentifier():
+            raise ValueError(
+                "Names of tasks must be identifiers (letters, digits, underscores), as outputs "
+                f"and metrics carry them. Received: {name!r}."
+            )
+    checks.check_choice("balancing", balancing, ["equal"])
+    return build_and_compile(
+        backbone,
+        {name: as_task(task) for name, task in tasks.items()},
+        single=False,
+        input_shape=input_shape,
+        weights=weights,
+        backbone_kwargs=backbone_kwargs,
+        pretrained=pretrained,
+        trainable=trainable,
+        pooling=pooling,
+        hidden_units=hidden_units,
+        dropout=dropout,
+        learning_rate=learning_rate,
+        optimizer=optimizer,
+    )
