@@ -112,7 +112,7 @@ def build_model(
     """
     inputs = keras.tree.map_structure(
         lambda tensor: keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, name=tensor.name),
-        backbone.input,
+        backbone.inputs[0] if isinstance(backbone, keras.Sequential) else backbone.input,
     )
     features = _pool(backbone(inputs), pooling)
     outputs = {}
