@@ -152,7 +152,8 @@ def _application(
             f"{error}"
         ) from error
     except Exception as error:
-        if "URL fetch failure" not in str(error):
+        offline = isinstance(error, OSError) or "URL fetch failure" in str(error)
+        if weights != "imagenet" or not offline:
             raise
         raise ConnectionError(
             f'weights="imagenet" of {name} must be downloaded once, and that failed. Received: '

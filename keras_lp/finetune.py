@@ -95,6 +95,7 @@ def finetune_model(
     compiled = {**model._compile_config.config}
     compiled["optimizer"] = layerwise(base_optimizer, multipliers)
     model.compile(**compiled)
+    model.optimizer.build(model.trainable_variables)
     return model
 
 
@@ -145,21 +146,14 @@ def _below_head(model: keras.Model) -> list[keras.Layer]:
 
 
 def _output_layers(model: keras.Model) -> list[keras.Layer]:
-    if not getattr(model, "outputs", None):
-        with_weights = [layer for layer in model.layers if layer.weights]
-        return with_weights[-1:]
+    if not getattr(model, "outputs", None):  # a subclassed model has no graph to follow
+        return [layer for layer in model.layers if layer.weights][-1:]
     found = []
-    pending = [tensor._keras_history.operation for tensor in model.outputs]
+    pending = list(model.outputs)
     while pending:
-        operation = pending.pop()
-        if getattr(operation, "weights", None):
-            found.append(operation)
+        layer = pending.pop()._keras_history.operation
+        if getattr(layer, "weights", None):
+            found.append(layer)
         else:
-            nodes = [node for node in operation._inbound_nodes if node in model_nodes(model)]
-            pending += [parent.operation for node in nodes for parent in node.parent_nodes]
+            pending += keras.tree.flatten(layer.input)
     return found
-
-
-def model_nodes(model: keras.Model) -> list[Any]:
-    """Returns the graph nodes that belong to a Functional model."""
-    return [node for nodes in model._nodes_by_depth.values() for node in nodes]

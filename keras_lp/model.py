@@ -112,7 +112,7 @@ def build_model(
     """
     inputs = keras.tree.map_structure(
         lambda tensor: keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, name=tensor.name),
-        backbone.inputs[0] if isinstance(backbone, keras.Sequential) else backbone.input,
+        backbone.inputs[0] if len(backbone.inputs) == 1 else backbone.input,
     )
     features = _pool(backbone(inputs), pooling)
     outputs = {}
@@ -133,6 +133,8 @@ def compile_tasks(model: Model, optimizer: Any) -> Model:
     if not isinstance(model.output, Mapping):
         losses, metrics = (next(iter(named.values())) for named in (losses, metrics))
     model.compile(optimizer=optimizer, loss=losses, weighted_metrics=metrics)
+    # Built now, so that a model saved before it has trained loads without a warning.
+    model.optimizer.build(model.trainable_variables)
     return model
 
 

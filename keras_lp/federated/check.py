@@ -1,0 +1,68 @@
+"""Says whether federated learning works here: `python -m keras_lp.federated.check`.
+
+It runs one real round, or prints the commands that install what is missing. It installs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import sys
+import time
+
+from keras_lp.federated import tff_runtime
+
+
+def main() -> int:
+    """Prints what works; returns 0 if a round ran, else 1."""
+    print(f"Python {platform.python_version()} at {sys.executable}, {platform.platform()}")
+    for name in ("keras", "tensorflow", "tensorflow-federated"):
+        print(f"{name} {_version(name)}")
+    reason = tff_runtime.unsupported_platform()
+    if reason:
+        print(f"Not here: {reason}")
+        return 1
+    missing = tff_runtime.missing_modules()
+    if missing:
+        print(f"Missing: {', '.join(missing)}. Run:")
+        for command in tff_runtime.install_commands():
+            print(f"  {command}")
+        return 1
+    start = time.perf_counter()
+    change = _one_round()
+    print(
+        f"One federated round over 2 clients ran in {time.perf_counter() - start:.1f} s and moved "
+        f"the weights by {change:.3f}. Federated learning works here."
+    )
+    return 0
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "is not installed"
+
+
+def _one_round() -> float:
+    """Returns by how much one round changed the weights of a tiny model."""
+    import keras
+    import numpy as np
+
+    from keras_lp.federated.averaging import FederatedAveraging
+
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    before = model.get_weights()
+    x = np.array([[0.0, 1.0], [1.0, 0.0], [1.0, 1.0], [0.5, 0.5]], "float32")
+    clients = {"a": (x[:2], x[:2].sum(1)), "b": (x[2:], x[2:].sum(1))}
+    FederatedAveraging(model).fit(clients, rounds=1, verbose=0)
+    return max(
+        float(np.abs(new - old).max())
+        for new, old in zip(model.get_weights(), before, strict=True)
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,75 @@
+"""Shared data and small models."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+from collections.abc import Callable
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+import keras_lp as lp
+
+Arrays = tuple[np.ndarray, np.ndarray]
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    keras.utils.set_random_seed(0)
+
+
+@pytest.fixture(scope="session")
+def digits() -> Arrays:
+    """200 real handwritten digits, flat and from 0 to 1."""
+    x, y = lp.load_dataset("digits", split="train", batch_size=-1)
+    return x[:200].reshape(200, 64).astype("float32") / 255, y[:200].astype("int32")
+
+
+@pytest.fixture(scope="session")
+def tfds_dir() -> Path:
+    path = os.environ.get("TFDS_DATA_DIR")
+    if not path:
+        pytest.skip("TFDS_DATA_DIR is not set: no prepared TFDS data sets here")
+    return Path(path)
+
+
+@pytest.fixture
+def mlp() -> Callable[..., keras.Model]:
+    """Makes headless networks: 64 inputs, one dense block a size."""
+
+    def make(sizes: tuple[int, ...] = (16,), inputs: int = 64) -> keras.Model:
+        layers = [keras.layers.Dense(n, "relu", name=f"block{i}") for i, n in enumerate(sizes)]
+        return keras.Sequential([keras.Input((inputs,)), *layers], name="mlp")
+
+    return make
+
+
+@pytest.fixture
+def convnet() -> Callable[[], keras.Model]:
+    """Makes headless networks with BatchNormalization and Dropout, 8x8 pictures in."""
+
+    def make() -> keras.Model:
+        inputs = x = keras.Input((8, 8, 1))
+        for i in (1, 2):
+            x = keras.layers.Conv2D(8, 3, name=f"block{i}_conv")(x)
+            x = keras.layers.BatchNormalization(name=f"block{i}_bn")(x)
+            x = keras.layers.ReLU(name=f"block{i}_relu")(x)
+            x = keras.layers.Dropout(0.2, name=f"block{i}_drop")(x)
+        return keras.Model(inputs, x, name="convnet")
+
+    return make
+
+
+def snapshot(model: keras.Model) -> list[np.ndarray]:
+    """Copies of all weights, statistics too."""
+    return [weight.numpy().copy() for weight in model.weights]
+
+
+def assert_same(a: list[np.ndarray], b: list[np.ndarray]) -> None:
+    """Bit for bit."""
+    assert len(a) == len(b)
+    for left, right in zip(a, b, strict=True):
+        np.testing.assert_array_equal(left, right)

@@ -1,0 +1,258 @@
+import sys
+import urllib.error
+
+import keras
+import numpy as np
+import pytest
+
+import keras_lp as lp
+from keras_lp.backbones import _preprocess, blocks_of, resolve_backbone
+
+ALPHA = {"alpha": 0.25}
+
+
+@pytest.fixture(scope="module")
+def mobilenet_weights(tmp_path_factory):
+    keras.utils.set_random_seed(1)
+    network = keras.applications.MobileNet(
+        input_shape=(32, 32, 3), include_top=False, weights=None, **ALPHA
+    )
+    path = tmp_path_factory.mktemp("weights") / "mobilenet.weights.h5"
+    network.save_weights(path)
+    return path
+
+
+def one_function_a_family():
+    families = {}
+    for name in dir(keras.applications):
+        function = getattr(keras.applications, name)
+        if name[0].isupper():
+            families.setdefault(function.__module__, name)
+    return sorted(families.values())
+
+
+@pytest.mark.parametrize("name", one_function_a_family())
+def test_preprocessing_equals_the_applications_own(name):
+    build = getattr(keras.applications, name)
+    own = sys.modules[build.__module__].preprocess_input
+    images = np.random.default_rng(0).uniform(0, 255, (2, 5, 5, 3)).astype("float32")
+    inputs = keras.Input((5, 5, 3))
+    ours = keras.Model(inputs, keras.layers.Identity()(_preprocess(build, inputs)))
+    np.testing.assert_allclose(
+        ours.predict(images, verbose=0), own(images.copy()), rtol=1e-5, atol=2e-5
+    )
+
+
+def test_a_named_backbone_gives_the_applications_features(mobilenet_weights):
+    model, pretrained = resolve_backbone(
+        "MobileNet", input_shape=(32, 32, 3), weights=str(mobilenet_weights), backbone_kwargs=ALPHA
+    )
+    assert pretrained
+    plain = keras.applications.MobileNet(
+        input_shape=(32, 32, 3), include_top=False, weights=str(mobilenet_weights), **ALPHA
+    )
+    images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3))
+    expected = plain.predict(
+        keras.applications.mobilenet.preprocess_input(images.astype("float32")), verbose=0
+    )
+    np.testing.assert_allclose(model.predict(images, verbose=0), expected, atol=1e-5)
+    assert np.ptp(expected) > 0
+
+
+def test_bgr_preprocessing_saves_and_loads(tmp_path):
+    inputs = keras.Input((4, 4, 3))
+    model = keras.Model(inputs, _preprocess(keras.applications.ResNet50, inputs))
+    model.save(tmp_path / "m.keras")
+    x = np.random.default_rng(0).uniform(0, 255, (1, 4, 4, 3))
+    loaded = keras.models.load_model(tmp_path / "m.keras")
+    np.testing.assert_array_equal(loaded(x), model(x))
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["block1_conv", "block1_bn", "block2_conv"], [2, 1]),
+        (["stem_conv", "stem_bn", "body_conv"], [2, 1]),
+        (["dense", "dense_1", "dense_2"], [1, 1, 1]),
+        (["block_1_expand", "block_1_expand_BN", "block_2_expand"], [2, 1]),
+        (["conv1", "conv1_bn", "conv_dw_1", "conv_dw_1_bn", "conv_pw_1", "conv_pw_1_bn"], [2, 4]),
+        (["conv2_block1_1_conv", "conv2_block1_2_conv", "conv2_block2_1_conv"], [2, 1]),
+        (["block1a_dwconv", "block1a_se_reduce", "block2a_dwconv"], [2, 1]),
+    ],
+)
+def test_layers_with_a_common_prefix_are_one_block(names, expected):
+    model = keras.Sequential(
+        [keras.Input((3,)), *(keras.layers.Dense(3, name=name) for name in names)]
+    )
+    assert [len(block) for block in blocks_of([model])] == expected
+
+
+def test_blocks_look_into_nested_models_and_skip_layers_without_weights():
+    inner = keras.Sequential([keras.Input((3,)), keras.layers.Dense(3), keras.layers.ReLU()])
+    model = keras.Sequential([keras.Input((3,)), inner, keras.layers.Dense(2)])
+    assert [len(block) for block in blocks_of([model])] == [1, 1]
+
+
+def test_a_keras_file_is_a_backbone(mlp, digits, tmp_path):
+    backbone = mlp()
+    backbone.save(tmp_path / "backbone.keras")
+    for source in (tmp_path / "backbone.keras", str(tmp_path / "backbone.keras")):
+        again, pretrained = resolve_backbone(source)
+        assert pretrained
+        np.testing.assert_array_equal(again(digits[0]), backbone(digits[0]))
+
+
+def test_a_model_of_ours_lends_its_backbone_and_drops_its_head(mlp, digits, tmp_path):
+    first = lp.multitask_model(mlp(), {"a": 10, "b": 3})
+    first.save(tmp_path / "first.keras")
+    for source in (first, tmp_path / "first.keras"):
+        second = lp.transfer_model(source, 7)
+        assert second.output_shape == (None, 7)
+        assert second.count_params() == 64 * 16 + 16 + 16 * 7 + 7
+        np.testing.assert_array_equal(
+            second.layers[1](digits[0]), first.get_layer("mlp")(digits[0])
+        )
+
+
+def test_a_subclassed_backbone_needs_its_input_shape(digits):
+    class Own(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = keras.layers.Dense(8)
+
+        def call(self, x):
+            return self.dense(x)
+
+    with pytest.raises(ValueError, match="needs `input_shape`"):
+        lp.transfer_model(Own(), 10)
+    model = lp.transfer_model(Own(), 10, input_shape=(64,))
+    model.fit(*digits, verbose=0)
+    assert len(model.trainable_variables) == 2
+
+
+def test_a_backbone_with_several_named_inputs(digits):
+    inputs = {"a": keras.Input((64,), name="a"), "b": keras.Input((64,), name="b")}
+    features = keras.layers.Dense(4)(keras.layers.Concatenate()([inputs["a"], inputs["b"]]))
+    model = lp.transfer_model(keras.Model(inputs, features), 10)
+    x, y = digits
+    model.fit({"a": x, "b": x}, y, verbose=0)
+    assert model.predict({"a": x, "b": x}, verbose=0).shape == (200, 10)
+
+
+@pytest.mark.parametrize(
+    ("pooling", "width"), [("avg", 5), ("max", 5), ("flatten", 2 * 3 * 5), ("none", None)]
+)
+def test_pooling_makes_vectors_of_pictures(pooling, width):
+    backbone = keras.Sequential([keras.Input((2, 3, 5)), keras.layers.Identity()])
+    x = np.random.default_rng(0).normal(size=(4, 2, 3, 5)).astype("float32")
+    model = lp.transfer_model(backbone, 2, pooling=None if pooling == "none" else pooling)
+    if width is None:
+        assert model.output_shape == (None, 2, 3, 2)
+        return
+    expected = {"avg": x.mean((1, 2)), "max": x.max((1, 2)), "flatten": x.reshape(4, -1)}[pooling]
+    features = keras.Model(model.input, model.get_layer("pooling").output)(x)
+    np.testing.assert_allclose(features, expected, atol=1e-6)
+    assert model.get_layer("predictions").kernel.shape == (width, 2)
+
+
+@pytest.mark.parametrize("pooling", ["avg", "max"])
+def test_pooling_makes_vectors_of_sequences(pooling):
+    backbone = keras.Sequential([keras.Input((7, 5)), keras.layers.Identity()])
+    assert lp.transfer_model(backbone, 2, pooling=pooling).output_shape == (None, 2)
+
+
+def softmax_model():
+    return keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, activation="softmax")])
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: lp.transfer_model("MobilNetV2", 2), ValueError, "Did you mean 'MobileNetV2'"),
+        (lambda: lp.transfer_model(3, 2), TypeError, "backbone=3 of type int"),
+        (lambda: lp.transfer_model("gone.keras", 2), ValueError, "must exist"),
+        (lambda: lp.transfer_model(softmax_model(), 2), ValueError, "must be headless"),
+        (
+            lambda: lp.transfer_model("MobileNet", 2, weights="gone.h5"),
+            ValueError,
+            "weights='gone.h5'",
+        ),
+        (lambda: lp.transfer_model("MobileNet", 2, weights=None), ValueError, "a random net"),
+        (
+            lambda: lp.multitask_model("MobileNet", {"a": 2}, weights=None, input_shape=(28, 28)),
+            ValueError,
+            "height, width, channels",
+        ),
+        (
+            lambda: lp.multitask_model(
+                "MobileNet", {"a": 2}, weights=None, input_shape=(16, 16, 3)
+            ),
+            ValueError,
+            r"at least 32x32",
+        ),
+        (
+            lambda: lp.multitask_model(
+                "MobileNet", {"a": 2}, weights=None, backbone_kwargs={"alfa": 1}
+            ),
+            TypeError,
+            "alfa",
+        ),
+        (
+            lambda: lp.transfer_model(
+                keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)]), 2, input_shape=(5,)
+            ),
+            ValueError,
+            r"input_shape=\(5,\) for the model .* takes \(4,\)",
+        ),
+        (
+            lambda: lp.transfer_model(
+                keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)]), 2, weights=None
+            ),
+            ValueError,
+            "pretrained=False",
+        ),
+        (
+            lambda: lp.transfer_model(
+                keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)]), 2, pretrained=False
+            ),
+            ValueError,
+            'trainable="all"',
+        ),
+        (
+            lambda: lp.transfer_model(
+                keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)]), 2, pooling="mean"
+            ),
+            ValueError,
+            "pooling='mean'",
+        ),
+    ],
+)
+def test_wrong_backbones_are_refused(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+@pytest.mark.parametrize(
+    "failure", [urllib.error.URLError("no route to host"), ConnectionResetError("reset by peer")]
+)
+def test_imagenet_weights_without_a_network_say_what_to_do(monkeypatch, tmp_path, failure):
+    def offline(*args, **kwargs):
+        raise failure
+
+    monkeypatch.setattr("keras.src.utils.file_utils.urlretrieve", offline)
+    monkeypatch.setattr("keras.src.backend.config._KERAS_DIR", str(tmp_path))
+    with pytest.raises(ConnectionError, match=r"MobileNetV2 must be downloaded.*weights file"):
+        lp.transfer_model("MobileNetV2", 2, input_shape=(96, 96, 3))
+
+
+def test_an_untrained_named_backbone_trains_its_statistics():
+    model = lp.multitask_model(
+        "MobileNet", {"a": 2}, weights=None, input_shape=(32, 32, 3), backbone_kwargs=ALPHA
+    )
+    norms = [
+        layer
+        for layer in model.layers[1].layers
+        if isinstance(layer, keras.layers.BatchNormalization)
+    ]
+    assert norms
+    assert all(layer.trainable for layer in norms)

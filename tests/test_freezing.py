@@ -1,0 +1,115 @@
+import keras
+import numpy as np
+import pytest
+
+import keras_lp as lp
+from keras_lp.model import backbone_of
+from tests.conftest import assert_same, snapshot
+
+
+@pytest.fixture
+def pictures(digits):
+    return digits[0].reshape(-1, 8, 8, 1), digits[1]
+
+
+def trained_layers(model):
+    return [layer.name for layer in backbone_of(model).layers if layer.trainable_variables]
+
+
+def test_frozen_means_bit_equal_weights_and_statistics(convnet, pictures):
+    backbone = convnet()
+    backbone.compile("sgd", "mse")
+    model = lp.transfer_model(backbone, 10)
+    before = snapshot(backbone)
+    history = model.fit(*pictures, epochs=3, verbose=0)
+    assert_same(before, snapshot(backbone))
+    assert history.history["loss"][-1] < history.history["loss"][0]  # the head has learnt
+
+
+@pytest.mark.parametrize("build", [lp.finetune_model, lp.multitask_model])
+def test_a_reused_backbone_trains_but_keeps_its_statistics(convnet, pictures, build):
+    backbone = convnet()
+    x, y = pictures
+    if build is lp.finetune_model:
+        model = build(lp.transfer_model(backbone, 10), learning_rate=1e-2)
+    else:
+        model, y = build(backbone, {"digit": 10}), {"digit": y}
+    statistics = [v.numpy() for v in backbone.non_trainable_weights]
+    kernel = backbone.get_layer("block1_conv").kernel.numpy()
+    model.fit(x, y, epochs=2, verbose=0)
+    assert_same(statistics, [v.numpy() for v in backbone.non_trainable_weights])
+    assert np.abs(kernel - backbone.get_layer("block1_conv").kernel.numpy()).max() > 1e-4
+
+
+def test_batch_normalization_of_an_untrained_backbone_trains(convnet, pictures):
+    backbone = convnet()
+    model = lp.transfer_model(backbone, 10, pretrained=False, trainable="all")
+    before = backbone.get_layer("block1_bn").moving_mean.numpy()
+    model.fit(*pictures, verbose=0)
+    assert np.abs(before - backbone.get_layer("block1_bn").moving_mean.numpy()).max() > 1e-4
+
+
+def test_batch_normalization_inside_a_layer_of_layers_is_frozen_too(pictures):
+    @keras.saving.register_keras_serializable("tests")
+    class Unit(keras.layers.Layer):
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            self.conv = keras.layers.Conv2D(4, 3)
+            self.norm = keras.layers.BatchNormalization()
+
+        def build(self, shape):
+            self.conv.build(shape)
+            self.norm.build(self.conv.compute_output_shape(shape))
+
+        def call(self, x):
+            return self.norm(self.conv(x))
+
+    backbone = keras.Sequential([keras.Input((8, 8, 1)), Unit(name="unit")])
+    model = lp.finetune_model(lp.transfer_model(backbone, 10), learning_rate=1e-2)
+    before = backbone.get_layer("unit").norm.moving_mean.numpy()
+    model.fit(*pictures, verbose=0)
+    np.testing.assert_array_equal(before, backbone.get_layer("unit").norm.moving_mean.numpy())
+
+
+@pytest.mark.parametrize(
+    ("trainable", "expected"),
+    [
+        ("head", []),
+        (0, []),
+        (1, ["block2"]),
+        (2, ["block1", "block2"]),
+        (3, ["block0", "block1", "block2"]),
+        ("all", ["block0", "block1", "block2"]),
+        (["block0", "block2"], ["block0", "block2"]),
+        ([], []),
+    ],
+)
+@pytest.mark.parametrize("build", [lp.transfer_model, lp.finetune_model])
+def test_trainable_says_what_trains(mlp, build, trainable, expected):
+    model = build(mlp((8, 8, 8)), 10, trainable=trainable)
+    assert trained_layers(model) == expected
+    assert model.get_layer("predictions").trainable_variables
+
+
+@pytest.mark.parametrize(
+    ("trainable", "error", "message"),
+    [
+        (4, ValueError, "there are 3 blocks"),
+        (-1, ValueError, "trainable=-1"),
+        (["blok1"], ValueError, "Received: 'blok1'.*Did you mean 'block1'"),
+        ("everything", TypeError, "trainable='everything'"),
+        (True, TypeError, "trainable=True"),
+        (1.5, TypeError, "trainable=1.5"),
+    ],
+)
+def test_wrong_trainable_is_refused(mlp, trainable, error, message):
+    with pytest.raises(error, match=message):
+        lp.transfer_model(mlp((8, 8, 8)), 10, trainable=trainable)
+
+
+def test_partial_freezing_survives_saving(convnet, tmp_path):
+    model = lp.transfer_model(convnet(), 10, trainable=1)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert trained_layers(loaded) == trained_layers(model) == ["block2_conv"]
+    assert len(loaded.non_trainable_variables) == len(model.non_trainable_variables)

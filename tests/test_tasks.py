@@ -1,0 +1,170 @@
+import keras
+import numpy as np
+import pytest
+
+import keras_lp as lp
+from keras_lp.tasks import Head, as_task
+
+nan = float("nan")
+
+
+@pytest.mark.parametrize("names", [["cat", "dog"], ("cat", "dog")])
+def test_names_mean_classification(names):
+    task = as_task(names)
+    assert task == lp.Classification(["cat", "dog"])
+    assert task.class_names == ("cat", "dog")
+    assert task.units == 2
+
+
+def test_a_number_names_the_classes_by_their_index():
+    assert as_task(3).class_names == ("0", "1", "2")
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: lp.Classification(1), ValueError, "at least 2 classes. Received: classes=1"),
+        (lambda: lp.MultiLabel([]), ValueError, "at least 1 classes"),
+        (lambda: lp.Classification("cat"), TypeError, "number of classes or their names"),
+        (lambda: lp.Classification(2.5), TypeError, "classes=2.5 of type float"),
+        (lambda: lp.Classification([1, 2]), TypeError, "must be strings"),
+        (lambda: lp.Classification(["a", "a"]), ValueError, "must differ"),
+        (lambda: lp.Regression(0), ValueError, "`units` of 1 or more"),
+        (lambda: as_task({"a": 2}), TypeError, "lp.multitask_model"),
+        (lambda: as_task(None), TypeError, "task=None"),
+    ],
+)
+def test_wrong_tasks_are_refused(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    "task", [lp.Classification(3), lp.Classification(["a", "b"]), lp.MultiLabel(2), lp.Regression(4)]
+)
+def test_a_head_carries_its_task_through_its_config(task):
+    head = Head(task, name="out")
+    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(head))
+    assert again.task == task
+    assert again.units == task.units
+    assert again.name == "out"
+
+
+def test_a_head_stays_in_float32_under_mixed_precision():
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        assert Head(lp.Classification(2)).compute_dtype == "float32"
+    finally:
+        keras.config.set_dtype_policy("float32")
+
+
+def masked(task, y, y_pred, weight=None):
+    labels, outputs, weights = task.mask_missing(y, np.asarray(y_pred, "float32"), weight)
+    return float(task.loss()(labels, outputs, weights)), np.asarray(weights)
+
+
+def test_classification_loss_is_the_mean_over_labels_present():
+    logits = np.log([[0.5, 0.5], [0.25, 0.75], [0.9, 0.1]])
+    loss, weights = masked(lp.Classification(2), [0, 1, -1], logits)
+    assert loss == pytest.approx(-(np.log(0.5) + np.log(0.75)) / 2, abs=1e-6)
+    assert weights.tolist() == [1, 1, 0]
+
+
+def test_multilabel_loss_is_the_mean_over_entries_present():
+    y_pred = np.array([[0.0, 2.0], [-1.0, 3.0]])
+    loss, weights = masked(lp.MultiLabel(2), [[1, -1], [0, 1]], y_pred)
+    entries = [np.log(2), np.log1p(np.exp(-1.0)), np.log1p(np.exp(-3.0))]
+    assert loss == pytest.approx(np.mean(entries), abs=1e-6)
+    assert weights.tolist() == [[1, 0], [1, 1]]
+
+
+def test_regression_loss_is_the_mean_over_entries_present():
+    loss, _ = masked(lp.Regression(2), [[1.0, nan], [3.0, 5.0]], [[2.0, 9.0], [3.0, 1.0]])
+    assert loss == pytest.approx((1 + 0 + 16) / 3)
+
+
+def test_regression_takes_labels_without_an_axis_of_their_own():
+    loss, _ = masked(lp.Regression(), [1.0, nan, 4.0], [[2.0], [9.0], [2.0]])
+    assert loss == pytest.approx((1 + 4) / 2)
+
+
+def test_sample_weights_multiply_the_labels_present():
+    loss, _ = masked(lp.Regression(), [1.0, nan, 4.0], [[2.0], [9.0], [2.0]], [3.0, 5.0, 1.0])
+    assert loss == pytest.approx((3 * 1 + 1 * 4) / 4)
+
+
+@pytest.mark.parametrize(
+    ("task", "y_pred"),
+    [
+        (lp.Classification(2), np.zeros((3, 2))),
+        (lp.MultiLabel(2), np.zeros((3, 2))),
+        (lp.Regression(2), np.zeros((3, 2))),
+    ],
+)
+def test_an_absent_task_costs_exactly_nothing(task, y_pred):
+    loss, weights = masked(task, None, y_pred)
+    assert loss == 0.0
+    assert not weights.any()
+
+
+def test_one_hot_labels_are_refused_with_the_remedy():
+    with pytest.raises(ValueError, match="argmax"):
+        masked(lp.Classification(3), np.eye(3), np.zeros((3, 3)))
+
+
+@pytest.mark.parametrize(
+    ("task", "y", "error", "message"),
+    [
+        (lp.Classification(3), np.array([0, 3]), ValueError, "from 0 to 2.*label 3"),
+        (lp.Classification(3), np.array([0, -2]), ValueError, "label -2"),
+        (lp.Classification(3), np.array([0.5]), ValueError, "label 0.5"),
+        (lp.Classification(3), np.array(["cat"]), TypeError, "index in `class_names`"),
+        (lp.MultiLabel(2), np.array([0, 1]), ValueError, r"shape \(examples, 2\)"),
+        (lp.MultiLabel(2), np.array([[0, 2]]), ValueError, "0 or 1"),
+        (lp.Regression(), np.array([np.inf]), ValueError, "1 infinite"),
+    ],
+)
+def test_labels_that_a_task_cannot_learn_are_refused(task, y, error, message):
+    with pytest.raises(error, match=message):
+        task.check_labels(y)
+
+
+@pytest.mark.parametrize(
+    ("task", "y"),
+    [
+        (lp.Classification(3), np.array([0, 2, -1])),
+        (lp.MultiLabel(2), np.array([[0, -1], [1, 0]])),
+        (lp.Regression(), np.array([1.5, nan])),
+    ],
+)
+def test_missing_labels_pass_the_check(task, y):
+    task.check_labels(y)
+
+
+def test_decode_predictions_gives_names_and_probabilities(mlp):
+    model = lp.transfer_model(mlp(), ["cat", "dog", "cow"])
+    logits = np.log([[0.2, 0.5, 0.3], [0.7, 0.2, 0.1]])
+    decoded = lp.decode_predictions(model, logits, top=2)
+    assert [[name for name, _ in row] for row in decoded] == [["dog", "cow"], ["cat", "dog"]]
+    np.testing.assert_allclose([[p for _, p in row] for row in decoded], [[0.5, 0.3], [0.7, 0.2]])
+
+
+def test_decode_predictions_of_several_tasks_is_a_dict(mlp):
+    tasks = {"tags": lp.MultiLabel(["x", "y"]), "age": lp.Regression()}
+    model = lp.multitask_model(mlp(), tasks)
+    decoded = lp.decode_predictions(
+        model, {"tags": np.array([[0.0, 2.0]]), "age": np.array([[41.0]])}
+    )
+    assert decoded["tags"] == [[("y", pytest.approx(1 / (1 + np.exp(-2.0))))]]
+    assert decoded["age"].tolist() == [[41.0]]
+
+
+def test_decode_predictions_refuses_what_it_cannot_name(mlp):
+    model = lp.transfer_model(mlp(), 3)
+    with pytest.raises(ValueError, match=r"\(examples, 3\)"):
+        lp.decode_predictions(model, np.zeros((2, 4)))
+    with pytest.raises(ValueError, match="keras_lp built"):
+        lp.decode_predictions(keras.Sequential([keras.layers.Dense(2)]), np.zeros((2, 2)))
+    several = lp.multitask_model(mlp(), {"a": 2, "b": 2})
+    with pytest.raises(ValueError, match="a dict"):
+        lp.decode_predictions(several, np.zeros((2, 2)))
