@@ -7,9 +7,11 @@ McMahan et al., 2017, Communication-Efficient Learning of Deep Networks from Dec
 from __future__ import annotations
 
 import collections
+import shutil
 import sys
 import tempfile
 import time
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -89,7 +91,9 @@ class FederatedAveraging:
         self._process: Any = None
         self._process_key: Any = None
         self._state: Any = None
-        self._frozen_dir = tempfile.TemporaryDirectory(prefix="keras_lp_")
+        # Weights that do not train, as files: clients have them, they travel in no round.
+        self._frozen_dir = Path(tempfile.mkdtemp(prefix="keras_lp_"))
+        weakref.finalize(self, shutil.rmtree, self._frozen_dir, ignore_errors=True)
 
     def fit(
         self,
@@ -187,8 +191,7 @@ class FederatedAveraging:
         # Builds the metrics; evaluating one example changes nothing else.
         self.model.test_on_batch(*tf.nest.map_structure(lambda array: array[:1], (x, y)))
         self.model.reset_metrics()
-        frozen_dir = Path(self._frozen_dir.name)
-        tff_model.write_frozen(self.model, frozen_dir)
+        tff_model.write_frozen(self.model, self._frozen_dir)
         spec = tff_model.element_spec(x, y)
         key = (
             repr(spec),
@@ -201,7 +204,7 @@ class FederatedAveraging:
             tff,
             self.model,
             spec,
-            frozen_dir=frozen_dir,
+            frozen_dir=self._frozen_dir,
             local_epochs=self.local_epochs,
             batch_size=self.batch_size,
             server_optimizer=self.server_optimizer,

@@ -105,11 +105,10 @@ def _execution_context() -> Any:
     sync = importlib.import_module(
         "tensorflow_federated.python.core.impl.execution_contexts.sync_execution_context"
     )
-    worker = Worker()
 
     def executor_stack(cardinalities: dict[Any, int]) -> Any:
         cardinalities.setdefault(tff.CLIENTS, 0)
-        executor = tff.framework.RemoteExecutor(worker.stub())
+        executor = tff.framework.RemoteExecutor(load_worker().stub())
         executor.set_cardinalities(cardinalities)
         return executor
 
@@ -119,6 +118,12 @@ def _execution_context() -> Any:
         transform_args=frontend.transform_args,
         transform_result=frontend.transform_result,
     )
+
+
+@functools.cache
+def load_worker() -> Worker:
+    """Returns the one worker of this process."""
+    return Worker()
 
 
 class Worker:

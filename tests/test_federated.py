@@ -1,0 +1,477 @@
+"""Federated averaging against plain Keras; the worker process; partitions."""
+
+import subprocess
+import sys
+import time
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import keras_lp as lp
+from keras_lp.federated import tff_runtime
+
+pytestmark = pytest.mark.skipif(
+    tff_runtime.unsupported_platform() is not None, reason="TFF has wheels for Linux x86-64 only"
+)
+
+
+def same(a, b, atol):
+    for left, right in zip(a.get_weights(), b.get_weights(), strict=True):
+        np.testing.assert_allclose(left, right, atol=atol, rtol=0)
+
+
+def twin(model):
+    """The same model for plain Keras, compiled in the same way."""
+    clone = keras.models.clone_model(model)
+    clone.set_weights(model.get_weights())
+    config = {**model._compile_config.config}
+    config["optimizer"] = type(model.optimizer).from_config(model.optimizer.get_config())
+    clone.compile(**config)
+    return clone
+
+
+def test_equal_parts_and_one_sgd_step_equal_centralised_sgd(mlp, digits):
+    model = lp.transfer_model(mlp(), 10, trainable="all", optimizer="sgd", learning_rate=0.5)
+    central = twin(model)
+    federated = lp.FederatedAveraging(model, batch_size=None)
+    history = federated.fit(lp.partition(digits, clients=10), rounds=3, verbose=0)
+    expected = central.fit(*digits, batch_size=200, epochs=3, verbose=0)
+    same(model, central, 1e-5)
+    for name in ("loss", "accuracy"):
+        assert history.history[name] == pytest.approx(expected.history[name], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        keras.optimizers.SGD(0.1, momentum=0.9, nesterov=True),
+        keras.optimizers.AdamW(1e-2, weight_decay=0.1, clipnorm=0.5),
+        keras.optimizers.RMSprop(1e-3),
+        keras.optimizers.Adagrad(1e-2),
+        keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(1e-2, 10)),
+    ],
+    ids=lambda optimizer: type(optimizer).__name__,
+)
+def test_the_compiled_optimizer_trains_the_clients(mlp, digits, optimizer):
+    """One client, three epochs of one batch: three steps of Keras."""
+    model = lp.transfer_model(mlp(), 10, trainable="all", optimizer=optimizer)
+    central = twin(model)
+    lp.FederatedAveraging(model, batch_size=None, local_epochs=3).fit(
+        {"only": digits}, rounds=1, verbose=0
+    )
+    central.fit(*digits, batch_size=200, epochs=3, verbose=0)
+    same(model, central, 2e-6)
+
+
+def test_layer_rates_act_on_the_clients(mlp, digits):
+    model = lp.finetune_model(
+        lp.transfer_model(mlp((12, 8)), 10), learning_rate=1e-2, layer_decay=0.3, weight_decay=0.1
+    )
+    central = twin(model)
+    lp.FederatedAveraging(model, batch_size=None, local_epochs=3).fit(
+        {"only": digits}, rounds=1, verbose=0
+    )
+    central.fit(*digits, batch_size=200, epochs=3, verbose=0)
+    same(model, central, 1e-6)
+
+
+def test_updates_are_weighted_by_examples(mlp, digits):
+    """Two rounds of clients of 30 and 170 examples, by a NumPy average of Keras's results."""
+    x, y = digits
+    model = lp.transfer_model(mlp(), 10, trainable="all", optimizer="sgd", learning_rate=0.1)
+    central = twin(model)
+    clients = {"a": (x[:30], y[:30]), "b": (x[30:], y[30:])}
+    lp.FederatedAveraging(model, batch_size=None, local_epochs=2).fit(clients, rounds=2, verbose=0)
+    for _ in range(2):
+        start, updates = central.get_weights(), []
+        for part in clients.values():
+            central.set_weights(start)
+            central.fit(*part, batch_size=200, epochs=2, verbose=0)
+            updates.append([w - s for w, s in zip(central.get_weights(), start, strict=True)])
+        mean = [0.15 * a + 0.85 * b for a, b in zip(*updates, strict=True)]
+        central.set_weights([s + m for s, m in zip(start, mean, strict=True)])
+    same(model, central, 1e-6)
+
+
+def test_every_example_is_seen_once_an_epoch(mlp, digits):
+    """At a rate of nothing, the figures of a round are those of the examples it saw."""
+    model = lp.transfer_model(mlp(), 10, optimizer="sgd", learning_rate=1e-30)
+    expected = model.evaluate(*digits, verbose=0, return_dict=True)
+    for local_epochs in (1, 3):
+        federated = lp.FederatedAveraging(model, batch_size=7, local_epochs=local_epochs)
+        history = federated.fit({"only": digits}, rounds=1, verbose=0).history
+        for name, value in expected.items():
+            assert history[name][0] == pytest.approx(value, abs=1e-6)
+
+
+def test_missing_labels_and_absent_tasks(mlp, digits):
+    x, y = digits
+    tasks = {"digit": 10, "value": lp.Regression(), "tags": lp.MultiLabel(2)}
+    model = lp.multitask_model(mlp(), tasks, optimizer="sgd", learning_rate=0.1)
+    central = twin(model)
+    digit = np.where(np.arange(200) % 2 == 0, y, -1)
+    lp.FederatedAveraging(model, batch_size=None).fit(
+        {"only": (x, {"digit": digit})}, rounds=1, verbose=0
+    )
+    central.fit(x, {"digit": digit}, batch_size=200, verbose=0)
+    same(model, central, 1e-6)
+
+
+def test_clients_of_one_federation_may_lack_different_tasks(mlp, digits):
+    x, y = digits
+    model = lp.multitask_model(mlp(), {"digit": 10, "value": lp.Regression()})
+    clients = {
+        "a": (x[:50], {"digit": y[:50]}),
+        "b": (x[50:], {"value": y[50:].astype("float32")}),
+    }
+    history = lp.FederatedAveraging(model).fit(clients, rounds=2, verbose=0)
+    assert np.isfinite(history.history["loss"]).all()
+    assert {"digit_accuracy", "value_mae"} <= set(history.history)
+
+
+def test_frozen_weights_stay_and_do_not_travel(convnet, digits):
+    x, y = digits
+    model = lp.transfer_model(convnet(), 10)
+    backbone = model.get_layer("convnet")
+    before = [w.numpy().copy() for w in backbone.weights]
+    history = lp.FederatedAveraging(model).fit(
+        lp.partition((x.reshape(-1, 8, 8, 1), y), clients=4), rounds=2, verbose=0
+    )
+    for old, new in zip(before, backbone.weights, strict=True):
+        np.testing.assert_array_equal(old, new.numpy())
+    head = 4 * (8 * 10 + 10)  # bytes of a float32 head on 8 features
+    assert history.history["bytes_up"] == history.history["bytes_down"] == [4 * head] * 2
+    assert history.history["clients"] == [4, 4]
+
+
+def test_a_frozen_backbone_federates_as_it_trains_centrally(digits):
+    x = digits[0].reshape(-1, 8, 8, 1)
+    backbone = keras.Sequential(
+        [keras.Input((8, 8, 1)), keras.layers.Conv2D(4, 3), keras.layers.BatchNormalization()]
+    )
+    backbone(x, training=True)  # statistics that are not 0 and 1
+    model = lp.transfer_model(backbone, 10, optimizer="sgd", learning_rate=0.1)
+    central = twin(model)
+    lp.FederatedAveraging(model, batch_size=None).fit({"only": (x, digits[1])}, 1, verbose=0)
+    central.fit(x, digits[1], batch_size=200, verbose=0)
+    same(model, central, 1e-6)
+
+
+def test_dropout_draws_anew_every_step(digits):
+    """Of 64 constant inputs into a sum, the loss tells how many were dropped."""
+    x = np.ones((20, 64), "float32")
+    backbone = keras.Sequential([keras.Input((64,)), keras.layers.Identity()])
+    model = lp.transfer_model(
+        backbone, lp.Regression(), dropout=0.5, optimizer="sgd", learning_rate=1e-30
+    )
+    model.get_layer("predictions").set_weights([np.ones((64, 1)), np.zeros(1)])
+    clients = {"a": (x[:1], np.zeros(1, "float32"))}
+    federated = lp.FederatedAveraging(model, local_epochs=2, batch_size=1)
+    losses = federated.fit(clients, rounds=4, verbose=0).history["loss"]
+    assert len(set(losses)) == 4
+    one_step = lp.FederatedAveraging(model, local_epochs=1, batch_size=1, seed=0)
+    first = one_step.fit(clients, rounds=1, verbose=0).history["loss"][0]
+    assert losses[0] != first  # the mean of two different masks
+
+
+def test_the_same_seed_gives_the_same_result(mlp, digits):
+    def run(seed):
+        keras.utils.set_random_seed(3)
+        model = lp.transfer_model(mlp(), 10, trainable="all", dropout=0.3)
+        clients = lp.partition(digits, clients=10, seed=1)
+        lp.FederatedAveraging(model, clients_per_round=3, seed=seed).fit(clients, 2, verbose=0)
+        return model
+
+    same(run(0), run(0), 0)
+    assert max(np.abs(a - b).max() for a, b in zip(run(0).get_weights(), run(1).get_weights(), strict=True)) > 1e-4  # fmt: skip
+
+
+def test_a_round_samples_without_replacement(mlp, digits):
+    x, y = digits
+    clients = {f"c{i}": (x[i : i + 1], y[i : i + 1]) for i in range(5)}
+    model = lp.transfer_model(mlp(), 10)
+    history = lp.FederatedAveraging(model, clients_per_round=5).fit(clients, 2, verbose=0)
+    everyone = lp.FederatedAveraging(model).fit(clients, 1, verbose=0)
+    assert history.history["clients"] == [5, 5]
+    assert everyone.history["clients"] == [5]
+
+
+def test_a_second_fit_goes_on(mlp, digits):
+    clients = lp.partition(digits, clients=5)
+    at_once = lp.transfer_model(mlp(), 10, trainable="all")
+    in_two = twin(at_once)
+    arguments = {"clients_per_round": 2, "server_optimizer": keras.optimizers.SGD(0.5, 0.9)}
+    lp.FederatedAveraging(at_once, **arguments).fit(clients, 4, verbose=0)
+    federated = lp.FederatedAveraging(in_two, **arguments)
+    federated.fit(clients, 2, verbose=0)
+    history = federated.fit(clients, 2, verbose=0)
+    same(at_once, in_two, 1e-7)
+    assert history.epoch == [2, 3]
+
+
+def test_training_between_two_fits_counts(mlp, digits):
+    model = lp.transfer_model(mlp(), 10, optimizer="sgd", learning_rate=0.1)
+    federated = lp.FederatedAveraging(model, batch_size=None)
+    federated.fit({"only": digits}, 1, verbose=0)
+    model.fit(*digits, batch_size=200, verbose=0)
+    central = twin(model)
+    federated.fit({"only": digits}, 1, verbose=0)
+    central.fit(*digits, batch_size=200, verbose=0)
+    same(model, central, 1e-6)
+
+
+def test_the_server_optimizer_applies_the_mean_update(mlp, digits):
+    """FedAdam, one round: Adam's first step is the rate times the sign of the update."""
+    model = lp.transfer_model(mlp(), 10, trainable="all", optimizer="sgd", learning_rate=0.5)
+    before = model.get_weights()
+    lp.FederatedAveraging(
+        model, batch_size=None, server_optimizer=keras.optimizers.Adam(0.01, epsilon=1e-12)
+    ).fit(lp.partition(digits, clients=4), 1, verbose=0)
+    head = [w - b for w, b in zip(model.get_weights(), before, strict=True)][-1]
+    np.testing.assert_allclose(np.abs(head), 0.01, rtol=1e-3)
+
+
+def test_callbacks_validation_and_progress(mlp, digits, capsys):
+    model = lp.transfer_model(mlp(), 10)
+    seen = []
+
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            seen.append((epoch, self.model is model, logs["val_accuracy"]))
+            self.model.stop_training = epoch == 1
+
+    validation = tf.data.Dataset.from_tensor_slices(digits).batch(50)
+    history = lp.FederatedAveraging(model).fit(
+        lp.partition(digits, clients=4), 5, validation_data=validation, callbacks=[Stop()]
+    )
+    assert [entry[:2] for entry in seen] == [(0, True), (1, True)]
+    assert len(history.history["val_loss"]) == 2
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    assert lines[0].startswith("Round 1/5 - ")
+    assert "val_accuracy: " in lines[0]
+    expected = model.evaluate(*digits, verbose=0, return_dict=True)
+    assert history.history["val_loss"][-1] == pytest.approx(expected["loss"], abs=1e-5)
+
+
+def test_unbatched_datasets_are_clients(mlp, digits):
+    a = lp.transfer_model(mlp(), 10)
+    b = twin(a)
+    parts = lp.partition(digits, clients=3)
+    lp.FederatedAveraging(a).fit(parts, 1, verbose=0)
+    sets = {name: tf.data.Dataset.from_tensor_slices(part) for name, part in parts.items()}
+    lp.FederatedAveraging(b).fit(sets, 1, verbose=0)
+    same(a, b, 0)
+
+
+def test_a_plain_keras_model_with_ids_and_a_recurrent_layer(digits):
+    x = (digits[0] * 15).astype("int32")[:, :10]
+    model = keras.Sequential(
+        [
+            keras.Input((10,), dtype="int32"),
+            keras.layers.Embedding(16, 4),
+            keras.layers.GRU(4),
+            keras.layers.Dense(10),
+        ]
+    )
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(0.5), loss, metrics=["accuracy"])
+    central = twin(model)
+    history = lp.FederatedAveraging(model, batch_size=None).fit(
+        lp.partition((x, digits[1]), clients=4), 2, verbose=0
+    )
+    central.fit(x, digits[1], batch_size=200, epochs=2, verbose=0)
+    same(model, central, 1e-5)
+    assert set(history.history) == {"loss", "accuracy", "clients", "bytes_up", "bytes_down"}
+
+
+def fit_with(model, clients, **arguments):
+    return lambda: lp.FederatedAveraging(model, **arguments).fit(clients, 1, verbose=0)
+
+
+def test_bad_clients_are_refused_before_a_round(mlp, digits):
+    x, y = digits
+    model = lp.transfer_model(mlp(), 10)
+    good = (x[:5], y[:5])
+    batched = tf.data.Dataset.from_tensor_slices(digits).batch(10)
+    cases = [
+        ({}, ValueError, "at least one client"),
+        ([good], TypeError, "lp.partition"),
+        ({"a": good, "b": (x[:0], y[:0])}, ValueError, "no example of client 'b'"),
+        ({"a": batched}, ValueError, "unbatch"),
+        ({"a": (x[:5, :3], y[:5])}, ValueError, r"\(64,\)"),
+        ({"a": (x[:5], y[:4])}, ValueError, r"lengths \[4, 5\]"),
+        ({"a": (x[:5] * np.nan, y[:5])}, ValueError, "finite.*client 'a'"),
+        ({"a": (x[:5], y[:5] + 9)}, ValueError, "class numbers from 0 to 9.*client 'a'"),
+        ({"a": x}, TypeError, r"pair \(x, y\)"),
+        ({"a": good, "b": (x[:5].astype("float64"), y[:5])}, ValueError, "one structure"),
+    ]
+    before = model.get_weights()
+    for clients, error, message in cases:
+        with pytest.raises(error, match=message):
+            fit_with(model, clients)()
+    with pytest.raises(ValueError, match="clients_per_round=3 for 2 clients"):
+        fit_with(model, {"a": good, "b": good}, clients_per_round=3)()
+    for old, new in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+def test_models_that_cannot_federate_are_refused(mlp, convnet, digits):
+    def compiled(optimizer):
+        return lp.transfer_model(mlp(), 10, optimizer=optimizer)
+
+    trainable_norm = lp.transfer_model(convnet(), 10, pretrained=False, trainable="all")
+    ema = compiled(keras.optimizers.SGD(0.1, use_ema=True))
+    accumulating = compiled(keras.optimizers.SGD(0.1, gradient_accumulation_steps=2))
+    cases = [
+        (trainable_norm, ValueError, r"BatchNormalization.*block1_bn.*GroupNormalization"),
+        (ema, ValueError, "use_ema=True"),
+        (accumulating, ValueError, "gradient_accumulation_steps=2"),
+        (mlp(), ValueError, "compiled with a loss"),
+        ("mlp", TypeError, "compiled Keras model"),
+    ]
+    for model, error, message in cases:
+        with pytest.raises(error, match=message):
+            lp.FederatedAveraging(model)
+    for arguments in ({"clients_per_round": 0}, {"local_epochs": 1.5}, {"batch_size": -1}):
+        with pytest.raises(ValueError, match=next(iter(arguments))):
+            lp.FederatedAveraging(compiled("sgd"), **arguments)
+    with pytest.raises(ValueError, match="Did you mean 'adam"):
+        lp.FederatedAveraging(compiled("sgd"), server_optimizer="adamm")
+    stale = compiled("sgd")
+    stale.get_layer("mlp").trainable = True
+    with pytest.raises(ValueError, match="last `compile`"):
+        lp.FederatedAveraging(stale).fit({"a": digits}, 1)
+
+
+# --- partition --------------------------------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    examples=st.integers(1, 200),
+    share=st.floats(0, 1),
+    classes=st.integers(1, 10),
+    alpha=st.none() | st.floats(0.01, 100),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_parts_are_disjoint_covering_and_not_empty(examples, share, classes, alpha, seed):
+    clients = max(1, int(share * examples))
+    labels = np.random.default_rng(0).integers(classes, size=examples)
+    x = np.arange(examples)
+    parts = lp.partition((x, labels), clients, alpha=alpha, seed=seed)
+    assert len(parts) == clients
+    assert sorted(np.concatenate([part for part, _ in parts.values()])) == list(range(examples))
+    for part, its_labels in parts.values():
+        assert len(part) > 0
+        np.testing.assert_array_equal(its_labels, labels[part])
+
+
+def test_equal_parts_differ_by_one_example_at_most():
+    sizes = {len(y) for _, y in lp.partition((np.arange(103), np.zeros(103)), 10).values()}
+    assert sizes == {10, 11}
+
+
+def test_a_small_alpha_skews_the_labels_and_a_large_one_does_not():
+    y = np.repeat(np.arange(10), 100)
+
+    def share_of_commonest(alpha):
+        parts = lp.partition((np.arange(1000), y), 10, alpha=alpha).values()
+        return np.mean([np.bincount(labels).max() / len(labels) for _, labels in parts])
+
+    assert share_of_commonest(0.05) > 0.5
+    assert share_of_commonest(1000.0) < 0.2
+
+
+def test_partition_is_seeded_and_takes_dicts_and_datasets(digits):
+    a, b, c = (lp.partition(digits, 7, alpha=0.5, seed=seed) for seed in (0, 0, 1))
+    assert all(np.array_equal(a[name][1], b[name][1]) for name in a)
+    assert any(not np.array_equal(a[name][1], c[name][1]) for name in a)
+    x, y = digits
+    parts = lp.partition((x, {"digit": y, "odd": y % 2}), 3)
+    for _, labels in parts.values():
+        np.testing.assert_array_equal(labels["odd"], labels["digit"] % 2)
+    dataset = tf.data.Dataset.from_tensor_slices(digits)
+    for name, part in lp.partition(dataset, 7, alpha=0.5).items():
+        np.testing.assert_array_equal(part[1], a[name][1])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"clients": 201}, "clients=201 for 200 examples"),
+        ({"clients": 0}, "clients=0"),
+        ({"clients": 2, "alpha": 0.0}, "alpha=0.0"),
+    ],
+)
+def test_wrong_partitions_are_refused(digits, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        lp.partition(digits, **arguments)
+
+
+def test_alpha_needs_class_numbers(digits):
+    x, y = digits
+    for labels in (y.astype("float32"), {"digit": y}, np.eye(10)[y]):
+        with pytest.raises(ValueError, match="one class number an example"):
+            lp.partition((x, labels), 3, alpha=1.0)
+
+
+# --- the worker process -----------------------------------------------------------------------
+
+ROUND = """
+import os, signal, sys, numpy as np, keras, keras_lp as lp
+from keras_lp.federated import tff_runtime
+model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+model.compile("sgd", "mse")
+lp.FederatedAveraging(model).fit({"a": (np.ones((4, 2), "float32"), np.ones(4, "float32"))}, 1)
+worker = [p for p in os.listdir("/proc") if p.isdigit() and b"worker_binary" in
+          open(f"/proc/{p}/cmdline", "rb").read() and
+          f"PPid:\\t{os.getpid()}\\n" in open(f"/proc/{p}/status").read()]
+print("worker", *worker, flush=True)
+END
+"""
+
+
+@pytest.mark.parametrize(
+    "end",
+    ["", "raise SystemExit(3)", "os.kill(os.getpid(), signal.SIGTERM)",
+     "os.kill(os.getpid(), signal.SIGKILL)"],
+    ids=["exit", "exception", "SIGTERM", "SIGKILL"],
+)  # fmt: skip
+def test_no_worker_is_left_and_no_pipe_held(end):
+    """The pipe closes (else `communicate` would time out) and the worker's pid is gone."""
+    process = subprocess.run(
+        [sys.executable, "-c", ROUND.replace("END", end)],
+        capture_output=True, timeout=120, text=True, check=False,
+    )  # fmt: skip
+    line = process.stdout.splitlines()[-1].split()
+    assert line[0] == "worker"
+    assert len(line) == 2
+    assert "Exception ignored" not in process.stderr
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline and _is_alive(int(line[1])):
+        time.sleep(0.05)
+    assert not _is_alive(int(line[1]))
+
+
+def _is_alive(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            return stat.read().split()[2] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_a_killed_worker_is_started_again(mlp, digits):
+    model = lp.transfer_model(mlp(), 10)
+    federated = lp.FederatedAveraging(model)
+    federated.fit({"only": digits}, 1, verbose=0)
+    worker = tff_runtime.load_worker()
+    first = worker.process.pid
+    worker.end()
+    federated.fit({"only": digits}, 1, verbose=0)
+    assert worker.process.pid != first
