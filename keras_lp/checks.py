@@ -92,7 +92,9 @@ def check_examples(tasks: Mapping[str, Task], x: Any, y: Any, where: str = "") -
         )
     for name, labels in y.items():
         for array in _arrays(labels):
-            tasks[name].check_labels(array, f"y{where}" if len(tasks) == 1 else f"y[{name!r}]{where}")
+            tasks[name].check_labels(
+                array, f"y{where}" if len(tasks) == 1 else f"y[{name!r}]{where}"
+            )
 
 
 def checked_dataset(tasks: Mapping[str, Task], dataset: tf.data.Dataset) -> tf.data.Dataset:

@@ -75,7 +75,9 @@ class Model(keras.Model):
         logs = super().get_metrics_result()
         names = list(tasks(self))
         single = len(names) == 1
-        exact = {name: logs.pop(TASK_LOSS if single else f"{name}_{TASK_LOSS}", None) for name in names}
+        exact = {
+            name: logs.pop(TASK_LOSS if single else f"{name}_{TASK_LOSS}", None) for name in names
+        }
         if names and all(value is not None for value in exact.values()):
             if not single:
                 logs.update({f"{name}_loss": value for name, value in exact.items()})

@@ -173,14 +173,12 @@ import sys, numpy as np, keras, keras_lp
 model = keras.models.load_model(sys.argv[1])
 data = np.load(sys.argv[2])
 model.fit(data["x"], data["y"], batch_size=50, shuffle=False, epochs=2, verbose=0)
-np.savez(sys.argv[3], *[w.numpy() for w in model.weights], *[v.numpy() for v in model.optimizer.variables])
+np.savez(sys.argv[3], *[v.numpy() for v in [*model.weights, *model.optimizer.variables]])
 """
 
 
 @pytest.mark.parametrize("kind", ["finetune", "transfer", "multitask"])
-def test_a_model_loaded_in_a_fresh_process_goes_on_to_the_same_weights(
-    kind, mlp, digits, tmp_path
-):
+def test_a_model_loaded_in_a_fresh_process_goes_on_to_the_same_weights(kind, mlp, digits, tmp_path):
     x, y = digits
     backbone = keras.Sequential(
         [
@@ -202,10 +200,8 @@ def test_a_model_loaded_in_a_fresh_process_goes_on_to_the_same_weights(
     script = TRAIN_ON
     if kind == "multitask":
         script = script.replace('data["y"]', '{"predictions": data["y"]}')
-    subprocess.run(
-        [sys.executable, "-c", script, *(tmp_path / n for n in ("model.keras", "data.npz", "o.npz"))],
-        check=True,
-    )  # fmt: skip
+    files = [tmp_path / name for name in ("model.keras", "data.npz", "o.npz")]
+    subprocess.run([sys.executable, "-c", script, *files], check=True)
     model.fit(
         x, {"predictions": y} if kind == "multitask" else y,
         batch_size=50, shuffle=False, epochs=2, verbose=0,

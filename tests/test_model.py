@@ -55,7 +55,9 @@ def test_masked_loss_and_metrics_equal_numpy(two_heads, digits, labels, batch_si
 def test_history_of_fit_counts_labels_too(two_heads, digits, labels):
     x = digits[0][:50]
     two_heads.compile(
-        "sgd", loss=two_heads.loss, weighted_metrics=two_heads._compile_metrics._user_weighted_metrics
+        "sgd",
+        loss=two_heads.loss,
+        weighted_metrics=two_heads._compile_metrics._user_weighted_metrics,
     )
     two_heads.optimizer.learning_rate = 0.0
     history = two_heads.fit(x, labels, batch_size=7, verbose=0).history
@@ -164,9 +166,7 @@ def test_fit_refuses_bad_examples(mlp, digits, form, spoil, message):
         "arrays": lambda: model.fit(*bad, verbose=0),
         "dataset": lambda: model.fit(as_dataset(bad), verbose=0),
         "validation arrays": lambda: model.fit(*good, validation_data=bad, verbose=0),
-        "validation dataset": lambda: model.fit(
-            *good, validation_data=as_dataset(bad), verbose=0
-        ),
+        "validation dataset": lambda: model.fit(*good, validation_data=as_dataset(bad), verbose=0),
     }[form]
     with pytest.raises((ValueError, tf.errors.OpError), match=message):
         call()

@@ -40,7 +40,8 @@ def test_wrong_tasks_are_refused(make, error, message):
 
 
 @pytest.mark.parametrize(
-    "task", [lp.Classification(3), lp.Classification(["a", "b"]), lp.MultiLabel(2), lp.Regression(4)]
+    "task",
+    [lp.Classification(3), lp.Classification(["a", "b"]), lp.MultiLabel(2), lp.Regression(4)],
 )
 def test_a_head_carries_its_task_through_its_config(task):
     head = Head(task, name="out")

@@ -225,9 +225,7 @@ class FederatedAveraging:
         ]
         weights = tuple(variable.numpy() for variable in self.model.trainable_variables)
         before = self._process.get_model_weights(self._state)._replace(trainable=weights)
-        output = self._process.next(
-            self._process.set_model_weights(self._state, before), datasets
-        )
+        output = self._process.next(self._process.set_model_weights(self._state, before), datasets)
         self._state = output.state
         self.rounds_done += 1
         after = self._process.get_model_weights(self._state).trainable

@@ -59,8 +59,7 @@ def _one_round() -> float:
     clients = {"a": (x[:2], x[:2].sum(1)), "b": (x[2:], x[2:].sum(1))}
     FederatedAveraging(model).fit(clients, rounds=1, verbose=0)
     return max(
-        float(np.abs(new - old).max())
-        for new, old in zip(model.get_weights(), before, strict=True)
+        float(np.abs(new - old).max()) for new, old in zip(model.get_weights(), before, strict=True)
     )
 
 

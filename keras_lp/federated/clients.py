@@ -158,9 +158,7 @@ def _as_arrays(data: Any, what: str) -> tuple[Any, Any]:
             )
         examples = list(data.as_numpy_iterator())
         if not examples:
-            return tf.nest.map_structure(
-                lambda s: np.zeros((0, *[d or 0 for d in s.shape])), spec
-            )
+            return tf.nest.map_structure(lambda s: np.zeros((0, *[d or 0 for d in s.shape])), spec)
         return tf.nest.map_structure(lambda *leaves: np.stack(leaves), *examples)
     if isinstance(data, (tuple, list)) and len(data) == 2:
         return tuple(

@@ -243,9 +243,7 @@ def _read_frozen(frozen: Sequence[keras.Variable], directory: Path) -> list[tf.T
     values = []
     for i, variable in enumerate(frozen):
         content = tf.io.read_file(str(directory / f"{i}.tensor"))
-        values.append(
-            tf.ensure_shape(tf.io.parse_tensor(content, variable.dtype), variable.shape)
-        )
+        values.append(tf.ensure_shape(tf.io.parse_tensor(content, variable.dtype), variable.shape))
     return values
 
 

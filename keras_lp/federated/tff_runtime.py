@@ -45,7 +45,7 @@ def install_commands() -> list[str]:
     missing = missing_modules()
     commands = []
     pip = f"{sys.executable} -m pip install"
-    if missing and not _is_installed("pip"):
+    if missing and not _has_pip():
         commands.append(f"{sys.executable} -m ensurepip")
     if set(missing) & set(_RUNTIME_MODULES):
         commands.append(f"{pip} 'keras_lp[federated]'")
@@ -171,9 +171,7 @@ class Worker:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        unlimited = [
-            (f"grpc.max_{kind}message_length", -1) for kind in ("", "send_", "receive_")
-        ]
+        unlimited = [(f"grpc.max_{kind}message_length", -1) for kind in ("", "send_", "receive_")]
         channel = grpc.insecure_channel(f"localhost:{port}", unlimited)
         self._stub = tff.framework.RemoteExecutorGrpcStub(channel)
         deadline = time.monotonic() + self._SECONDS_TO_START
@@ -185,6 +183,14 @@ class Worker:
                     f"{binary} --port={port}"
                 )
             time.sleep(0.01)
+
+
+def _has_pip() -> bool:
+    try:  # not by `find_spec`: setuptools hooks into that name and warns
+        importlib.metadata.version("pip")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def _is_installed(name: str) -> bool:
