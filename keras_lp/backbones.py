@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
+import keras.src.utils.naming
 import numpy as np
 
 from keras_lp import checks
@@ -80,35 +81,90 @@ def resolve_backbone(
 def blocks_of(layers: Sequence[keras.Layer]) -> list[list[keras.Layer]]:
     """Groups the leaf layers that have weights into blocks, from the bottom to the top.
 
-    A block is a group of layers whose names share a prefix (`block1_conv`, `block1_bn`), else
-    one layer.
+    A block is a group of neighbouring layers whose names share a prefix (`block1_conv`,
+    `block1_bn`), else one layer. A layer with a name that Keras gave (`dense_1`) is a block of its
+    own, unless it lies within a numbered block, or below a concatenation that ends one
+    (InceptionV3's `mixed0`). Normalisation that would be a block of its own belongs to the block
+    below it.
 
     Args:
         layers: the layers below the head, in order. Models stand for their layers.
     """
-    blocks: dict[str, list[keras.Layer]] = {}
-    for leaf in (leaf for layer in layers for leaf in leaf_layers(layer)):
-        if leaf.weights:
-            blocks.setdefault(_block_name(leaf.name), []).append(leaf)
-    return list(blocks.values())
+    leaves = [leaf for layer in layers for leaf in leaf_layers(layer)]
+    keys = _block_names(leaves)
+    blocks: list[tuple[str | None, list[keras.Layer]]] = []
+    for leaf, key in zip(leaves, keys, strict=True):
+        if not leaf.weights:
+            continue
+        same = bool(blocks) and key is not None and blocks[-1][0] == key
+        if same or (blocks and isinstance(leaf, _NORMALISATION) and key is None):
+            blocks[-1][1].append(leaf)
+        else:
+            blocks.append((key, [leaf]))
+    return _fold_normalisation([block for _, block in blocks])
 
 
-# Names of one block, the first that matches: the families of keras.applications, then any
-# "<word><number>_<more>" or "<word>_<more>". Keras's own names ("dense_1") match none of them.
-_BLOCK_NAMES = [
+_NORMALISATION = (keras.layers.BatchNormalization, keras.layers.Normalization)
+# Names of numbered blocks, the first that matches: the families of keras.applications, then any
+# "<words><number>" or "<words><number>_<more>".
+_NUMBERED = [
+    re.compile(r"(block(?:35|17|8)_\d+)(?:_|$)"),  # InceptionResNetV2
     re.compile(r"(.*block_?\d+[a-z]?)(?:_|$)"),  # ResNet, VGG, MobileNetV2, EfficientNet, ...
     re.compile(r"(expanded_conv(?:_\d+)?)(?:_|$)"),  # MobileNetV3
     re.compile(r"(?:conv_)(?:dw|pw)_(\d+)"),  # MobileNet: depthwise and pointwise are one block
-    re.compile(r"([A-Za-z]+(?:_?\d+)?[a-z]?)_[A-Za-z]"),
+    re.compile(r"([A-Za-z_]*?\d+[a-z]?)(?:_[A-Za-z]|$)"),
 ]
+_WORD = re.compile(r"([A-Za-z]+)_[A-Za-z]")  # "stem_conv", "stem_bn"
+_ENDS_BLOCK = re.compile(r"(?:block\d+_\d+_)?mixed\w*$")  # the Inception families' concatenations
 
 
-def _block_name(name: str) -> str:
-    for pattern in _BLOCK_NAMES:
-        match = pattern.match(name)
-        if match:
-            return match.group(1)
-    return name
+def _block_names(leaves: Sequence[keras.Layer]) -> list[str | None]:
+    """Returns the name of each leaf's block, None where it has no name for one."""
+    names: list[str | None] = []
+    numbered: dict[str, list[int]] = {}
+    for i, leaf in enumerate(leaves):
+        name, key = leaf.name, None
+        if not _is_default_name(leaf):
+            matches = (pattern.match(name) for pattern in _NUMBERED)
+            key = next((match.group(1) for match in matches if match), None)
+            if key is not None:
+                numbered.setdefault(key, []).append(i)
+            elif _WORD.match(name):
+                key = _WORD.match(name).group(1)
+        names.append(key)
+    # What Keras named lies within the block around it (the shortcuts of Xception).
+    for key, indices in numbered.items():
+        for i in range(indices[0], indices[-1]):
+            if names[i] is None or names[i] not in numbered:
+                names[i] = key
+    start = 0
+    for i, leaf in enumerate(leaves):
+        if _ENDS_BLOCK.match(leaf.name) and not leaf.weights:
+            for j in range(start, i + 1):
+                if _is_default_name(leaves[j]) and names[j] is None:
+                    names[j] = names[i] or leaf.name
+            start = i + 1
+    return names
+
+
+def _is_default_name(layer: keras.Layer) -> bool:
+    own = keras.src.utils.naming.to_snake_case(type(layer).__name__)
+    return re.fullmatch(rf"{own}(_\d+)?", layer.name) is not None
+
+
+def _fold_normalisation(blocks: list[list[keras.Layer]]) -> list[list[keras.Layer]]:
+    """Joins blocks that hold nothing but normalisation to the block below, or above."""
+    folded: list[list[keras.Layer]] = []
+    waiting: list[keras.Layer] = []
+    for block in blocks:
+        if not all(isinstance(layer, _NORMALISATION) for layer in block):
+            folded.append(waiting + block)
+            waiting = []
+        elif folded:
+            folded[-1].extend(block)
+        else:
+            waiting += block
+    return folded
 
 
 def _application(
@@ -120,13 +176,20 @@ def _application(
         raise ValueError(
             f"A backbone must be {_SOURCES}. Received: backbone={name!r}, which is not in "
             f"keras.applications.{checks.near(name, known)}"
+            + (" A model file must end in .keras." if "." in name else "")
         )
-    if not (weights is None or weights == "imagenet" or os.path.exists(weights)):
+    is_path = isinstance(weights, (str, os.PathLike))
+    if not (weights is None or weights == "imagenet" or (is_path and os.path.exists(weights))):
         raise ValueError(
             '`weights` must be "imagenet", None or an existing weights file. Received: '
-            f"weights={weights!r}."
+            f"weights={weights!r}.{checks.near(str(weights), ['imagenet'])}"
         )
     shape = tuple(input_shape) if input_shape is not None else (None, None, 3)
+    if weights is not None and len(shape) == 3 and shape[-1] != 3:
+        raise ValueError(
+            f"{name} with pretrained weights takes pictures of 3 channels. Received: "
+            f"input_shape={shape}. Repeat a grey channel: np.repeat(x, 3, axis=-1)."
+        )
     if len(shape) != 3:
         raise ValueError(
             f"{name} takes images, so `input_shape` is (height, width, channels). Received: "
@@ -134,7 +197,7 @@ def _application(
         )
     images = keras.Input(shape, name="image")
     try:
-        preprocessed = _preprocess(build, images) if shape[-1] == 3 else images
+        preprocessed = _preprocess(build, images)
         with warnings.catch_warnings():
             # The weights of 224 pixels serve every size here, and Keras says so each time.
             warnings.filterwarnings("ignore", message="`input_shape` is undefined or non-square")
@@ -171,9 +234,12 @@ def _preprocess(build: Callable[..., keras.Model], images: Any) -> Any:
     colours = 255.0 * np.vstack([np.zeros((1, 3)), np.eye(3)]).astype("float32")
     mapped = np.asarray(preprocess_input(colours.reshape(4, 1, 1, 3).copy())).reshape(4, 3)
     offset, matrix = mapped[0], (mapped[1:] - mapped[0]) / 255.0
+    colour = images.shape[-1] == 3
     if np.count_nonzero(matrix - np.diag(np.diag(matrix))):  # RGB to BGR
-        images, matrix = images[..., ::-1], matrix[::-1]
+        images, matrix = images[..., ::-1] if colour else images, matrix[::-1]
     scale = np.diag(matrix)
+    if not colour:  # an untrained net of other channels: the mean of what the three get
+        scale, offset = scale.mean(keepdims=True), offset.mean(keepdims=True)
     if np.allclose(scale, 1.0) and np.allclose(offset, 0.0):
         return images
     return keras.layers.Rescaling(scale.tolist(), offset.tolist(), name="preprocessing")(images)
@@ -186,11 +252,9 @@ def _load(path: str) -> keras.Model:
 
 
 def _check_headless(model: keras.Model) -> None:
-    last = model.layers[-1] if model.layers else None
-    activation = getattr(last, "activation", None)
-    if activation in (keras.activations.softmax, keras.activations.sigmoid) or isinstance(
-        last, keras.layers.Softmax
-    ):
+    last = list(leaf_layers(model))[-1] if model.layers else None
+    softmax = getattr(last, "activation", None) is keras.activations.softmax
+    if softmax or isinstance(last, keras.layers.Softmax):
         raise ValueError(
             f"A backbone must be headless. Received: model {model.name!r}, which ends in the "
             f"classifier {last.name!r}. Pass the part below it, "

@@ -77,19 +77,10 @@ def check_examples(tasks: Mapping[str, Task], x: Any, y: Any, where: str = "") -
             )
     if y is None or not tasks:
         return
-    if not isinstance(y, Mapping):
-        if len(tasks) > 1:
-            raise ValueError(
-                f"Labels of a model with the tasks {list(tasks)} are a dict by task. Received: "
-                f"y{where} of type {type(y).__name__}. Pass y={{{next(iter(tasks))!r}: ..., ...}}."
-            )
-        y = {next(iter(tasks)): y}
-    unknown = [name for name in y if name not in tasks]
-    if unknown:
-        raise ValueError(
-            f"Labels must be named after the tasks {list(tasks)}. Received: y{where} with "
-            f"{unknown}.{near(str(unknown[0]), tasks)}"
-        )
+    if isinstance(y, Mapping):
+        check_label_names(tasks, y, where)
+    else:
+        y = dict.fromkeys(tasks, y)
     for name, labels in y.items():
         for array in _arrays(labels):
             tasks[name].check_labels(
@@ -97,10 +88,31 @@ def check_examples(tasks: Mapping[str, Task], x: Any, y: Any, where: str = "") -
             )
 
 
+def check_label_names(tasks: Mapping[str, Task], y: Any, where: str = "") -> None:
+    """Raises `ValueError` unless labels are a dict by names of tasks."""
+    if not isinstance(y, Mapping):
+        raise ValueError(
+            f"Labels of a model with the tasks {list(tasks)} are a dict by task. Received: "
+            f"y{where} of type {type(y).__name__}. Pass y={{{next(iter(tasks))!r}: ..., ...}}."
+        )
+    unknown = [name for name in y if name not in tasks]
+    if unknown:
+        raise ValueError(
+            f"Labels must be named after the tasks {list(tasks)}. Received: y{where} with "
+            f"{unknown}.{near(str(unknown[0]), tasks)}"
+        )
+
+
 def checked_dataset(tasks: Mapping[str, Task], dataset: tf.data.Dataset) -> tf.data.Dataset:
     """Returns the same data set; every batch passes `check_examples` before it is used."""
 
-    def check(x: Any, y: Any = None, *rest: Any) -> Any:
+    if not isinstance(dataset.element_spec, tuple) or len(dataset.element_spec) < 2:
+        raise ValueError(
+            "A data set to train on must yield pairs (x, y). Received: a data set of "
+            f"{dataset.element_spec}."
+        )
+
+    def check(x: Any, y: Any, *rest: Any) -> Any:
         def look(*flat: Any) -> np.bool_:
             xs, ys = tf.nest.pack_sequence_as((x, y), [tensor.numpy() for tensor in flat])
             check_examples(tasks, xs, ys)
@@ -110,7 +122,7 @@ def checked_dataset(tasks: Mapping[str, Task], dataset: tf.data.Dataset) -> tf.d
         with tf.control_dependencies([seen]):
             return tf.nest.map_structure(tf.identity, (x, y, *rest))
 
-    return dataset.map(check, num_parallel_calls=1)
+    return dataset.map(check, num_parallel_calls=1).prefetch(tf.data.AUTOTUNE)
 
 
 def _arrays(structure: Any) -> list[np.ndarray]:

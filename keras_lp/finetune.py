@@ -8,8 +8,8 @@ import keras
 
 from keras_lp import checks
 from keras_lp.backbones import BackboneLike, blocks_of, resolve_backbone
-from keras_lp.freezing import Trainable, freeze
-from keras_lp.layerwise import layerwise
+from keras_lp.freezing import Trainable, choose, freeze, set_trainable
+from keras_lp.layerwise import check_layerwise, layerwise
 from keras_lp.model import backbone_of, build_model, compile_tasks, make_optimizer
 from keras_lp.tasks import TaskLike, as_task
 from keras_lp.transfer import HEAD
@@ -29,7 +29,10 @@ def finetune_model(
 
     The head learns at `learning_rate`, the top block below it at `layer_decay` times that, the
     next at `layer_decay` squared, and so on down. The model is recompiled in place; its loss and
-    metrics stay. BatchNormalization below the head keeps its statistics.
+    metrics stay. BatchNormalization below the head stays as it is, statistics, scale and offset.
+
+    A `.keras` file of a model that keras_lp built keeps all of this. One of another model forgets
+    which layers inside a layer of layers are frozen, as Keras does, and then does not load.
 
     Args:
         model: a model from any builder, or any compiled Keras model with a loss. With `task`: a
@@ -74,27 +77,31 @@ def finetune_model(
             f"`layer_decay` must be above 0 and at most 1. Received: layer_decay={layer_decay!r}."
         )
     base_optimizer = _with_decay(optimizer, learning_rate, weight_decay)
+    check_layerwise(base_optimizer)
     if task is not None:
         base, _ = resolve_backbone(model)
-        model = build_model(
-            base, {HEAD: as_task(task)}, pooling="avg", hidden_units=(), dropout=0.0, single=True
-        )
-        compile_tasks(model, "sgd")  # for its loss and metrics
+        model = compile_tasks(build_model(base, {HEAD: as_task(task)}), "sgd")
     _check_compiled(model)
 
     below = _below_head(model)
     blocks = blocks_of(below)
-    model.trainable = True
-    freeze(below, blocks, trainable, keep_statistics=True)
+    chosen = choose(below, blocks, trainable)  # before anything changes: it may refuse
+    set_trainable(model, True)
+    freeze(below, chosen, keep_statistics=True)
 
-    rates = {}
-    for depth, block in enumerate(reversed(blocks), start=1):
-        for layer in block:
-            rates.update({id(v): layer_decay**depth for v in layer.variables})
-    multipliers = [rates.get(id(v), 1.0) for v in model.trainable_variables]
-    compiled = {**model._compile_config.config}
-    compiled["optimizer"] = layerwise(base_optimizer, multipliers)
-    model.compile(**compiled)
+    depths = {
+        id(variable): depth
+        for depth, block in enumerate(reversed(blocks), start=1)
+        for layer in block
+        for variable in layer.variables
+    }
+    for layer in below:  # weights of a model's own, outside its layers, are at the bottom
+        for variable in layer.variables:
+            depths.setdefault(id(variable), max(1, len(blocks)))
+    multipliers = [layer_decay ** depths.get(id(v), 0) for v in model.trainable_variables]
+    model.compile(
+        **{**model._compile_config.config, "optimizer": layerwise(base_optimizer, multipliers)}
+    )
     model.optimizer.build(model.trainable_variables)
     return model
 
@@ -103,7 +110,8 @@ def _with_decay(optimizer: Any, learning_rate: Any, weight_decay: Any) -> Any:
     made = make_optimizer(optimizer, learning_rate)
     if isinstance(optimizer, keras.optimizers.Optimizer):
         return made
-    if weight_decay is not None and not weight_decay >= 0:
+    number = isinstance(weight_decay, (int, float))
+    if weight_decay is not None and not (number and weight_decay >= 0):
         raise ValueError(
             "`weight_decay` must be None or a number of 0 or more. Received: "
             f"weight_decay={weight_decay!r}."
@@ -136,13 +144,19 @@ def _below_head(model: keras.Model) -> list[keras.Layer]:
     """Returns the layers below the head, in order from the bottom.
 
     In a model that keras_lp built that is the backbone. In another one the head is, for each
-    output, the nearest layer with weights.
+    output, the nearest layer with weights; where that is a model, the head is in it.
     """
     backbone = backbone_of(model)
     if backbone is not None:
         return [backbone]
     head = _output_layers(model)
-    return [layer for layer in model.layers if layer not in head]
+    below = []
+    for layer in model.layers:
+        if layer not in head:
+            below.append(layer)
+        elif isinstance(layer, keras.Model):
+            below += _below_head(layer)
+    return below
 
 
 def _output_layers(model: keras.Model) -> list[keras.Layer]:

@@ -27,41 +27,56 @@ def leaf_layers(layer: keras.Layer) -> Iterator[keras.Layer]:
         yield from leaf_layers(inner)
 
 
-def freeze(
-    backbone: Sequence[keras.Layer],
-    blocks: Sequence[Sequence[keras.Layer]],
-    trainable: Trainable,
-    *,
-    keep_statistics: bool,
-) -> None:
-    """Sets `trainable` in a backbone. The caller compiles afterwards.
+def set_trainable(layer: keras.Layer, value: bool) -> None:
+    """Sets the flag of a layer and of everything in it.
+
+    One by one: `layer.trainable = value` alone reaches nothing inside where the layer itself
+    has that value already.
+    """
+    for inner in layer._flatten_layers():
+        restore_flag(inner, value)
+
+
+def restore_flag(layer: keras.Layer, value: bool) -> None:
+    """Sets the flag of one layer and its own variables, whatever they were before."""
+    layer.trainable = not value
+    layer.trainable = value
+
+
+def freeze(below: Sequence[keras.Layer], chosen: set[int], *, keep_statistics: bool) -> None:
+    """Sets `trainable` below the head. The caller compiles afterwards.
 
     Args:
-        backbone: the layers below the head (models count as layers).
-        blocks: groups of their leaf layers, from the bottom to the top.
-        trainable: `"head"` freezes them all, `"all"` none; a number n trains the top n blocks;
-            a list of names trains these layers.
+        below: the layers below the head (models count as layers).
+        chosen: what trains, from `choose`.
         keep_statistics: whether BatchNormalization layers stay frozen in inference mode.
+    """
+    for layer in below:
+        set_trainable(layer, bool(chosen))  # a model must be trainable for anything in it to be
+    for leaf in (leaf for layer in below for leaf in leaf_layers(layer)):
+        set_trainable(leaf, id(leaf) in chosen)
+        if keep_statistics:
+            for inner in leaf._flatten_layers():
+                if isinstance(inner, keras.layers.BatchNormalization):
+                    set_trainable(inner, False)
+
+
+def choose(
+    below: Sequence[keras.Layer], blocks: Sequence[Sequence[keras.Layer]], trainable: Any
+) -> set[int]:
+    """Returns the ids of the leaf layers that train.
+
+    Args:
+        below: the layers below the head (models count as layers).
+        blocks: groups of their leaf layers, from the bottom to the top.
+        trainable: `"head"` chooses none of them, `"all"` each; a number n the top n blocks; a
+            list of names these layers.
 
     Raises:
         ValueError: more blocks than there are, or a name that no layer has.
         TypeError: anything else.
     """
-    leaves = [leaf for layer in backbone for leaf in leaf_layers(layer)]
-    chosen = _choose(leaves, blocks, trainable)
-    for layer in backbone:
-        layer.trainable = bool(chosen)  # on a model: on everything in it
-    for leaf in leaves:
-        leaf.trainable = id(leaf) in chosen
-        if keep_statistics:
-            for inner in leaf._flatten_layers():
-                if isinstance(inner, keras.layers.BatchNormalization):
-                    inner.trainable = False
-
-
-def _choose(
-    leaves: Sequence[keras.Layer], blocks: Sequence[Sequence[keras.Layer]], trainable: Any
-) -> set[int]:
+    leaves = [leaf for layer in below for leaf in leaf_layers(layer)]
     if isinstance(trainable, str) and trainable in ("head", "all"):
         return {id(leaf) for leaf in leaves} if trainable == "all" else set()
     if isinstance(trainable, int) and not isinstance(trainable, bool):
@@ -74,14 +89,15 @@ def _choose(
         top = blocks[len(blocks) - trainable :]
         return {id(layer) for block in top for layer in block}
     if isinstance(trainable, Sequence) and not isinstance(trainable, str):
-        names = {leaf.name: leaf for leaf in leaves}
+        names = {leaf.name for leaf in leaves}
         for name in trainable:
             if name not in names:
                 raise ValueError(
-                    f"`trainable` must name layers below the head. Received: {name!r}, and no "
-                    f"layer has that name.{near(str(name), names)}"
+                    "`trainable` must name layers below the head, those inside nested models. "
+                    f"Received: {name!r}, and no such layer has that name."
+                    f"{near(str(name), names)}"
                 )
-        return {id(names[name]) for name in trainable}
+        return {id(leaf) for leaf in leaves if leaf.name in trainable}
     raise TypeError(
         '`trainable` must be "head", "all", a number of blocks from the top or a list of layer '
         f"names. Received: trainable={trainable!r}."

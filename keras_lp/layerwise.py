@@ -32,6 +32,8 @@ class _Layerwise:
                 "rates. Call `lp.finetune_model(model)` again after changing what trains."
             )
         super().build(variables)
+        # Biases and normalisation (vectors) do not decay; attention has biases of rank 2.
+        self._decays = [len(v.shape) > 1 and v.name != "bias" for v in variables]
         # One vector: its count never changes, so a saved state always loads.
         self._multipliers = self.add_variable(
             (len(variables),),
@@ -42,11 +44,10 @@ class _Layerwise:
         )
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
-        multiplier = ops.convert_to_tensor(self._multipliers)[self._get_variable_index(variable)]
-        rate = ops.cast(learning_rate, "float32") * multiplier
-        # Decoupled decay moves a variable at its own rate too; biases and normalisation
-        # (vectors) do not decay.
-        if self.weight_decay is not None and len(variable.shape) > 1:
+        index = self._get_variable_index(variable)
+        rate = ops.cast(learning_rate, "float32") * ops.convert_to_tensor(self._multipliers)[index]
+        # Decoupled decay moves a variable at its own rate too.
+        if self.weight_decay is not None and self._decays[index]:
             decay = ops.cast(rate * self.weight_decay, variable.dtype)
             self.assign_sub(variable, ops.convert_to_tensor(variable) * decay)
         super().update_step(gradient, variable, rate)
@@ -116,11 +117,19 @@ def layerwise(
     Raises:
         ValueError: another kind of optimizer.
     """
-    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
     config = optimizer.get_config()
+    return _layerwise_class(optimizer).from_config({**config, "multipliers": list(multipliers)})
+
+
+def check_layerwise(optimizer: keras.optimizers.Optimizer) -> None:
+    """Raises `ValueError` unless there is a layerwise optimizer of this kind."""
+    _layerwise_class(optimizer)
+
+
+def _layerwise_class(optimizer: keras.optimizers.Optimizer) -> type:
     for plain, cls in _LAYERWISE.items():
         if type(optimizer) in (plain, cls):
-            return cls.from_config({**config, "multipliers": list(multipliers)})
+            return cls
     raise ValueError(
         "Layerwise learning rates work with the Keras optimizers "
         f"{[plain.__name__ for plain in _LAYERWISE]}. Received: optimizer of type "

@@ -9,6 +9,7 @@ import keras
 import tensorflow as tf
 
 from keras_lp import checks
+from keras_lp.freezing import restore_flag
 from keras_lp.tasks import TASK_LOSS, Head, Task, heads, tasks
 
 
@@ -16,23 +17,45 @@ from keras_lp.tasks import TASK_LOSS, Head, Task, heads, tasks
 class Model(keras.Model):
     """A compiled Functional model with a backbone and one head a task.
 
-    It behaves as any Keras model, with two differences:
+    It behaves as any Keras model, with these differences:
 
     - a missing label (-1 for `Classification` and the entries of `MultiLabel`, NaN for
       `Regression`, or a task's key absent from the dict of labels) takes no part in the loss and
       the metrics, nor in what they are divided by;
-    - `fit` looks at inputs and labels before they are used, and refuses a model whose
-      `trainable` flags changed since `compile`.
+    - `fit` looks at inputs and labels before they are used (arrays and `tf.data.Dataset`s), and
+      refuses a model whose `trainable` flags changed since `compile`;
+    - a `.keras` file keeps the flags of layers inside layers too, which Keras itself forgets.
+
+    Metrics of your own belong into `compile(weighted_metrics=...)`: Keras gives those under
+    `metrics=` no weights, so they would count missing labels.
 
     Made by `lp.transfer_model`, `lp.finetune_model` and `lp.multitask_model`.
     """
 
-    def fit(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
+    def fit(
+        self,
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        epochs: int = 1,
+        verbose: Any = "auto",
+        callbacks: Any = None,
+        validation_split: float = 0.0,
+        validation_data: Any = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
         """Trains as `keras.Model.fit` does, after checking what it is given.
 
         Args:
             x: inputs: arrays, or a batched `tf.data.Dataset` of `(x, labels)`.
             y: labels: an array, or for several tasks a dict of arrays by task.
+            batch_size: as in Keras.
+            epochs: as in Keras.
+            verbose: as in Keras.
+            callbacks: as in Keras.
+            validation_split: as in Keras.
+            validation_data: as in Keras, checked like `x` and `y`.
             *args: further arguments of `keras.Model.fit`.
             **kwargs: further arguments of `keras.Model.fit`.
 
@@ -40,18 +63,30 @@ class Model(keras.Model):
             The `keras.callbacks.History`.
 
         Raises:
-            ValueError: `trainable` flags that changed since `compile`; NaN inputs; labels
-                outside the classes or of an unknown task. In a `tf.data.Dataset` they are found
-                when their batch is reached, and TensorFlow passes the message on.
+            ValueError: `trainable` flags that changed since `compile`; NaN inputs; no labels,
+                or labels outside the classes, of another shape or of an unknown task. In a
+                `tf.data.Dataset` a bad value is found when its batch is reached, and TensorFlow
+                passes the message on.
+            TypeError: labels that are not numbers.
         """
         checks.check_trainable_unchanged(self)
         x = self._checked(x, y)
-        validation = kwargs.get("validation_data")
-        if isinstance(validation, tf.data.Dataset):
-            kwargs["validation_data"] = self._checked(validation, None)
-        elif isinstance(validation, (tuple, list)):
-            self._checked(*validation[:2])
-        return super().fit(x, y, *args, **kwargs)
+        if isinstance(validation_data, tf.data.Dataset):
+            validation_data = self._checked(validation_data, None)
+        elif isinstance(validation_data, (tuple, list)):
+            self._checked(*validation_data[:2])
+        return super().fit(
+            x,
+            y,
+            batch_size,
+            epochs,
+            verbose,
+            callbacks,
+            validation_split,
+            validation_data,
+            *args,
+            **kwargs,
+        )
 
     def compute_loss(
         self,
@@ -73,22 +108,47 @@ class Model(keras.Model):
     def get_metrics_result(self) -> dict[str, Any]:
         """Returns all results; the tasks' losses are means over labels, not over batches."""
         logs = super().get_metrics_result()
-        names = list(tasks(self))
-        single = len(names) == 1
+        known = tasks(self)
+        several = isinstance(self.output, Mapping) and len(known) > 1
         exact = {
-            name: logs.pop(TASK_LOSS if single else f"{name}_{TASK_LOSS}", None) for name in names
+            name: logs.pop(f"{name}_{TASK_LOSS}" if several else TASK_LOSS, None) for name in known
         }
-        if names and all(value is not None for value in exact.values()):
-            if not single:
-                logs.update({f"{name}_loss": value for name, value in exact.items()})
-            if not self.losses:  # a penalty has no label to count: Keras's mean of batches stays
-                logs["loss"] = sum(exact.values())
+        if any(value is None for value in exact.values()) or not self._has_own_losses():
+            return logs
+        if several:
+            logs.update({f"{name}_loss": value for name, value in exact.items()})
+        if not self.losses:  # a penalty has no label to count: Keras's mean of batches stays
+            logs["loss"] = sum(exact.values())
         return logs
+
+    def get_compile_config(self) -> dict[str, Any]:
+        """Returns the arguments of `compile`, and which layers train."""
+        flags = [layer.trainable for layer in self._flatten_layers(include_self=False)]
+        return {**super().get_compile_config(), "trainable": flags}
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """Compiles as before saving, with the same layers trainable."""
+        config = dict(config)
+        flags = config.pop("trainable")
+        for layer, flag in zip(self._flatten_layers(include_self=False), flags, strict=True):
+            restore_flag(layer, flag)  # outer layers come first
+        super().compile_from_config(config)
+
+    def _has_own_losses(self) -> bool:
+        """Whether the compiled losses are those of the tasks, unweighted."""
+        config = self._compile_config.config
+        losses = config["loss"]
+        losses = losses if isinstance(losses, Mapping) else dict.fromkeys(tasks(self), losses)
+        return not config["loss_weights"] and all(
+            type(losses.get(name)) is type(task.loss()) for name, task in tasks(self).items()
+        )
 
     def _checked(self, x: Any, y: Any) -> Any:
         if isinstance(x, tf.data.Dataset):
             return checks.checked_dataset(tasks(self), x)
         if y is not None:
+            if isinstance(self.output, Mapping):
+                checks.check_label_names(tasks(self), y)
             checks.check_examples(tasks(self), x, y)
         return x
 
@@ -97,26 +157,39 @@ def build_model(
     backbone: keras.Model,
     new_tasks: Mapping[str, Task],
     *,
-    pooling: str | None,
-    hidden_units: Sequence[int],
-    dropout: float,
-    single: bool,
+    input_shape: Sequence[int | None] | None = None,
+    pooling: str | None = "avg",
+    hidden_units: Sequence[int] = (),
+    dropout: float = 0.0,
+    single: bool = True,
 ) -> Model:
     """Returns an uncompiled model: the backbone, pooled, with one head a task.
 
     Args:
         backbone: a headless model with one output of rank 2, 3 or 4.
         new_tasks: the tasks by name; a head, its output and its metrics carry the name.
+        input_shape: shape of an example, where the backbone leaves sizes open.
         pooling: `"avg"`, `"max"`, `"flatten"` or None.
         hidden_units: sizes of the dense layers (relu) of each head.
         dropout: rate of the dropout before each head's last layer.
         single: whether the output is a tensor; else it is a dict by task.
     """
-    inputs = keras.tree.map_structure(
-        lambda tensor: keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, name=tensor.name),
-        backbone.inputs[0] if len(backbone.inputs) == 1 else backbone.input,
-    )
-    features = _pool(backbone(inputs), pooling)
+    inputs = _inputs(backbone, input_shape)
+    taken = {backbone.name, "pooling", *(t.name for t in keras.tree.flatten(inputs))}
+    if taken & set(new_tasks):
+        raise ValueError(
+            "The name of a task must differ from the model's other layers. Received: "
+            f"{sorted(taken & set(new_tasks))}. Call the task otherwise."
+        )
+    try:
+        features = backbone(inputs)
+    except ValueError as error:
+        raise ValueError(
+            f"The backbone must be able to take `input_shape`. Received: input_shape={input_shape} "
+            f"for the model {backbone.name!r}. Keras says: {error}"
+        ) from error
+    (features,) = keras.tree.flatten(features)
+    features = _pool(features, pooling)
     outputs = {}
     for name, task in new_tasks.items():
         x = features
@@ -126,6 +199,21 @@ def build_model(
             x = keras.layers.Dropout(dropout, name=f"{name}_dropout")(x)
         outputs[name] = Head(task, name=name)(x)
     return Model(inputs, next(iter(outputs.values())) if single else outputs)
+
+
+def check_head(hidden_units: Any, dropout: Any) -> None:
+    """Raises unless heads can be built from these arguments of a builder."""
+    if not isinstance(hidden_units, Sequence) or isinstance(hidden_units, str):
+        raise TypeError(
+            "`hidden_units` must be a list of layer sizes, such as [128]. Received: "
+            f"hidden_units={hidden_units!r}."
+        )
+    for units in hidden_units:
+        checks.check_positive("hidden_units", units, integer=True)
+    if not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
+        raise ValueError(
+            f"`dropout` must be a number from 0 to below 1. Received: dropout={dropout!r}."
+        )
 
 
 def compile_tasks(model: Model, optimizer: Any) -> Model:
@@ -179,12 +267,30 @@ def make_optimizer(optimizer: Any, learning_rate: Any) -> keras.optimizers.Optim
     return known[optimizer.lower()](learning_rate=learning_rate)
 
 
+def _inputs(backbone: keras.Model, input_shape: Sequence[int | None] | None) -> Any:
+    """Returns new inputs for a backbone: a tensor, or the structure of several."""
+    structure = backbone.inputs if isinstance(backbone, keras.Sequential) else backbone.input
+    if len(backbone.inputs) == 1 and not isinstance(structure, Mapping):
+        structure = backbone.inputs[0]
+    fixed = None if input_shape is None else (None, *input_shape)
+
+    def new(tensor: Any) -> Any:
+        return keras.Input(batch_shape=fixed or tensor.shape, dtype=tensor.dtype, name=tensor.name)
+
+    return keras.tree.map_structure(new, structure)
+
+
 def _pool(features: Any, pooling: str | None) -> Any:
     checks.check_choice("pooling", pooling, ["avg", "max", "flatten", None])
     rank = len(features.shape)
     if rank == 2 or pooling is None:
         return features
     if pooling == "flatten":
+        if None in features.shape[1:]:
+            raise ValueError(
+                'pooling="flatten" needs features of a known size. Received: an output of shape '
+                f'{tuple(features.shape)}. Give `input_shape`, or pool with "avg".'
+            )
         return keras.layers.Flatten(name="pooling")(features)
     layers = {
         ("avg", 3): keras.layers.GlobalAveragePooling1D,
@@ -204,11 +310,23 @@ def _pool(features: Any, pooling: str | None) -> Any:
 def _mask_missing(
     model: keras.Model, y: Any, y_pred: Any, sample_weight: Any
 ) -> tuple[Any, Any, Any]:
+    known = tasks(model)
+    if y is None:
+        raise ValueError(
+            f"Training and evaluation need labels of the tasks {list(known)}. Received: y=None. "
+            "Pass `fit(x, y)`, or a data set of pairs (x, y)."
+        )
     if not isinstance(y_pred, Mapping):
-        (task,) = tasks(model).values()
+        if isinstance(y, Mapping):
+            raise ValueError(
+                f"This model has one output, so its labels are an array. Received: y with the keys "
+                f"{list(y)}."
+            )
+        (task,) = known.values()
         return task.mask_missing(y, y_pred, sample_weight)
+    checks.check_label_names(known, y)
     labels, outputs, weights = {}, {}, {}
-    for name, task in tasks(model).items():
+    for name, task in known.items():
         weight = sample_weight.get(name) if isinstance(sample_weight, Mapping) else sample_weight
         labels[name], outputs[name], weights[name] = task.mask_missing(
             y.get(name), y_pred[name], weight

@@ -58,7 +58,7 @@ class Task:
 
     def is_present(self, y: Any) -> Any:
         """Returns a boolean tensor, False where a label is missing."""
-        return y >= 0
+        return ops.not_equal(y, ops.cast(self.missing, y.dtype))
 
     def check_labels(self, y: np.ndarray, name: str = "y") -> None:
         """Raises if an array of labels holds something that this task cannot learn from.
@@ -174,16 +174,8 @@ class Classification(_WithClasses):
         ]
 
     def mask_missing(self, y: Any, y_pred: Any, sample_weight: Any = None) -> tuple[Any, Any, Any]:
-        shape = ops.shape(y_pred)[:-1]
-        y = ops.full(shape, self.missing) if y is None else ops.convert_to_tensor(y)
-        if len(y.shape) == len(y_pred.shape) and y.shape[-1] not in (1, None):
-            raise ValueError(
-                "Labels of Classification are class numbers, one an example. Received: labels of "
-                f"shape {tuple(y.shape)} for an output of shape {tuple(y_pred.shape)}. Turn "
-                "one-hot labels into numbers with `np.argmax(y, axis=-1)`, or use "
-                "`lp.MultiLabel` where an example has several labels."
-            )
-        y = ops.cast(ops.reshape(y, shape), "int32")
+        y = _labels(self, y, y_pred.shape[:-1], ops.shape(y_pred)[:-1])
+        y = ops.cast(y, "int32")
         present = self.is_present(y)
         return ops.where(present, y, 0), y_pred, _weight(present, sample_weight)
 
@@ -277,7 +269,8 @@ class Regression(Task):
     units: int = 1  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
-        if not isinstance(self.units, numbers.Integral) or self.units < 1:
+        whole = isinstance(self.units, numbers.Integral) and not isinstance(self.units, bool)
+        if not whole or self.units < 1:
             raise ValueError(
                 f"Regression needs `units` of 1 or more. Received: units={self.units!r}."
             )
@@ -372,7 +365,7 @@ def decode_predictions(model: keras.Model, predictions: Any, top: int = 1) -> An
         values as they are; for a multitask model a dict with one of these a task.
 
     Raises:
-        ValueError: a model without tasks, or predictions of another shape.
+        ValueError: a model without tasks, predictions of another shape or name, `top` below 1.
 
     Example:
 
@@ -387,7 +380,14 @@ def decode_predictions(model: keras.Model, predictions: Any, top: int = 1) -> An
             "decode_predictions needs a model that keras_lp built, whose heads know their "
             f"classes. Received: a {type(model).__name__} without such a head."
         )
+    if not isinstance(top, numbers.Integral) or top < 1:
+        raise ValueError(f"`top` must be an integer of 1 or more. Received: top={top!r}.")
     if isinstance(predictions, Mapping):
+        unknown = [name for name in predictions if name not in known]
+        if unknown:
+            raise ValueError(
+                f"Predictions must be named after the tasks {list(known)}. Received: {unknown}."
+            )
         return {name: _decode(known[name], predictions[name], top) for name in predictions}
     if len(known) > 1:
         raise ValueError(
@@ -421,12 +421,44 @@ def _mask_entries(task: Task, y: Any, y_pred: Any, sample_weight: Any) -> tuple[
     Losses and metrics average the last axis before they weigh, so each entry gets an axis of its
     own: labels and outputs come back as `(batch, ..., units, 1)`.
     """
-    shape = ops.shape(y_pred)
-    y = ops.full(shape, task.missing) if y is None else ops.convert_to_tensor(y)
-    y = ops.cast(ops.reshape(y, shape), y_pred.dtype)
+    y = _labels(task, y, y_pred.shape, ops.shape(y_pred))
+    y = ops.cast(y, y_pred.dtype)
     present = task.is_present(y)
     y = ops.where(present, y, ops.zeros_like(y))
     return y[..., None], y_pred[..., None], _weight(present, sample_weight)
+
+
+def _labels(task: Task, y: Any, expected: Any, shape: Any) -> Any:
+    """Returns labels in the shape of the outputs; a last axis of 1 may be there or not."""
+    if y is None:
+        return ops.full(shape, task.missing)
+    y = ops.convert_to_tensor(y)
+    if keras.backend.standardize_dtype(y.dtype) == "string":
+        raise TypeError(
+            f"Labels of {type(task).__name__} must be numbers. Received: strings. Map each name "
+            "to its index in `class_names` first."
+        )
+    given, wanted = list(y.shape), list(expected)
+    fits = [given, [*given, 1], given[:-1] if given[-1:] == [1] else given]
+    if not any(_compatible(one, wanted) for one in fits):
+        one_hot = isinstance(task, Classification) and len(given) == len(wanted) + 1
+        raise ValueError(
+            f"Labels of {type(task).__name__} must have the shape {tuple(wanted)} here. Received: "
+            f"labels of shape {tuple(given)}."
+            + (
+                " Classes are numbers: turn one-hot labels into them with "
+                "`np.argmax(y, axis=-1)`, or use `lp.MultiLabel` where an example has several."
+                if one_hot
+                else ""
+            )
+        )
+    return ops.reshape(y, shape)
+
+
+def _compatible(given: list[int | None], wanted: list[int | None]) -> bool:
+    return len(given) == len(wanted) and all(
+        a is None or b is None or a == b for a, b in zip(given, wanted, strict=True)
+    )
 
 
 def _weight(present: Any, sample_weight: Any) -> Any:

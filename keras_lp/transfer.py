@@ -8,8 +8,8 @@ from typing import Any
 import keras
 
 from keras_lp.backbones import BackboneLike, blocks_of, resolve_backbone
-from keras_lp.freezing import Trainable, freeze
-from keras_lp.model import Model, build_model, compile_tasks, make_optimizer
+from keras_lp.freezing import Trainable, choose, freeze
+from keras_lp.model import Model, build_model, check_head, compile_tasks, make_optimizer
 from keras_lp.tasks import Task, TaskLike, as_task
 
 HEAD = "predictions"  # the name of the head of a model with one task
@@ -113,8 +113,7 @@ def build_and_compile(
     optimizer: Any,
 ) -> Model:
     """Does the work of `transfer_model` and `multitask_model`."""
-    if not 0 <= dropout < 1:
-        raise ValueError(f"`dropout` must be from 0 to below 1. Received: dropout={dropout!r}.")
+    check_head(hidden_units, dropout)
     optimizer = make_optimizer(optimizer, learning_rate)
     base, pretrained = resolve_backbone(
         backbone,
@@ -130,8 +129,15 @@ def build_and_compile(
             f"{'weights=None' if isinstance(backbone, str) else 'pretrained=False'}. Give it "
             'weights, or say trainable="all" to train from scratch.'
         )
+    chosen = choose([base], blocks_of([base]), trainable)
     model = build_model(
-        base, tasks, pooling=pooling, hidden_units=hidden_units, dropout=dropout, single=single
+        base,
+        tasks,
+        input_shape=input_shape,
+        pooling=pooling,
+        hidden_units=hidden_units,
+        dropout=dropout,
+        single=single,
     )
-    freeze([base], blocks_of([base]), trainable, keep_statistics=pretrained)
+    freeze([base], chosen, keep_statistics=pretrained)
     return compile_tasks(model, optimizer)

@@ -165,7 +165,7 @@ class FederatedAveraging:
         if not isinstance(clients, Mapping):
             raise TypeError(
                 "`clients` must map a client's id to its data. Received: clients of type "
-                f"{type(clients).__name__}. Divide a data set with lp.partition((x, y), clients=10)."
+                f"{type(clients).__name__}. Divide one: lp.partition((x, y), clients=10)."
             )
         if not clients:
             raise ValueError("`clients` must have at least one client. Received: clients={}.")
