@@ -24,8 +24,7 @@ import keras_lp as lp
 EPOCHS = 20  # of each paradigm on the 100 pictures
 LABELLED = 100
 PRETRAINING = 115_000  # pictures seen, over all epochs
-FINETUNING_RATE = MULTITASK_RATE = 1e-3
-FEDERATED_RATE = 3e-3
+FINETUNING_RATE, MULTITASK_RATE, FEDERATED_RATE = 1e-3, 5e-4, 1e-2  # chosen beside the 100
 BATCH = 20
 CLIENTS = 10
 OUT = Path("runs/quickstart")

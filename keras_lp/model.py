@@ -118,7 +118,8 @@ class Model(keras.Model):
         if several:
             logs.update({f"{name}_loss": value for name, value in exact.items()})
         if not self.losses:  # a penalty has no label to count: Keras's mean of batches stays
-            logs["loss"] = sum(exact.values())
+            weights = self._compile_config.config["loss_weights"] or {}
+            logs["loss"] = sum(weights.get(name, 1.0) * value for name, value in exact.items())
         return logs
 
     def get_compile_config(self) -> dict[str, Any]:
@@ -135,11 +136,11 @@ class Model(keras.Model):
         super().compile_from_config(config)
 
     def _has_own_losses(self) -> bool:
-        """Whether the compiled losses are those of the tasks, unweighted."""
+        """Whether the compiled losses are those of the tasks, with weights by name at most."""
         config = self._compile_config.config
         losses = config["loss"]
         losses = losses if isinstance(losses, Mapping) else dict.fromkeys(tasks(self), losses)
-        return not config["loss_weights"] and all(
+        return isinstance(config["loss_weights"] or {}, Mapping) and all(
             type(losses.get(name)) is type(task.loss()) for name, task in tasks(self).items()
         )
 
@@ -235,6 +236,13 @@ def backbone_of(model: keras.Model) -> keras.Model | None:
     return next((layer for layer in model.layers if isinstance(layer, keras.Model)), None)
 
 
+def input_structure(model: keras.Model) -> Any:
+    """Returns the symbolic inputs of a model: a tensor, a dict, or a list of several."""
+    structure = model.inputs if isinstance(model, keras.Sequential) else model.input
+    alone = len(model.inputs) == 1 and not isinstance(structure, Mapping)
+    return model.inputs[0] if alone else structure
+
+
 def make_optimizer(optimizer: Any, learning_rate: Any) -> keras.optimizers.Optimizer:
     """Returns a Keras optimizer from its name, or the optimizer given as it is.
 
@@ -269,15 +277,12 @@ def make_optimizer(optimizer: Any, learning_rate: Any) -> keras.optimizers.Optim
 
 def _inputs(backbone: keras.Model, input_shape: Sequence[int | None] | None) -> Any:
     """Returns new inputs for a backbone: a tensor, or the structure of several."""
-    structure = backbone.inputs if isinstance(backbone, keras.Sequential) else backbone.input
-    if len(backbone.inputs) == 1 and not isinstance(structure, Mapping):
-        structure = backbone.inputs[0]
     fixed = None if input_shape is None else (None, *input_shape)
 
     def new(tensor: Any) -> Any:
         return keras.Input(batch_shape=fixed or tensor.shape, dtype=tensor.dtype, name=tensor.name)
 
-    return keras.tree.map_structure(new, structure)
+    return keras.tree.map_structure(new, input_structure(backbone))
 
 
 def _pool(features: Any, pooling: str | None) -> Any:

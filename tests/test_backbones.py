@@ -76,6 +76,11 @@ def test_bgr_preprocessing_saves_and_loads(tmp_path):
         (["dense", "dense_1", "dense_2"], [1, 1, 1]),
         (["block_1_expand", "block_1_expand_BN", "block_2_expand"], [2, 1]),
         (["conv1", "conv1_bn", "conv_dw_1", "conv_dw_1_bn", "conv_pw_1", "conv_pw_1_bn"], [2, 4]),
+        (
+            ["transformer_layer_0_attention", "transformer_layer_0_mlp", "transformer_layer_1_mlp"],
+            [2, 1],
+        ),
+        (["conv_in", "down_a", "mid_a", "up_a", "conv_out"], [1, 1, 1, 1, 1]),
         (["conv2_block1_1_conv", "conv2_block1_2_conv", "conv2_block2_1_conv"], [2, 1]),
         (["block1a_dwconv", "block1a_se_reduce", "block2a_dwconv"], [2, 1]),
     ],
@@ -85,6 +90,46 @@ def test_layers_with_a_common_prefix_are_one_block(names, expected):
         [keras.Input((3,)), *(keras.layers.Dense(3, name=name) for name in names)]
     )
     assert [len(block) for block in blocks_of([model])] == expected
+
+
+def test_names_that_keras_gave_are_blocks_of_their_own():
+    """Also where they share words; normalisation belongs to the block below it."""
+    keras.backend.clear_session()
+    inputs = x = keras.Input((4, 8))
+    for _ in range(3):
+        x = keras.layers.LayerNormalization()(keras.layers.MultiHeadAttention(1, 4)(x, x))
+        x = keras.layers.BatchNormalization()(keras.layers.Dense(8)(x))
+    blocks = blocks_of([keras.Model(inputs, x)])
+    kinds = [[type(layer).__name__ for layer in block] for block in blocks]
+    assert kinds == [["MultiHeadAttention"], ["LayerNormalization"],
+                     ["Dense", "BatchNormalization"]] * 3  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "top"),
+    [
+        ("MobileNet", 14, "conv_pw_13"),
+        ("MobileNetV2", 19, "Conv_1"),
+        ("ResNet50V2", 17, "conv5_block3_3_conv"),
+        ("EfficientNetB0", 18, "top_conv"),
+        ("VGG16", 5, "block5_conv3"),
+        ("InceptionV3", 11, None),
+        ("Xception", 14, "block14_sepconv2"),
+    ],
+)
+def test_blocks_of_the_applications_are_those_of_the_architecture(name, count, top):
+    network = getattr(keras.applications, name)(
+        include_top=False, weights=None, input_shape=(96, 96, 3)
+    )
+    blocks = blocks_of([network])
+    assert len(blocks) == count
+    order = {id(layer): i for i, layer in enumerate(network.layers)}
+    firsts = [order[id(block[0])] for block in blocks]
+    assert firsts == sorted(firsts)
+    assert sum(len(block) for block in blocks) == sum(bool(la.weights) for la in network.layers)
+    assert top is None or top in [layer.name for layer in blocks[-1]]
+    if name in ("MobileNet", "ResNet50V2"):  # the top block has something to train
+        assert len(lp.transfer_model(network, 2, trainable=1).trainable_variables) > 2
 
 
 def test_blocks_look_into_nested_models_and_skip_layers_without_weights():
@@ -161,6 +206,40 @@ def test_pooling_makes_vectors_of_sequences(pooling):
     assert lp.transfer_model(backbone, 2, pooling=pooling).output_shape == (None, 2)
 
 
+def test_input_shape_fixes_the_sizes_that_a_backbone_leaves_open():
+    backbone = keras.Sequential([keras.Input((None, None, 1)), keras.layers.Conv2D(4, 3)])
+    model = lp.transfer_model(backbone, 2, input_shape=(8, 8, 1), pooling="flatten")
+    assert model.input_shape == (None, 8, 8, 1)
+    with pytest.raises(ValueError, match=r"input_shape=\(2, 2, 1\)"):
+        lp.transfer_model(backbone, 2, input_shape=(2, 2, 1))
+    with pytest.raises(ValueError, match="known size"):
+        lp.transfer_model(backbone, 2, pooling="flatten")
+
+
+def test_features_may_come_in_a_list_or_dict(digits):
+    inputs = keras.Input((64,), name="x")
+    features = keras.layers.Dense(4)(inputs)
+    for backbone in (
+        keras.Model([inputs], [features]),
+        keras.Model({"x": inputs}, {"features": features}),
+    ):
+        model = lp.transfer_model(backbone, 10)
+        x = {"x": digits[0]} if isinstance(backbone.input, dict) else digits[0]
+        model.fit(x, digits[1], verbose=0)
+
+
+def test_preprocessing_of_other_channels_than_three(digits):
+    model = lp.multitask_model("MobileNet", {"a": 2}, weights=None, input_shape=(32, 32, 1),
+                               backbone_kwargs=ALPHA)  # fmt: skip
+    layer = model.layers[1].get_layer("preprocessing")
+    grey = np.array([0.0, 255.0]).reshape(2, 1, 1, 1)
+    np.testing.assert_allclose(np.ravel(layer(grey)), [-1, 1], atol=1e-6)
+
+
+def dense():
+    return keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)], name="dense_net")
+
+
 def softmax_model():
     return keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, activation="softmax")])
 
@@ -171,6 +250,20 @@ def softmax_model():
         (lambda: lp.transfer_model("MobilNetV2", 2), ValueError, "Did you mean 'MobileNetV2'"),
         (lambda: lp.transfer_model(3, 2), TypeError, "backbone=3 of type int"),
         (lambda: lp.transfer_model("gone.keras", 2), ValueError, "must exist"),
+        (lambda: lp.transfer_model("gone.h5", 2), ValueError, "must end in .keras"),
+        (lambda: lp.transfer_model("MobileNet", 2, weights="imagnet"), ValueError, "Did you mean"),
+        (
+            lambda: lp.transfer_model("MobileNet", 2, input_shape=(32, 32, 1)),
+            ValueError,
+            "3 channels.*np.repeat",
+        ),
+        (lambda: lp.transfer_model(dense(), 2, hidden_units=128), TypeError, "hidden_units=128"),
+        (lambda: lp.transfer_model(dense(), 2, dropout="0.5"), ValueError, "dropout='0.5'"),
+        (lambda: lp.multitask_model(dense(), {"dense_net": 2}), ValueError, "must differ"),
+        (lambda: lp.multitask_model(dense(), {"a b": 2}), ValueError, "identifiers"),
+        (lambda: lp.multitask_model(dense(), {}), ValueError, "at least one task"),
+        (lambda: lp.multitask_model(dense(), ["a"]), TypeError, "dict of tasks"),
+        (lambda: lp.multitask_model(dense(), {"a": 2}, balancing="dwa"), ValueError, "'equal'"),
         (lambda: lp.transfer_model(softmax_model(), 2), ValueError, "must be headless"),
         (
             lambda: lp.transfer_model("MobileNet", 2, weights="gone.h5"),
@@ -198,30 +291,22 @@ def softmax_model():
             "alfa",
         ),
         (
-            lambda: lp.transfer_model(
-                keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)]), 2, input_shape=(5,)
-            ),
+            lambda: lp.transfer_model(dense(), 2, input_shape=(5,)),
             ValueError,
             r"input_shape=\(5,\) for the model .* takes \(4,\)",
         ),
         (
-            lambda: lp.transfer_model(
-                keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)]), 2, weights=None
-            ),
+            lambda: lp.transfer_model(dense(), 2, weights=None),
             ValueError,
             "pretrained=False",
         ),
         (
-            lambda: lp.transfer_model(
-                keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)]), 2, pretrained=False
-            ),
+            lambda: lp.transfer_model(dense(), 2, pretrained=False),
             ValueError,
             'trainable="all"',
         ),
         (
-            lambda: lp.transfer_model(
-                keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)]), 2, pooling="mean"
-            ),
+            lambda: lp.transfer_model(dense(), 2, pooling="mean"),
             ValueError,
             "pooling='mean'",
         ),

@@ -128,9 +128,17 @@ def test_clients_of_one_federation_may_lack_different_tasks(mlp, digits):
         "a": (x[:50], {"digit": y[:50]}),
         "b": (x[50:], {"value": y[50:].astype("float32")}),
     }
-    history = lp.FederatedAveraging(model).fit(clients, rounds=2, verbose=0)
-    assert np.isfinite(history.history["loss"]).all()
-    assert {"digit_accuracy", "value_mae"} <= set(history.history)
+    expected = model.evaluate(
+        x,
+        {"digit": np.where(np.arange(200) < 50, y, -1),
+         "value": np.where(np.arange(200) < 50, np.nan, y)},
+        verbose=0,
+        return_dict=True,
+    )  # fmt: skip
+    federated = lp.FederatedAveraging(model, batch_size=None)
+    history = federated.fit(clients, rounds=1, verbose=0).history
+    for name, value in expected.items():  # before the step, over all labels that are there
+        assert history[name][0] == pytest.approx(value, rel=1e-5)
 
 
 def test_frozen_weights_stay_and_do_not_travel(convnet, digits):
@@ -191,14 +199,20 @@ def test_the_same_seed_gives_the_same_result(mlp, digits):
         same(run(0), run(1), 1e-4)
 
 
-def test_a_round_samples_without_replacement(mlp, digits):
-    x, y = digits
-    clients = {f"c{i}": (x[i : i + 1], y[i : i + 1]) for i in range(5)}
-    model = lp.transfer_model(mlp(), 10)
-    history = lp.FederatedAveraging(model, clients_per_round=5).fit(clients, 2, verbose=0)
-    everyone = lp.FederatedAveraging(model).fit(clients, 1, verbose=0)
-    assert history.history["clients"] == [5, 5]
-    assert everyone.history["clients"] == [5]
+def test_a_round_samples_without_replacement(digits):
+    """Client i moves weight i alone, so the weights tell who took part."""
+    backbone = keras.Sequential([keras.Input((6,)), keras.layers.Identity()])
+    x, y = np.eye(6, dtype="float32"), np.ones(6, "float32")
+    clients = {f"c{i}": (x[i : i + 1], y[i : i + 1]) for i in range(6)}
+    model = lp.transfer_model(backbone, lp.Regression(), optimizer="sgd", learning_rate=0.1)
+    federated = lp.FederatedAveraging(model, clients_per_round=4, seed=2)
+    seen = []
+    for _ in range(4):
+        before = model.get_weights()[0].copy()
+        federated.fit(clients, 1, verbose=0)
+        seen.append(tuple(np.flatnonzero(model.get_weights()[0] != before)))
+    assert [len(moved) for moved in seen] == [4] * 4
+    assert len(set(seen)) > 1
 
 
 def test_a_second_fit_goes_on(mlp, digits):
@@ -227,13 +241,19 @@ def test_training_between_two_fits_counts(mlp, digits):
 
 def test_the_server_optimizer_applies_the_mean_update(mlp, digits):
     """FedAdam, one round: Adam's first step is the rate times the sign of the update."""
-    model = lp.transfer_model(mlp(), 10, trainable="all", optimizer="sgd", learning_rate=0.5)
-    before = model.get_weights()
-    lp.FederatedAveraging(
-        model, batch_size=None, server_optimizer=keras.optimizers.Adam(0.01, epsilon=1e-12)
-    ).fit(lp.partition(digits, clients=4), 1, verbose=0)
-    head = [w - b for w, b in zip(model.get_weights(), before, strict=True)][-1]
-    np.testing.assert_allclose(np.abs(head), 0.01, rtol=1e-3)
+    adam = keras.optimizers.Adam(0.01, epsilon=1e-12)
+    clients = lp.partition(digits, clients=4)
+    moved = {}
+    for name, server in {"adam": adam, "mean": None, "half": keras.optimizers.SGD(0.5)}.items():
+        keras.utils.set_random_seed(5)
+        model = lp.transfer_model(mlp(), 10, optimizer="sgd", learning_rate=0.5)
+        before = model.get_weights()[-1]
+        lp.FederatedAveraging(model, batch_size=None, server_optimizer=server).fit(
+            clients, 1, verbose=0
+        )
+        moved[name] = model.get_weights()[-1] - before
+    np.testing.assert_allclose(moved["adam"], 0.01 * np.sign(moved["mean"]), rtol=1e-3)
+    np.testing.assert_allclose(moved["half"], 0.5 * moved["mean"], rtol=1e-4)
 
 
 def test_callbacks_validation_and_progress(mlp, digits, capsys):
@@ -290,6 +310,159 @@ def test_a_plain_keras_model_with_ids_and_a_recurrent_layer(digits):
     assert set(history.history) == {"loss", "accuracy", "clients", "bytes_up", "bytes_down"}
 
 
+def plain(layers, optimizer=None, loss="mse", **compile_arguments):
+    model = keras.Sequential([keras.Input((64,)), *layers])
+    model.compile(optimizer or keras.optimizers.SGD(0.1), loss, **compile_arguments)
+    return model
+
+
+def test_added_losses_count_on_clients(digits):
+    penalised = keras.layers.Dense(
+        4, activity_regularizer=keras.regularizers.L2(0.1), kernel_regularizer="l2"
+    )
+    model = plain([penalised, keras.layers.Dense(1)])
+    central = twin(model)
+    x, y = digits[0], digits[1].astype("float32")
+    history = lp.FederatedAveraging(model, batch_size=None).fit({"a": (x, y)}, 1, verbose=0)
+    expected = central.fit(x, y, batch_size=200, verbose=0)
+    same(model, central, 1e-6)
+    assert history.history["loss"] == pytest.approx(expected.history["loss"], rel=1e-5)
+
+
+def test_layers_that_hold_tensors_of_their_own(digits):
+    def normalised():
+        normalization = keras.layers.Normalization()
+        normalization.adapt(digits[0])
+        return plain([normalization, keras.layers.Dense(1)])
+
+    model, central = normalised(), normalised()
+    central.set_weights(model.get_weights())
+    x, y = digits[0], digits[1].astype("float32")
+    lp.FederatedAveraging(model, batch_size=None).fit({"a": (x, y)}, 1, verbose=0)
+    central.fit(x, y, batch_size=200, verbose=0)
+    same(model, central, 1e-6)
+
+
+def test_state_that_nobody_averages_is_refused(digits):
+    model = plain([keras.layers.SpectralNormalization(keras.layers.Dense(1))])
+    before = model.get_weights()
+    with pytest.raises(ValueError, match=r"other state that changes in training.*spectral"):
+        lp.FederatedAveraging(model).fit({"a": (digits[0], digits[1])}, 1, verbose=0)
+    for old, new in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+def test_callbacks_set_the_clients_rate(digits):
+    model = plain([keras.layers.Dense(1)])
+    clients = {"a": (digits[0], digits[1].astype("float32"))}
+    start = model.get_weights()
+    federated = lp.FederatedAveraging(model, batch_size=None)
+    still = keras.callbacks.LearningRateScheduler(lambda _: 0.0)
+    federated.fit(clients, 2, callbacks=still, verbose=0)
+    for old, new in zip(start, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+    model.optimizer.learning_rate = 0.05
+    central = twin(model)
+    federated.fit(clients, 1, verbose=0)
+    central.fit(*clients["a"], batch_size=200, verbose=0)
+    same(model, central, 1e-6)
+
+
+def test_what_is_compiled_anew_takes_effect(mlp, digits):
+    x, y = digits[0], digits[1].astype("float32")
+    model = plain([keras.layers.Dense(1)])
+    optimizer = model.optimizer
+    federated = lp.FederatedAveraging(model, batch_size=None)
+    federated.fit({"a": (x, y)}, 1, verbose=0)
+    model.compile(optimizer, "mae", metrics=["mse"])
+    central = twin(model)
+    history = federated.fit({"a": (x, y)}, 1, verbose=0)
+    central.fit(x, y, batch_size=200, verbose=0)
+    same(model, central, 1e-6)
+    assert "mse" in history.history
+
+    class Recompile(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            self.model.compile("sgd", "mse")
+
+    with pytest.raises(ValueError, match="recompiled since round 3"):
+        federated.fit({"a": (x, y)}, 2, callbacks=[Recompile()], verbose=0)
+
+
+def test_variables_excluded_from_weight_decay_stay_so(digits):
+    optimizer = keras.optimizers.AdamW(0.1, weight_decay=0.9)
+    model = plain([keras.layers.Dense(1)], optimizer)
+    optimizer.exclude_from_weight_decay(var_list=[model.layers[-1].kernel])
+    central = keras.models.clone_model(model)
+    central.set_weights(model.get_weights())
+    excluding = keras.optimizers.AdamW(0.1, weight_decay=0.9)
+    excluding.exclude_from_weight_decay(var_list=[central.layers[-1].kernel])
+    central.compile(excluding, "mse")
+    x, y = digits[0], digits[1].astype("float32")
+    lp.FederatedAveraging(model, batch_size=None).fit({"a": (x, y)}, 1, verbose=0)
+    central.fit(x, y, batch_size=200, verbose=0)
+    same(model, central, 1e-6)
+
+
+def test_plain_models_of_several_inputs_and_outputs(digits):
+    inputs = {"z": keras.Input((64,), name="z"), "a": keras.Input((64,), name="a")}
+    shared = keras.layers.Dense(4)(keras.layers.Concatenate()([inputs["z"], inputs["a"]]))
+    outputs = {"v": keras.layers.Dense(1)(shared), "u": keras.layers.Dense(1)(shared)}
+    model = keras.Model(inputs, outputs)
+    model.compile(keras.optimizers.SGD(0.01), {"v": "mse", "u": "mae"})
+    central = twin(model)
+    x, y = digits[0], digits[1].astype("float32")
+    data = ({"z": x, "a": x[:, ::-1]}, {"v": y, "u": -y})
+    lp.FederatedAveraging(model, batch_size=None).fit({"c": data}, 1, verbose=0)
+    central.fit(*data, batch_size=200, verbose=0)
+    same(model, central, 1e-6)
+
+
+def test_metrics_that_are_not_scalars(digits):
+    labels = np.eye(10, dtype="float32")[digits[1]]
+    model = plain([keras.layers.Dense(10, "softmax")], metrics=[keras.metrics.F1Score()])
+    expected = model.evaluate(digits[0], labels, verbose=0, return_dict=True)
+    history = lp.FederatedAveraging(model, batch_size=None).fit(
+        {"a": (digits[0], labels)}, 1, verbose=0
+    )
+    np.testing.assert_allclose(history.history["f1_score"][0], expected["f1_score"], atol=1e-6)
+
+
+def test_bad_validation_data_are_refused_before_a_round(mlp, digits):
+    model = lp.transfer_model(mlp(), 10)
+    before = model.get_weights()
+    federated = lp.FederatedAveraging(model)
+    bad = (digits[0], digits[1] + 5)
+    with pytest.raises(ValueError, match="y of validation_data"):
+        federated.fit({"a": digits}, 1, validation_data=bad, verbose=0)
+    for old, new in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+    weighted = (*digits, np.ones(200))
+    history = federated.fit({"a": digits}, 1, validation_data=weighted, verbose=0)
+    assert "val_loss" in history.history
+
+
+THREADS = """
+import threading, numpy as np, keras, keras_lp as lp
+def work():
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    data = {"a": (np.ones((4, 2), "float32"), np.ones(4, "float32"))}
+    lp.FederatedAveraging(model).fit(data, 2, verbose=0)
+    print("done")
+threads = [threading.Thread(target=work) for _ in range(2)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+"""
+
+
+def test_two_threads_may_start_at_once():
+    result = subprocess.run(
+        [sys.executable, "-c", THREADS], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert result.stdout.split() == ["done", "done"], result.stderr[-2000:]
+
+
 def fit_with(model, clients, **arguments):
     return lambda: lp.FederatedAveraging(model, **arguments).fit(clients, 1, verbose=0)
 
@@ -298,12 +471,17 @@ def test_bad_clients_are_refused_before_a_round(mlp, digits):
     x, y = digits
     model = lp.transfer_model(mlp(), 10)
     good = (x[:5], y[:5])
-    batched = tf.data.Dataset.from_tensor_slices(digits).batch(10)
+    unbatched = tf.data.Dataset.from_tensor_slices(digits)
     cases = [
         ({}, ValueError, "at least one client"),
         ([good], TypeError, "lp.partition"),
         ({"a": good, "b": (x[:0], y[:0])}, ValueError, "no example of client 'b'"),
-        ({"a": batched}, ValueError, "unbatch"),
+        ({"a": unbatched.batch(15)}, ValueError, "unbatch"),
+        ({"a": unbatched.batch(20, drop_remainder=True)}, ValueError, "unbatch"),
+        ({"a": unbatched.repeat()}, ValueError, "without end"),
+        ({"a": unbatched.map(lambda x, y: x)}, ValueError, r"pairs \(x, y\)"),
+        ({"a": (x[:5], {"predictions": y[:5]})}, ValueError, "one output"),
+        ({"a": ({"x": x[:5]}, y[:5])}, ValueError, "model's structure"),
         ({"a": (x[:5, :3], y[:5])}, ValueError, r"\(64,\)"),
         ({"a": (x[:5], y[:4])}, ValueError, r"lengths \[4, 5\]"),
         ({"a": (x[:5] * np.nan, y[:5])}, ValueError, "finite.*client 'a'"),
@@ -328,17 +506,32 @@ def test_models_that_cannot_federate_are_refused(mlp, convnet, digits):
     trainable_norm = lp.transfer_model(convnet(), 10, pretrained=False, trainable="all")
     ema = compiled(keras.optimizers.SGD(0.1, use_ema=True))
     accumulating = compiled(keras.optimizers.SGD(0.1, gradient_accumulation_steps=2))
+
+    class OwnStep(keras.Model):
+        def train_step(self, data):
+            return {}
+
+    inputs = keras.Input((64,))
+    own_step = OwnStep(inputs, keras.layers.Dense(10)(inputs))
+    own_step.compile("sgd", "mse")
+    fixed = keras.Sequential([keras.Input(batch_shape=(5, 64)), keras.layers.Dense(1)])
+    fixed.compile("sgd", "mse")
     cases = [
         (trainable_norm, ValueError, r"BatchNormalization.*block1_bn.*GroupNormalization"),
         (ema, ValueError, "use_ema=True"),
         (accumulating, ValueError, "gradient_accumulation_steps=2"),
         (mlp(), ValueError, "compiled with a loss"),
+        (compiled("nadam"), ValueError, "Use Adam"),
+        (own_step, ValueError, "`train_step` of its own"),
+        (fixed, ValueError, "a fixed one"),
         ("mlp", TypeError, "compiled Keras model"),
     ]
     for model, error, message in cases:
         with pytest.raises(error, match=message):
             lp.FederatedAveraging(model)
-    for arguments in ({"clients_per_round": 0}, {"local_epochs": 1.5}, {"batch_size": -1}):
+    for arguments in (
+        {"clients_per_round": 0}, {"local_epochs": 1.5}, {"batch_size": -1}, {"seed": -1},
+    ):  # fmt: skip
         with pytest.raises(ValueError, match=next(iter(arguments))):
             lp.FederatedAveraging(compiled("sgd"), **arguments)
     with pytest.raises(ValueError, match="Did you mean 'adam"):
@@ -412,6 +605,14 @@ def test_partition_is_seeded_and_takes_dicts_and_datasets(digits):
 def test_wrong_partitions_are_refused(digits, arguments, message):
     with pytest.raises(ValueError, match=message):
         lp.partition(digits, **arguments)
+
+
+def test_partition_refuses_labels_of_another_length_and_batches(digits):
+    x, y = digits
+    with pytest.raises(ValueError, match=r"lengths \[100, 200\]"):
+        lp.partition((x[:100], y), 3)
+    with pytest.raises(ValueError, match="unbatch"):
+        lp.partition(tf.data.Dataset.from_tensor_slices(digits).batch(15), 3)
 
 
 def test_alpha_needs_class_numbers(digits):

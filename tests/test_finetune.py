@@ -157,6 +157,78 @@ def test_each_output_of_a_keras_model_has_a_head(digits):
     assert model.optimizer.multipliers == [0.5, 0.5, 1.0, 1.0, 1.0, 1.0]
 
 
+def test_the_head_of_a_wrapped_model_is_found_inside(convnet, digits):
+    """Rescaling or augmentation in front of a model is common."""
+    inner = keras.Sequential(
+        [convnet(), keras.layers.Flatten(), keras.layers.Dense(10, name="logits")]
+    )
+    model = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Rescaling(1.0), inner])
+    model.compile("sgd", lp.Classification(10).loss())
+    lp.finetune_model(model, layer_decay=0.5, learning_rate=1e-2)
+    assert model.optimizer.multipliers == [0.25, 0.25, 0.5, 0.5, 1.0, 1.0]
+    norm = inner.layers[0].get_layer("block1_bn")
+    before = norm.moving_mean.numpy()
+    model.fit(digits[0].reshape(-1, 8, 8, 1), digits[1], verbose=0)
+    np.testing.assert_array_equal(before, norm.moving_mean.numpy())
+
+
+def test_our_model_in_a_plain_one_is_thawed(mlp, digits):
+    model = keras.Sequential([lp.transfer_model(mlp((12, 8)), 10), keras.layers.Softmax()])
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    lp.finetune_model(model, layer_decay=0.5)
+    assert model.optimizer.multipliers == [0.25, 0.25, 0.5, 0.5, 1.0, 1.0]
+
+
+def test_a_frozen_head_of_a_plain_model_is_thawed():
+    frozen = keras.layers.Dense(3, trainable=False)
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4), frozen])
+    model.compile("sgd", "mse")
+    assert lp.finetune_model(model).optimizer.multipliers == [0.7, 0.7, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("arguments", [{"trainable": ["typo"]}, {"optimizer": "ftrl"}])
+def test_a_refused_call_leaves_the_model_as_it_was(mlp, digits, arguments):
+    model = lp.transfer_model(mlp(), 10)
+    with pytest.raises(ValueError, match=r"typo|Ftrl"):
+        lp.finetune_model(model, **arguments)
+    model.fit(*digits, verbose=0)
+    assert len(model.trainable_variables) == 2
+
+
+def test_weights_of_a_backbone_outside_its_layers_are_at_the_bottom():
+    @keras.saving.register_keras_serializable("tests")
+    class Own(keras.Model):
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            self.low, self.high = keras.layers.Dense(4), keras.layers.Dense(4)
+            self.token = self.add_weight(shape=(4,), name="token")
+
+        def call(self, x):
+            return self.high(self.low(x) + self.token)
+
+    model = lp.transfer_model(Own(), 3, input_shape=(4,))
+    lp.finetune_model(model, layer_decay=0.5)
+    rates = dict(zip([v.path for v in model.trainable_variables], model.optimizer.multipliers,
+                     strict=True))  # fmt: skip
+    (token,) = [rate for path, rate in rates.items() if path.endswith("token")]
+    assert token == 0.25
+
+
+def test_biases_of_rank_2_do_not_decay(digits):
+    x = keras.Input((4, 8))
+    attention = keras.layers.MultiHeadAttention(2, 4, name="attention")
+    model = lp.finetune_model(
+        lp.transfer_model(keras.Model(x, attention(x, x)), 3),
+        learning_rate=0.1, weight_decay=1.0, optimizer="adamw", layer_decay=1.0,
+    )  # fmt: skip
+    bias = attention.value_dense.bias
+    key_bias = attention.key_dense.bias  # its gradient is 0: only a decay would move it
+    key_bias.assign(np.ones(key_bias.shape))
+    assert bias.shape == (2, 4)
+    model.fit(np.zeros((4, 4, 8), "float32"), np.zeros(4, int), verbose=0)
+    np.testing.assert_allclose(key_bias, 1.0, atol=1e-3)
+
+
 def test_a_backbone_with_a_task_gets_a_head(convnet):
     model = lp.finetune_model(convnet(), ["a", "b"])
     assert model.output_shape == (None, 2)
@@ -175,6 +247,43 @@ data = np.load(sys.argv[2])
 model.fit(data["x"], data["y"], batch_size=50, shuffle=False, epochs=2, verbose=0)
 np.savez(sys.argv[3], *[v.numpy() for v in [*model.weights, *model.optimizer.variables]])
 """
+
+
+@keras.saving.register_keras_serializable("tests")
+class Unit(keras.layers.Layer):
+    """A layer of layers, whose inner flags Keras forgets."""
+
+    def __init__(self, units, **kwargs):
+        super().__init__(**kwargs)
+        self.units = units
+        self.dense = keras.layers.Dense(units)
+        self.norm = keras.layers.BatchNormalization()
+
+    def build(self, shape):
+        self.dense.build(shape)
+        self.norm.build((*shape[:-1], self.units))
+
+    def call(self, x):
+        return self.norm(self.dense(x))
+
+    def get_config(self):
+        return {**super().get_config(), "units": self.units}
+
+
+@pytest.mark.parametrize("trainable", ["head", 1, "all"])
+@pytest.mark.parametrize("finetuned", [False, True])
+def test_flags_inside_layers_survive_saving(digits, tmp_path, trainable, finetuned):
+    layers = [Unit(12, name="low"), keras.layers.ReLU(), Unit(8, name="high")]
+    model = lp.transfer_model(keras.Sequential([keras.Input((64,)), *layers]), 10,
+                              trainable=trainable)  # fmt: skip
+    if finetuned:
+        model = lp.finetune_model(model, trainable=trainable, learning_rate=1e-2)
+    model.fit(*digits, verbose=0)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    for each in (model, loaded):
+        each.fit(*digits, shuffle=False, epochs=2, verbose=0)
+    assert_same(snapshot(model), snapshot(loaded))
 
 
 @pytest.mark.parametrize("kind", ["finetune", "transfer", "multitask"])

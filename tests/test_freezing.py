@@ -18,7 +18,6 @@ def trained_layers(model):
 
 def test_frozen_means_bit_equal_weights_and_statistics(convnet, pictures):
     backbone = convnet()
-    backbone.compile("sgd", "mse")
     model = lp.transfer_model(backbone, 10)
     before = snapshot(backbone)
     history = model.fit(*pictures, epochs=3, verbose=0)
@@ -113,3 +112,15 @@ def test_partial_freezing_survives_saving(convnet, tmp_path):
     loaded = keras.models.load_model(tmp_path / "model.keras")
     assert trained_layers(loaded) == trained_layers(model) == ["block2_conv"]
     assert len(loaded.non_trainable_variables) == len(model.non_trainable_variables)
+
+
+@pytest.mark.parametrize("trainable", ["head", "all"])
+def test_flags_that_were_set_inside_before_do_not_matter(convnet, trainable):
+    """`layer.trainable = value` alone reaches nothing inside where it has that value already."""
+    inner = convnet()
+    backbone = keras.Sequential([inner, keras.layers.Flatten()])
+    inner.get_layer("block1_conv").trainable = trainable == "head"
+    backbone._trainable = trainable == "all"
+    model = lp.transfer_model(backbone, 10, trainable=trainable)
+    kernels = 2 if trainable == "all" else 0
+    assert len(model.trainable_variables) == 2 * kernels + 2

@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 import keras_lp as lp
+from keras_lp.tasks import tasks as lp_tasks
 
 nan = float("nan")
 
@@ -195,6 +196,71 @@ def test_a_checked_dataset_trains_as_the_arrays_do(mlp, digits):
 def test_fit_refuses_labels_that_no_task_owns(two_heads, y, message):
     with pytest.raises(ValueError, match=message):
         two_heads.fit(np.zeros((5, 64)), y, verbose=0)
+
+
+@pytest.mark.parametrize("call", ["fit", "evaluate", "train_on_batch", "dataset", "generator"])
+@pytest.mark.parametrize(
+    ("y", "message"), [(None, "y=None|pairs"), ({"zebr": np.zeros(5)}, "Did you mean 'zebra'")]
+)
+def test_no_labels_or_misnamed_ones_are_refused_everywhere(two_heads, call, y, message):
+    x = np.zeros((5, 64), "float32")
+    data = x if y is None else (x, y)
+    calls = {
+        "fit": lambda: two_heads.fit(x, y, verbose=0),
+        "evaluate": lambda: two_heads.evaluate(x, y, verbose=0),
+        "train_on_batch": lambda: two_heads.train_on_batch(x, y),
+        "dataset": lambda: two_heads.fit(
+            tf.data.Dataset.from_tensors(data), shuffle=False, verbose=0
+        ),
+        "generator": lambda: two_heads.fit(
+            (item for item in [(x,) if y is None else data]), verbose=0
+        ),
+    }
+    with pytest.raises(ValueError, match=message):
+        calls[call]()
+
+
+def test_labels_of_one_output_are_an_array(mlp, digits):
+    model = lp.transfer_model(mlp(), 10)
+    with pytest.raises(ValueError, match="an array"):
+        model.fit(digits[0], {"predictions": digits[1]}, verbose=0)
+    with pytest.raises(ValueError, match="labels"):
+        model.fit(digits[0], verbose=0)
+    with pytest.raises(ValueError, match="a dict by task"):
+        lp.multitask_model(mlp(), {"a": 10}).fit(*digits, verbose=0)
+
+
+@pytest.mark.parametrize(("units", "shape"), [(1, (200, 3)), (2, (200,)), (2, (200, 3))])
+def test_labels_of_another_shape_are_refused(mlp, digits, units, shape):
+    model = lp.transfer_model(mlp(), lp.Regression(units))
+    with pytest.raises(ValueError, match="must have the shape"):
+        model.fit(digits[0], np.zeros(shape), verbose=0)
+
+
+def test_strings_in_a_dataset_are_refused(mlp, digits):
+    dataset = tf.data.Dataset.from_tensor_slices((digits[0], ["cat"] * 200)).batch(20)
+    with pytest.raises((TypeError, tf.errors.OpError), match="must be numbers"):
+        lp.transfer_model(mlp(), 10).fit(dataset, verbose=0)
+
+
+def test_positional_validation_data_are_checked(mlp, digits):
+    model = lp.transfer_model(mlp(), 10)
+    bad = (digits[0], digits[1] + 5)
+    with pytest.raises(ValueError, match="class numbers"):
+        model.fit(*digits, 32, 1, 0, None, 0.0, bad)
+
+
+def test_the_loss_shown_is_the_loss_trained(mlp, digits):
+    x, y = digits
+    model = lp.multitask_model(mlp(), {"a": 10, "b": 10})
+    weighted = {name: task.metrics() for name, task in lp_tasks(model).items()}
+    model.compile("sgd", model.loss, loss_weights={"a": 0.0, "b": 0.5}, weighted_metrics=weighted)
+    logs = model.evaluate(x, {"a": y, "b": 9 - y}, verbose=0, return_dict=True)
+    assert logs["loss"] == pytest.approx(0.5 * logs["b_loss"], rel=1e-5)
+    single = lp.transfer_model(mlp(), 10)
+    single.compile("sgd", "mse", weighted_metrics=lp.Classification(10).metrics())
+    loss = single.evaluate(x, y, verbose=0, return_dict=True)["loss"]
+    assert loss == pytest.approx(float(np.mean((y[:, None] - single(x)) ** 2)), rel=1e-4)
 
 
 def test_fit_refuses_flags_changed_since_compile(mlp, digits):

@@ -1,5 +1,7 @@
 """Exported files, run in the LiteRT runtime."""
 
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
@@ -27,8 +29,7 @@ def test_the_file_gives_kerass_probabilities(trained, digits, tmp_path):
     report = lp.export_tflite(trained, path)
     logits = trained.predict(digits[0][:20], verbose=0)
     expected = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-    (name,) = [tensor.name for tensor in trained.inputs]
-    rows = [run(path, **{name: x[None]})["predictions"][0] for x in digits[0][:20]]
+    rows = [run(path, input=x[None])["predictions"][0] for x in digits[0][:20]]
     np.testing.assert_allclose(rows, expected, atol=1e-5)
     assert report.size == path.stat().st_size
     assert report.max_difference < 1e-4
@@ -53,7 +54,7 @@ def test_several_tasks_keep_their_names_and_activations(mlp, digits, tmp_path):
     report = lp.export_tflite(model, tmp_path / "m.tflite")
     assert report.outputs == {"zebra": (1, 4), "ant": (1, 4), "tags": (1, 3), "value": (1, 2)}
     x = digits[0][:1]
-    outputs = run(tmp_path / "m.tflite", **{model.inputs[0].name: x})
+    outputs = run(tmp_path / "m.tflite", input=x)
     raw = {name: np.asarray(value) for name, value in model(x).items()}
     for name in ("zebra", "ant"):
         softmax = np.exp(raw[name]) / np.exp(raw[name]).sum()
@@ -101,13 +102,42 @@ def test_a_recurrent_model_needs_no_flex_operations(tmp_path):
 
 
 def test_a_plain_keras_model_is_exported_as_it_is(tmp_path):
-    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, name="out")])
+    inputs = keras.Input((3,), name="x")
+    classes = keras.layers.Dense(4, activation="softmax", name="classes")(inputs)
+    values = keras.layers.Dense(2, name="values")(inputs)
+    model = keras.Model(inputs, [classes, values, values])
     report = lp.export_tflite(model, tmp_path / "m.tflite")
+    assert report.outputs == {"classes": (1, 4), "values": (1, 2), "values_2": (1, 2)}
+    assert report.top1_agreement == 1.0
     x = np.array([[1.0, 2.0, 3.0]], "float32")
-    (name,) = report.outputs
+    outputs = run(tmp_path / "m.tflite", x=x)
+    for name, expected in zip(report.outputs, model(x), strict=True):
+        np.testing.assert_allclose(outputs[name], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("wrap", ["softmax", "list", "dict"])
+def test_a_model_around_ours_gives_what_keras_gives(mlp, digits, tmp_path, wrap):
+    """A softmax is added to the logits of a head, and only where they are the output."""
+    inner = lp.transfer_model(mlp(), 3)
+    if wrap == "softmax":
+        model = keras.Model(inner.input, keras.layers.Softmax(name="p")(inner.output))
+    elif wrap == "list":
+        model = keras.Model(inner.input, [inner.output, inner.get_layer("mlp").output])
+    else:
+        model = keras.Model(inner.input, {"p": inner.output})
+    lp.export_tflite(model, tmp_path / "m.tflite")
+    x = digits[0][:1]
+    outputs = run(tmp_path / "m.tflite", input=x)
+    logits = np.asarray(inner(x), "float64")
+    expected = np.exp(logits) / np.exp(logits).sum()
     np.testing.assert_allclose(
-        run(tmp_path / "m.tflite", **{model.inputs[0].name: x})[name], model(x), atol=1e-6
+        outputs["p" if wrap != "list" else "predictions"], expected, atol=1e-6
     )
+
+
+def test_a_regression_has_no_top1(mlp, tmp_path):
+    model = lp.transfer_model(mlp(), lp.Regression(3))
+    assert lp.export_tflite(model, tmp_path / "m.tflite").top1_agreement is None
 
 
 def test_outputs_that_do_not_vary_prove_nothing(mlp, tmp_path):
@@ -131,12 +161,20 @@ def test_an_operation_outside_the_builtin_ones_is_refused_and_leaves_no_file(tmp
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_failed_write_leaves_the_old_file(trained, tmp_path, monkeypatch):
+@pytest.mark.parametrize("fails", ["comparison", "write"])
+def test_a_failure_leaves_the_old_file(trained, tmp_path, monkeypatch, fails):
     path = tmp_path / "m.tflite"
     lp.export_tflite(trained, path)
     before = path.read_bytes()
-    monkeypatch.setattr(export_module, "_run", lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    if fails == "comparison":
+        monkeypatch.setattr(export_module, "_run", fail)
+    else:
+        monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
         lp.export_tflite(trained, path, quantization="float16")
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
@@ -158,8 +196,13 @@ def test_wrong_exports_are_refused(mlp, tmp_path):
         mixed = lp.transfer_model(mlp(), 3)
     finally:
         keras.config.set_dtype_policy("float32")
-    with pytest.raises(ValueError, match="mixed_bfloat16"):
+    with pytest.raises(ValueError, match="bfloat16"):
         lp.export_tflite(mixed, tmp_path / "m.tflite")
+    with pytest.raises(ValueError, match="the folder"):
+        lp.export_tflite(model, tmp_path)
+    inputs = keras.Input((3,), name="my input")
+    with pytest.raises(ValueError, match="'my input'"):
+        lp.export_tflite(keras.Model(inputs, keras.layers.Dense(2)(inputs)), tmp_path / "m.tflite")
 
 
 def test_without_the_runtime_the_error_says_what_to_install(trained, tmp_path, monkeypatch):

@@ -24,6 +24,7 @@ from keras_lp import checks
 from keras_lp.federated import tff_model, tff_runtime
 from keras_lp.federated.clients import Clients, client_arrays
 from keras_lp.model import make_optimizer
+from keras_lp.tasks import tasks
 
 
 class FederatedAveraging:
@@ -42,19 +43,21 @@ class FederatedAveraging:
         local_epochs: passes over a client's own data in a round. Defaults to 1.
         batch_size: examples in a local step; None takes all of a client's at once. Defaults to
             20.
-        server_optimizer: a Keras optimizer, or the name of one, that applies the mean update as
-            its gradient. Defaults to None: the mean update itself, SGD of rate 1.
-        seed: seed of the sampling, the local shuffles and Dropout. Defaults to 0.
+        server_optimizer: a Keras optimizer, or the name of one (`"sgd"` with rate 1, others with
+            1e-3), that applies the mean update as its gradient. Defaults to None: the mean update
+            itself, SGD of rate 1.
+        seed: seed of the sampling, the local shuffles and Dropout, 0 or more. Defaults to 0.
 
     Raises:
         ValueError: a model that is not compiled; BatchNormalization that trains (its statistics
-            are not averaged); optimizer settings that a client cannot keep; numbers below 1.
+            are not averaged); an optimizer that a client cannot keep (Nadam, EMA, gradient
+            accumulation, loss scaling); a `train_step` of the model's own; numbers below 1.
         TypeError: anything else than a Keras model.
         ImportError: from `fit`, where TensorFlow Federated is not installed; the message says
             how to install it.
 
-    The optimizer's state, such as momentum, starts afresh in every client and round, and so does
-    a schedule of its rate.
+    The client's optimizer starts afresh in every client and round: its state, such as momentum,
+    and a schedule of its rate. Callbacks that set the rate act from the next round on.
 
     Example:
 
@@ -80,11 +83,13 @@ class FederatedAveraging:
         checks.check_positive("local_epochs", local_epochs, integer=True)
         if batch_size is not None:
             checks.check_positive("batch_size", batch_size, integer=True)
+        if not isinstance(seed, (int, np.integer)) or seed < 0:
+            raise ValueError(f"`seed` must be an integer of 0 or more. Received: seed={seed!r}.")
         _check_model(model)
         self.model = model
         self.clients_per_round = clients_per_round
         self.local_epochs = local_epochs
-        self.batch_size = batch_size
+        self.batch_size = None if batch_size is None else int(batch_size)
         self.server_optimizer = _server_optimizer(server_optimizer)
         self.seed = seed
         self.rounds_done = 0
@@ -113,9 +118,9 @@ class FederatedAveraging:
             clients: a mapping from a client's id to its `(x, y)` arrays, or to an unbatched
                 `tf.data.Dataset` of such pairs.
             rounds: how many rounds to run.
-            validation_data: `(x, y)` arrays or a batched `tf.data.Dataset`, evaluated centrally
-                after each round. Defaults to None.
-            callbacks: Keras callbacks; an epoch is a round. Defaults to None.
+            validation_data: `(x, y)` or `(x, y, sample_weight)` arrays, or a batched
+                `tf.data.Dataset`, evaluated centrally after each round. Defaults to None.
+            callbacks: a Keras callback or a list of them; an epoch is a round. Defaults to None.
             verbose: 0 is silent, `"auto"` and 1 print a line a round. Defaults to `"auto"`.
 
         Returns:
@@ -126,17 +131,19 @@ class FederatedAveraging:
         Raises:
             ValueError: no client, more clients a round than there are, a client without
                 examples or with bad ones, a model changed since `compile`.
+            TypeError: clients that are not a mapping, or data that are not pairs.
             ImportError: TensorFlow Federated is not installed.
         """
         checks.check_positive("rounds", rounds, integer=True)
         checks.check_trainable_unchanged(self.model)
         _check_model(self.model)
         data = self._check_clients(clients)
+        validate = _validation(self.model, validation_data)
         self._prepare(tff_runtime.load_tff(), data)
 
         first = self.rounds_done
         history = keras.callbacks.CallbackList(
-            list(callbacks or []),
+            [callbacks] if isinstance(callbacks, keras.callbacks.Callback) else callbacks,
             add_history=True,
             add_progbar=False,
             model=self.model,
@@ -151,8 +158,7 @@ class FederatedAveraging:
             start = time.perf_counter()
             history.on_epoch_begin(number)
             logs = self._round(data)
-            if validation_data is not None:
-                logs.update(self._validate(validation_data))
+            logs.update(validate())
             if verbose:
                 _print_round(number + 1, first + rounds, time.perf_counter() - start, logs)
             history.on_epoch_end(number, logs)
@@ -193,11 +199,9 @@ class FederatedAveraging:
         self.model.reset_metrics()
         tff_model.write_frozen(self.model, self._frozen_dir)
         spec = tff_model.element_spec(x, y)
-        key = (
-            repr(spec),
-            self.model.optimizer,
-            [id(variable) for variable in self.model.trainable_variables],
-        )
+        trainable = [id(variable) for variable in self.model.trainable_variables]
+        compiled = self.model._compile_config  # a new object with each `compile`
+        key = (repr(spec), trainable, compiled, self.local_epochs, self.batch_size)
         if key == self._process_key:
             return
         self._process = tff_model.build_process(
@@ -209,17 +213,28 @@ class FederatedAveraging:
             batch_size=self.batch_size,
             server_optimizer=self.server_optimizer,
         )
-        self._process_key = key
-        self._state = self._process.initialize()
+        state = self._process.initialize()
+        if self._process_key is not None and trainable == self._process_key[1]:
+            state = state._replace(finalizer=self._state.finalizer)  # the server optimizer's
+        self._process_key, self._state = key, state
 
     def _round(self, data: Mapping[str, tuple[Any, Any]]) -> dict[str, Any]:
+        if self.model._compile_config is not self._process_key[2]:
+            raise ValueError(
+                "A model must stay as it is compiled while `fit` runs. Received: model "
+                f"{self.model.name!r}, recompiled since round {self.rounds_done}, perhaps by a "
+                "callback. Recompile between two calls of `fit`."
+            )
         rng = np.random.default_rng((self.seed, self.rounds_done))
         count = self.clients_per_round or len(data)
         sampled = [list(data)[i] for i in np.sort(rng.choice(len(data), count, replace=False))]
         seeds = rng.integers(2**31 - 1, size=(count, 2), dtype=np.int32)
+        rate = np.float32(self.model.optimizer.learning_rate)
         datasets = [
             tf.data.Dataset.from_tensors(
-                collections.OrderedDict(x=data[name][0], y=data[name][1], seed=seed)
+                collections.OrderedDict(
+                    x=data[name][0], y=data[name][1], seed=seed, learning_rate=rate
+                )
             )
             for name, seed in zip(sampled, seeds, strict=True)
         ]
@@ -235,12 +250,23 @@ class FederatedAveraging:
         logs = tff_model.metric_results(self.model, output.metrics["client_work"])
         return {**logs, "clients": count, "bytes_up": sent, "bytes_down": sent}
 
-    def _validate(self, validation_data: Any) -> dict[str, float]:
-        if isinstance(validation_data, (tuple, list)):
-            results = self.model.evaluate(*validation_data, verbose=0, return_dict=True)
-        else:
-            results = self.model.evaluate(validation_data, verbose=0, return_dict=True)
+
+def _validation(model: keras.Model, data: Any) -> Any:
+    """Checks the validation data and returns what evaluates the model on them."""
+    if data is None:
+        return dict
+    if isinstance(data, tf.data.Dataset):
+        arguments = {"x": checks.checked_dataset(tasks(model), data)}
+    else:
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        checks.check_examples(tasks(model), x, y, " of validation_data")
+        arguments = {"x": x, "y": y, "sample_weight": sample_weight}
+
+    def validate() -> dict[str, float]:
+        results = model.evaluate(**arguments, verbose=0, return_dict=True)
         return {f"val_{name}": value for name, value in results.items()}
+
+    return validate
 
 
 def _check_model(model: Any) -> None:
@@ -253,6 +279,18 @@ def _check_model(model: Any) -> None:
             "FederatedAveraging takes a built model that is compiled with a loss. Received: model "
             f"{model.name!r}, which is not. Use a builder such as lp.transfer_model, or call "
             "model.compile(optimizer, loss)."
+        )
+    if not getattr(model, "inputs", None) or any(t.shape[0] is not None for t in model.inputs):
+        raise ValueError(
+            "FederatedAveraging takes a Functional or Sequential model with a free batch size. "
+            f"Received: model {model.name!r} of type {type(model).__name__}"
+            f"{' with a fixed one' if getattr(model, 'inputs', None) else ''}."
+        )
+    if type(model).train_step is not keras.Model.train_step:
+        raise ValueError(
+            "Clients train as Keras does by itself. Received: model "
+            f"{model.name!r} of type {type(model).__name__} with a `train_step` of its own, which "
+            "they would leave aside."
         )
     if not model.trainable_variables:
         raise ValueError(
@@ -277,6 +315,11 @@ def _check_model(model: Any) -> None:
             "Clients train in float32 or bfloat16. Received: a model compiled under "
             "mixed_float16. Build it under keras.config.set_dtype_policy('float32')."
         )
+    if isinstance(optimizer, keras.optimizers.Nadam):
+        raise ValueError(
+            "Clients cannot run Nadam, which keeps state outside its variables. Received: a model "
+            f"compiled with {type(optimizer).__name__}. Use Adam or AdamW."
+        )
     if optimizer.use_ema or optimizer.gradient_accumulation_steps:
         raise ValueError(
             "The client's optimizer starts afresh every round, so it can neither average weights "
@@ -290,7 +333,7 @@ def _check_model(model: Any) -> None:
 def _server_optimizer(optimizer: Any) -> keras.optimizers.Optimizer:
     if optimizer is None:
         return keras.optimizers.SGD(1.0)
-    return make_optimizer(optimizer, 1e-3)
+    return make_optimizer(optimizer, 1.0 if optimizer == "sgd" else 1e-3)
 
 
 def _print_round(number: int, rounds: int, seconds: float, logs: Mapping[str, Any]) -> None:

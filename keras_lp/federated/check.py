@@ -29,7 +29,11 @@ def main() -> int:
             print(f"  {command}")
         return 1
     start = time.perf_counter()
-    change = _one_round()
+    try:
+        change = _one_round()
+    except Exception as error:  # whatever it is, the user is here to read it
+        print(f"Installed, but a round failed: {type(error).__name__}: {error}")
+        return 1
     print(
         f"One federated round over 2 clients ran in {time.perf_counter() - start:.1f} s and moved "
         f"the weights by {change:.3f}. Federated learning works here."

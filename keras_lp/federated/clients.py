@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_lp import checks
+from keras_lp.model import input_structure
 from keras_lp.tasks import Classification, Task, tasks
 
 Clients = Mapping[str, Any]
@@ -33,8 +35,9 @@ def partition(
         A dict from `"client_0"`, `"client_1"`, ... to `(x, y)` arrays.
 
     Raises:
-        ValueError: more clients than examples, `alpha` of 0 or less, or labels that are not
-            class numbers where `alpha` is given.
+        ValueError: more clients than examples, `alpha` of 0 or less, labels that are not class
+            numbers where `alpha` is given, or a batched data set.
+        TypeError: data that are not pairs.
 
     Example:
 
@@ -46,7 +49,7 @@ def partition(
     Reference: label skew after Hsu, Qi and Brown, 2019 (arXiv:1909.06335).
     """
     x, y = _as_arrays(data, "partition")
-    examples = len(tf.nest.flatten(x)[0])
+    examples = _examples(x, y, "")
     checks.check_positive("clients", clients, integer=True)
     if clients > examples:
         raise ValueError(
@@ -79,19 +82,23 @@ def client_arrays(model: keras.Model, client: str, data: Any) -> tuple[Any, Any]
     Raises:
         ValueError: an empty client, a batched data set, inputs that are not finite or not of the
             model's shape, labels outside the classes.
+        TypeError: data that are not pairs.
     """
     where = f" of client {client!r}"
     x, y = _as_arrays(data, f"client {client!r}")
-    flat = tf.nest.flatten(x)
-    sizes = {len(array) for array in tf.nest.flatten((x, y))}
-    if 0 in sizes:
+    examples = _examples(x, y, where)
+    if not examples:
         raise ValueError(
             f"A client needs at least one example. Received: no example{where}. Leave it out."
         )
-    if len(sizes) > 1:
+    structure = input_structure(model)
+    expected = sorted(structure) if isinstance(structure, Mapping) else len(model.inputs)
+    flat = tf.nest.flatten(x)
+    given = sorted(x) if isinstance(x, Mapping) else len(flat)
+    if expected != given:
         raise ValueError(
-            "A client has as many labels as inputs. Received: arrays of the lengths "
-            f"{sorted(sizes)}{where}."
+            "Inputs must have the model's structure, a dict of the names or as many arrays: "
+            f"{expected}. Received: x{where} with {given}."
         )
     for array, tensor in zip(flat, model.inputs, strict=True):
         expected = tuple(tensor.shape[1:])
@@ -107,11 +114,17 @@ def client_arrays(model: keras.Model, client: str, data: Any) -> tuple[Any, Any]
             )
     known = tasks(model)
     checks.check_examples(known, x, y, where)
-    if isinstance(y, Mapping):
+    if known and isinstance(model.output, Mapping):
+        checks.check_label_names(known, y, where)
         y = {
-            name: _labels(task, y.get(name), (len(flat[0]), *model.output[name].shape[1:]))
-            for name, task in known.items()
+            name: _labels(task, y.get(name), (examples, *model.output[name].shape[1:]))
+            for name, task in sorted(known.items())
         }
+    elif known and isinstance(y, Mapping):
+        raise ValueError(
+            f"This model has one output, so its labels are an array. Received: y{where} with the "
+            f"keys {list(y)}."
+        )
     return x, y
 
 
@@ -149,25 +162,55 @@ def _dirichlet(
     return [np.sort(part) for part in parts]
 
 
+def _examples(x: Any, y: Any, where: str) -> int:
+    sizes = {len(array) for array in tf.nest.flatten((x, y))}
+    if len(sizes) > 1:
+        raise ValueError(
+            "There must be as many labels as inputs. Received: arrays of the lengths "
+            f"{sorted(sizes)}{where}."
+        )
+    return sizes.pop()
+
+
 def _as_arrays(data: Any, what: str) -> tuple[Any, Any]:
     if isinstance(data, tf.data.Dataset):
-        spec = data.element_spec
-        if not (isinstance(spec, tuple) and len(spec) == 2):
-            raise ValueError(
-                f"The data set of {what} must yield pairs (x, y). Received: element_spec={spec}."
-            )
-        examples = list(data.as_numpy_iterator())
-        if not examples:
-            return tf.nest.map_structure(lambda s: np.zeros((0, *[d or 0 for d in s.shape])), spec)
-        return tf.nest.map_structure(lambda *leaves: np.stack(leaves), *examples)
+        return _from_dataset(data, what)
     if isinstance(data, (tuple, list)) and len(data) == 2:
-        return tuple(
-            {name: np.asarray(array) for name, array in part.items()}
-            if isinstance(part, Mapping)
-            else np.asarray(part)
-            for part in data
-        )
+        return _sorted_arrays(data[0]), _sorted_arrays(data[1])
     raise TypeError(
         f"The data of {what} must be a pair (x, y) of arrays or an unbatched tf.data.Dataset of "
         f"such pairs. Received: {type(data).__name__}."
     )
+
+
+def _sorted_arrays(part: Any) -> Any:
+    """Returns arrays; those of a dict in the order of its names, which TFF wants."""
+    if isinstance(part, Mapping):
+        return collections.OrderedDict((name, np.asarray(part[name])) for name in sorted(part))
+    if isinstance(part, (tuple, list)) and all(np.ndim(array) > 0 for array in part):
+        return tuple(np.asarray(array) for array in part)
+    return np.asarray(part)
+
+
+def _from_dataset(data: tf.data.Dataset, what: str) -> tuple[Any, Any]:
+    spec = data.element_spec
+    if not (isinstance(spec, tuple) and len(spec) == 2):
+        raise ValueError(
+            f"The data set of {what} must yield pairs (x, y). Received: element_spec={spec}."
+        )
+    if any(leaf.shape.rank and leaf.shape[0] is None for leaf in tf.nest.flatten(spec)):
+        raise ValueError(
+            f"The data set of {what} must yield single examples. Received: a batched data set, "
+            f"element_spec={spec}. Use `dataset.unbatch()`."
+        )
+    if data.cardinality() == tf.data.INFINITE_CARDINALITY:
+        raise ValueError(
+            f"The data set of {what} must end. Received: one that repeats without end. Drop "
+            "`repeat()`: `local_epochs` says how often a client sees its data."
+        )
+    examples = list(data.as_numpy_iterator())
+    if not examples:
+        empty = tf.nest.map_structure(lambda leaf: np.zeros((0, *leaf.shape)), spec)
+        return _sorted_arrays(empty[0]), _sorted_arrays(empty[1])
+    x, y = tf.nest.map_structure(lambda *leaves: np.stack(leaves), *examples)
+    return _sorted_arrays(x), _sorted_arrays(y)

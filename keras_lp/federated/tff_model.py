@@ -41,7 +41,7 @@ def build_process(
     Args:
         tff: the module.
         model: a compiled model whose metrics are built.
-        element_spec: `tf.TensorSpec`s of one client: an OrderedDict of `x`, `y` and `seed`.
+        element_spec: `tf.TensorSpec`s of one client, from `element_spec`.
         frozen_dir: where `write_frozen` has put the other weights.
         local_epochs: passes over a client's data in a round.
         batch_size: examples a local step; None takes all of a client's at once.
@@ -66,7 +66,7 @@ def build_process(
     def client_update(weights: Any, data: tf.data.Dataset) -> Any:
         start = tuple(weights.trainable)
         client = data.get_single_element()
-        trained, metrics = local_training(start, client["x"], client["y"], client["seed"])
+        trained, metrics = local_training(start, client)
         update = tuple(before - after for before, after in zip(start, trained, strict=True))
         examples = tf.cast(_count(client["x"]), tf.float32)
         return learning.templates.ClientResult(update, examples), metrics
@@ -106,27 +106,31 @@ def write_frozen(model: keras.Model, directory: Path) -> None:
         tf.io.write_file(str(directory / f"{i}.tensor"), tensor)
 
 
-def metric_results(model: keras.Model, metrics: Sequence[Any]) -> dict[str, float]:
+def metric_results(model: keras.Model, metrics: Sequence[Any]) -> dict[str, Any]:
     """Returns the model's logs for given values of its metrics' variables."""
     mapping = list(zip(model.metrics_variables, map(tf.convert_to_tensor, metrics), strict=True))
     with keras.StatelessScope(state_mapping=mapping):
-        return {name: float(value) for name, value in model.get_metrics_result().items()}
+        results = {name: np.asarray(value) for name, value in model.get_metrics_result().items()}
+    return {name: float(value) if value.ndim == 0 else value for name, value in results.items()}
 
 
 def _local_training(
     model: keras.Model, frozen_dir: Path, local_epochs: int, batch_size: int | None
 ) -> Any:
-    """Returns `(weights, x, y, seed) -> (weights, metrics)`: a client's work in one round.
+    """Returns `(weights, client) -> (weights, metrics)`: a client's work in one round.
 
-    The optimizer starts afresh. Examples are shuffled and Dropout draws by `seed`.
+    The optimizer starts afresh, at the round's learning rate. Examples are shuffled and Dropout
+    draws by the client's seed.
     """
     optimizer = stateless_optimizer(model.optimizer, model.trainable_variables)
     optimizer_start = [variable.numpy() for variable in optimizer.variables]
+    rate = [variable is optimizer._learning_rate for variable in optimizer.variables]
     metrics_start = [tf.zeros(v.shape, v.dtype).numpy() for v in model.metrics_variables]
     frozen, random = _frozen(model), _random_states(model)
 
     @tf.function
-    def train(weights: Tensors, x: Any, y: Any, seed: tf.Tensor) -> tuple[Tensors, Any]:
+    def train(weights: Tensors, client: Any) -> tuple[Tensors, Any]:
+        x, y, seed = client["x"], client["y"], client["seed"]
         examples = _count(x)
         batch = examples if batch_size is None else tf.constant(batch_size)
         steps = -(-examples // batch)
@@ -146,8 +150,10 @@ def _local_training(
                     *zip(random, states, strict=True),
                     *zip(model.metrics_variables, metrics, strict=True),
                 ]
-                with keras.StatelessScope(state_mapping=mapping) as scope:
+                with keras.StatelessScope(state_mapping=mapping, collect_losses=True) as scope:
+                    before = [scope.get_current_value(v) for v in frozen]
                     loss = _forward(model, xs, ys)
+                    _check_still(frozen, before, scope)
             gradients = [
                 tf.convert_to_tensor(gradient)  # sparse ones (embeddings) too
                 for gradient in tape.gradient(
@@ -162,7 +168,10 @@ def _local_training(
         state = (
             tf.constant(0),
             weights,
-            tuple(tf.constant(value) for value in optimizer_start),
+            tuple(
+                tf.cast(client["learning_rate"], value.dtype) if is_rate else tf.constant(value)
+                for value, is_rate in zip(optimizer_start, rate, strict=True)
+            ),
             _seeded(random, seed),
             tuple(tf.constant(value) for value in metrics_start),
         )
@@ -170,7 +179,29 @@ def _local_training(
         _, weights, _, _, metrics = tf.while_loop(lambda i, *_: i < total, step, state)
         return weights, metrics
 
-    return train
+    def call(*arguments: Any) -> Any:
+        # Layers may hold eager tensors (Normalization does); in TFF's graph they are constants.
+        specs = tf.nest.map_structure(lambda a: tf.TensorSpec(a.shape, a.dtype), arguments)
+        concrete = train.get_concrete_function(*specs)
+        captured = [tf.constant(tensor.numpy()) for tensor in concrete.captured_inputs]
+        return concrete._call_flat(tf.nest.flatten(arguments), captured)
+
+    return call
+
+
+def _check_still(frozen: Sequence[keras.Variable], before: Sequence[Any], scope: Any) -> None:
+    """Refuses state that changes in training but is neither averaged nor a seed."""
+    changed = [
+        variable.path
+        for variable, value in zip(frozen, before, strict=True)
+        if scope.get_current_value(variable) is not value
+    ]
+    if changed:
+        raise ValueError(
+            "Clients can train weights only: other state that changes in training would be lost "
+            f"with each client. Received: a model that changes {changed[:5]}. Freeze or replace "
+            "the layers that hold it (stateful recurrence, SpectralNormalization, ...)."
+        )
 
 
 def _forward(model: keras.Model, x: Any, y: Any) -> tf.Tensor:
@@ -200,6 +231,9 @@ def stateless_optimizer(
         if not name.startswith("__")
     }
     twin = type(cls.__name__, (cls,), plain).from_config(optimizer.get_config())
+    if optimizer.weight_decay is not None:  # what is excluded from it is not in the config
+        decays = optimizer._use_weight_decay
+        twin.exclude_from_weight_decay(var_list=[v for v in variables if not decays(v)])
     twin.build(list(variables))
     return twin
 
@@ -257,7 +291,10 @@ def _count(x: Any) -> tf.Tensor:
 
 
 def element_spec(x: Any, y: Any) -> Any:
-    """Returns the specs of one client's element for its arrays."""
+    """Returns the specs of one client's element for its arrays.
+
+    An OrderedDict of `x` and `y`, the client's `seed` and the round's `learning_rate`.
+    """
 
     def spec(array: Any) -> tf.TensorSpec:
         return tf.TensorSpec((None, *array.shape[1:]), array.dtype)
@@ -266,4 +303,5 @@ def element_spec(x: Any, y: Any) -> Any:
         x=tf.nest.map_structure(spec, x),
         y=tf.nest.map_structure(spec, y),
         seed=tf.TensorSpec((2,), tf.int32),
+        learning_rate=tf.TensorSpec((), tf.float32),
     )

@@ -9,17 +9,23 @@ from __future__ import annotations
 import atexit
 import functools
 import importlib
+import importlib.machinery
 import importlib.metadata
 import importlib.util
 import platform
+import shlex
 import subprocess
 import sys
+import threading
 import time
 import types
 from pathlib import Path
 from typing import Any
 
 REQUIREMENTS = Path(__file__).with_name("requirements-tff.txt")
+
+# Several threads may train at once: one imports TFF and starts the worker.
+_LOCK = threading.RLock()
 
 # What TFF needs at run time, as modules; the extra `federated` installs them.
 _RUNTIME_MODULES = (
@@ -44,13 +50,16 @@ def install_commands() -> list[str]:
     """Returns the shell commands that install what is missing, for this interpreter."""
     missing = missing_modules()
     commands = []
-    pip = f"{sys.executable} -m pip install"
+    python = shlex.quote(sys.executable)
+    pip = f"{python} -m pip install"
     if missing and not _has_pip():
-        commands.append(f"{sys.executable} -m ensurepip")
+        commands.append(f"{python} -m ensurepip")
     if set(missing) & set(_RUNTIME_MODULES):
         commands.append(f"{pip} 'keras_lp[federated]'")
     if set(missing) & set(_TFF_MODULES):
-        commands.append(f"{pip} --no-deps --ignore-requires-python -r {REQUIREMENTS}")
+        commands.append(
+            f"{pip} --no-deps --ignore-requires-python -r {shlex.quote(str(REQUIREMENTS))}"
+        )
     return commands
 
 
@@ -81,8 +90,9 @@ def load_tff() -> Any:
         )
     if reason is not None:
         raise ImportError(reason)
-    tff = _import_tff()
-    tff.framework.set_default_context(_execution_context())
+    with _LOCK:
+        tff = _import_tff()
+        tff.framework.set_default_context(_execution_context())
     return tff
 
 
@@ -147,10 +157,11 @@ class Worker:
 
     def stub(self) -> Any:
         """Returns the connection to a running worker."""
-        if self._stub is None or not self._stub.is_ready:
-            self.end()
-            self._start()
-        return self._stub
+        with _LOCK:
+            if self._stub is None or not self._stub.is_ready:
+                self.end()
+                self._start()
+            return self._stub
 
     def end(self) -> None:
         """Kills the process, if it runs."""
@@ -266,6 +277,7 @@ def _import_dp_queries() -> None:
 
 def _placeholder(name: str, **attributes: Any) -> types.ModuleType:
     module = types.ModuleType(name)
+    module.__spec__ = importlib.machinery.ModuleSpec(name, None)  # `find_spec` wants one
     vars(module).update(attributes)
     sys.modules[name] = module
     return module

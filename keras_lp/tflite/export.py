@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ import numpy as np
 import tensorflow as tf
 
 from keras_lp import checks
-from keras_lp.tasks import heads, tasks
+from keras_lp.model import input_structure
+from keras_lp.tasks import Head
 
 _EXAMPLES = 64  # generated inputs of the comparison
 
@@ -28,7 +30,7 @@ class ExportReport:
         size: bytes of the file.
         max_difference: largest absolute difference of any output between LiteRT and Keras.
         top1_agreement: share of the inputs for which both give the same most probable class, the
-            least over the tasks; None where no output is a classification.
+            least over the classifying outputs; None where there is none.
         outputs_vary: whether Keras's outputs differ between the inputs. If not, the comparison
             proves nothing.
         outputs: the names of the outputs in the file's signature, with their shapes.
@@ -64,8 +66,9 @@ def export_tflite(
     """Writes a model as a `.tflite` file that any LiteRT runtime runs, one example at a time.
 
     Classification outputs are probabilities (softmax), MultiLabel outputs too (sigmoid), and
-    Regression outputs values. The signature names inputs and outputs as the model does. The file
-    is run in LiteRT and compared with Keras on generated inputs before it is put in place.
+    Regression outputs values; a model that keras_lp did not build is exported as it is. The
+    signature names outputs as the model does, and inputs too (`input` where they have no name). The
+    file is run in LiteRT and compared with Keras on generated inputs before it is put in place.
 
     Args:
         model: a built Keras model in float32; one from a builder knows its tasks.
@@ -78,7 +81,8 @@ def export_tflite(
 
     Raises:
         ValueError: an unknown quantization; a model that is not built or not in float32; an
-            operation outside LiteRT's builtin ones. No file is left then.
+            operation outside LiteRT's builtin ones; a path that is a folder. No file is left.
+        TypeError: anything else than a Keras model.
         ImportError: `ai-edge-litert` is not installed.
 
     Example:
@@ -90,13 +94,18 @@ def export_tflite(
     """
     checks.check_choice("quantization", quantization, [None, "dynamic", "float16"])
     _check_model(model)
+    path = Path(path).expanduser()
+    if path.is_dir():
+        raise ValueError(f"`path` must be a file to write. Received: the folder {path}.")
+    path.parent.mkdir(parents=True, exist_ok=True)
     content = _convert(model, quantization)
     report = _compare(model, content, str(path), quantization)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(content)
-    partial.replace(path)
+    try:
+        partial.write_bytes(content)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
     return report
 
 
@@ -109,14 +118,20 @@ def _check_model(model: Any) -> None:
             f"{model.name!r} of type {type(model).__name__}, which does not. Build it as a "
             "Functional or Sequential model."
         )
-    policies = {layer.dtype_policy.name for layer in model._flatten_layers()}
-    if any(policy.startswith("mixed") for policy in policies):
+    types = {layer.compute_dtype for layer in model._flatten_layers()} - {"float32", None}
+    if types & {"float16", "bfloat16", "float64"}:
         raise ValueError(
-            "export_tflite takes a model in float32. Received: layers with the policies "
-            f"{sorted(policies)}. Build it again under "
-            "keras.config.set_dtype_policy('float32') and copy the weights with "
-            "`set_weights(model.get_weights())`."
+            "export_tflite takes a model in float32. Received: layers that compute in "
+            f"{sorted(types)}. Build it again under keras.config.set_dtype_policy('float32') and "
+            "copy the weights with `set_weights(model.get_weights())`."
         )
+    names = [*_input_names(model), *(output.name for output in _outputs(model))]
+    for name in names:
+        if not re.fullmatch(r"[A-Za-z0-9_.]+", name):
+            raise ValueError(
+                "Inputs and outputs of a .tflite file have names of letters, digits, dots and "
+                f"underscores. Received: {name!r}. Build the model with other names."
+            )
     for tensor in model.inputs:
         if None in tensor.shape[1:]:
             raise ValueError(
@@ -131,14 +146,19 @@ def _convert(model: keras.Model, quantization: str | None) -> bytes:
     # succeeds and leaves the weights out.
     module = tf.Module()
     module.held = [variable.value for variable in model.variables]
-    signature = {
-        tensor.name: tf.TensorSpec((1, *tensor.shape[1:]), tensor.dtype, tensor.name)
-        for tensor in model.inputs
-    }
+    specs = [
+        tf.TensorSpec((1, *tensor.shape[1:]), tensor.dtype, name)
+        for name, tensor in zip(_input_names(model), model.inputs, strict=True)
+    ]
+    outputs = _outputs(model)
 
-    @tf.function(input_signature=list(signature.values()))
+    @tf.function(input_signature=specs)
     def serve(*tensors: tf.Tensor) -> dict[str, tf.Tensor]:
-        return _named_outputs(model, dict(zip(signature, tensors, strict=True)))
+        raw = _call(model, tensors)
+        return {
+            output.name: keras.activations.get(output.activation)(value)
+            for output, value in zip(outputs, raw, strict=True)
+        }
 
     module.serve = serve
     converter = tf.lite.TFLiteConverter.from_concrete_functions(
@@ -153,43 +173,85 @@ def _convert(model: keras.Model, quantization: str | None) -> bytes:
         return converter.convert()
     except Exception as error:
         raise ValueError(
-            "A model for the phone must consist of LiteRT's builtin operations. Received: model "
-            f"{model.name!r}, of which the converter says: {error}"
+            "The converter must accept a model for the phone, whose operations are LiteRT's "
+            f"builtin operations only. Received: model {model.name!r}, of which it says: {error}"
         ) from error
 
 
-def _named_outputs(model: keras.Model, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Calls the model on inputs by name; returns probabilities and values by output name."""
-    flat = [inputs[tensor.name] for tensor in model.inputs]
-    packed = flat[0] if len(flat) == 1 else keras.tree.pack_sequence_as(model.input, flat)
-    outputs = model(packed, training=False)
-    if not isinstance(outputs, Mapping):
-        flat_outputs = keras.tree.flatten(outputs)
-        outputs = dict(zip(_output_names(model), flat_outputs, strict=True))
-    known = tasks(model)
-    return {
-        name: keras.activations.get(known[name].activation)(output) if name in known else output
-        for name, output in outputs.items()
-    }
+@dataclasses.dataclass(frozen=True)
+class _Output:
+    name: str
+    activation: str  # what the export adds
+    is_classes: bool  # whether the largest entry is the answer
 
 
-def _output_names(model: keras.Model) -> list[str]:
-    return list(heads(model)) or [tensor.name for tensor in model.outputs]
+def _outputs(model: keras.Model) -> list[_Output]:
+    """Describes the outputs of a model in the order of `keras.tree.flatten`."""
+    structure = None if isinstance(model, keras.Sequential) else model.output
+    names = sorted(structure) if isinstance(structure, Mapping) else _unique(model)
+    described = []
+    for name, tensor in zip(names, model.outputs, strict=True):
+        layer = tensor._keras_history.operation
+        activation = layer.task.activation if isinstance(layer, Head) else "linear"
+        softmax = isinstance(layer, keras.layers.Softmax) or (
+            getattr(layer, "activation", None) is keras.activations.softmax
+        )
+        described.append(_Output(name, activation, softmax or activation == "softmax"))
+    return described
+
+
+def _unique(model: keras.Model) -> list[str]:
+    counts: dict[str, int] = {}
+    names = []
+    for name in (tensor._keras_history.operation.name for tensor in model.outputs):
+        counts[name] = counts.get(name, 0) + 1
+        names.append(name if counts[name] == 1 else f"{name}_{counts[name]}")
+    return names
+
+
+def _input_names(model: keras.Model) -> list[str]:
+    """The names of the inputs; "input" where the user gave none (Keras counts through)."""
+    several = len(model.inputs) > 1
+    return [
+        (f"input_{i}" if several else "input")
+        if re.fullmatch(r"keras_tensor(_\d+)?|input_layer(_\d+)?", tensor.name)
+        else tensor.name
+        for i, tensor in enumerate(model.inputs)
+    ]
+
+
+def _call(model: keras.Model, tensors: Sequence[Any]) -> list[Any]:
+    """Calls a model on its inputs in order; returns its outputs in order."""
+    structure = input_structure(model)
+    packed = keras.tree.pack_sequence_as(structure, list(tensors))
+    return keras.tree.flatten(model(packed, training=False))
+
+
+def _softmax(x: np.ndarray) -> np.ndarray:
+    exponentials = np.exp(x - x.max(axis=-1, keepdims=True))
+    return exponentials / exponentials.sum(axis=-1, keepdims=True)
+
+
+# In NumPy: the comparison must not stand on what it checks.
+_ACTIVATIONS = {
+    "linear": lambda x: x,
+    "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
+    "softmax": _softmax,
+}
 
 
 def _compare(
     model: keras.Model, content: bytes, path: str, quantization: str | None
 ) -> ExportReport:
     inputs = _generated_inputs(model)
-    ours = {name: np.asarray(value) for name, value in _named_outputs(model, inputs).items()}
-    theirs = _run(content, inputs)
-    known = tasks(model)
-    agreements = [
-        float(np.mean(ours[name].argmax(-1) == theirs[name].argmax(-1)))
-        for name in ours
-        if (known[name].activation if name in known else "softmax") == "softmax"
-        and ours[name].shape[-1] > 1
-    ]
+    theirs = _run(content, dict(zip(_input_names(model), inputs, strict=True)))
+    ours, agreements = {}, []
+    for output, raw in zip(_outputs(model), _call(model, inputs), strict=True):
+        raw = np.asarray(raw, "float64")
+        ours[output.name] = _ACTIVATIONS[output.activation](raw)
+        if output.is_classes:
+            same = raw.argmax(-1) == theirs[output.name].argmax(-1)
+            agreements.append(float(same.mean()))
     return ExportReport(
         path=path,
         quantization=quantization,
@@ -201,16 +263,17 @@ def _compare(
     )
 
 
-def _generated_inputs(model: keras.Model) -> dict[str, np.ndarray]:
-    """Random inputs by name: images and numbers from 0 to 255, ids that every vocabulary has."""
+def _generated_inputs(model: keras.Model) -> list[np.ndarray]:
+    """Random inputs in order: numbers and pictures from 0 to 255, ids every vocabulary has."""
     rng = np.random.default_rng(0)
-    inputs = {}
+    inputs = []
     for tensor in model.inputs:
         shape = (_EXAMPLES, *tensor.shape[1:])
         if keras.backend.is_float_dtype(tensor.dtype):
-            inputs[tensor.name] = rng.uniform(0, 255, shape).astype(tensor.dtype)
+            inputs.append(rng.uniform(0, 255, shape).astype(tensor.dtype))
         else:
-            inputs[tensor.name] = rng.integers(0, 2, shape).astype(tensor.dtype)
+            largest = 256 if tensor.dtype == "uint8" else 2
+            inputs.append(rng.integers(0, largest, shape).astype(tensor.dtype))
     return inputs
 
 
