@@ -1,0 +1,65 @@
+"""What the README shows and `make demo` runs."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from keras_lp.federated import tff_runtime
+
+ROOT = Path(__file__).parent.parent
+
+pytestmark = pytest.mark.skipif(
+    tff_runtime.unsupported_platform() is not None, reason="TFF has wheels for Linux x86-64 only"
+)
+
+
+def run(*command, folder):
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    result = subprocess.run(
+        [sys.executable, *map(str, command)],
+        cwd=folder, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result.stdout
+
+
+def accuracies(table):
+    """The first percentage of each line that starts with a paradigm's name."""
+    rows = re.findall(r"^(from scratch|transfer|fine-tuning|multitask|federated)\D.*?([\d.]+)%",
+                      table, re.MULTILINE)  # fmt: skip
+    return {name: float(value) for name, value in rows}
+
+
+def test_transfer_beats_from_scratch_on_the_quickstart(tmp_path):
+    printed = run(ROOT / "examples" / "quickstart.py", folder=tmp_path)
+    measured = accuracies(printed)
+    assert len(measured) == 5
+    assert measured["transfer"] > measured["from scratch"]
+    assert measured["fine-tuning"] > measured["from scratch"]
+    files = {path.name for path in (tmp_path / "runs" / "quickstart").iterdir()}
+    assert files == {"pretrained.keras", "digits.tflite", "quickstart.png"}
+    on_phone = float(re.search(r"accuracy in LiteRT ([\d.]+)%", printed).group(1))
+    assert on_phone == measured["fine-tuning"]
+
+
+def test_the_examples_of_the_readme_run(tmp_path):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    offline = [block for block in blocks if "needs a network" not in block]
+    assert len(offline) >= 6
+    (tmp_path / "readme.py").write_text("\n".join(offline))
+    printed = run("readme.py", folder=tmp_path)
+    assert "digits.tflite: " in printed
+
+
+@pytest.mark.slow
+def test_the_benchmark_writes_table_numbers_and_plot(tmp_path):
+    script = ROOT / "benchmarks" / "paradigms.py"
+    run(script, "--data", "digits", "--seeds", 2, "--out", tmp_path, folder=tmp_path)
+    assert {path.suffix for path in tmp_path.iterdir()} == {".md", ".json", ".png"}
+    table = (tmp_path / "paradigms_digits.md").read_text()
+    assert "python benchmarks/paradigms.py --data digits --seeds 2" in table
+    assert table.count("±") == 5
