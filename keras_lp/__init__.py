@@ -7,9 +7,10 @@ import importlib
 from typing import Any
 
 from keras_lp.finetune import finetune_model
+from keras_lp.heads import decode_predictions
 from keras_lp.model import Model
 from keras_lp.multitask import multitask_model
-from keras_lp.tasks import Classification, MultiLabel, Regression, decode_predictions
+from keras_lp.tasks import Classification, MultiLabel, Regression
 from keras_lp.transfer import transfer_model
 
 __version__ = "0.1.0"

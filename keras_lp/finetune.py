@@ -7,12 +7,12 @@ from typing import Any
 import keras
 
 from keras_lp import checks
+from keras_lp.assemble import HEAD, build_model, compile_tasks, make_optimizer
 from keras_lp.backbones import BackboneLike, blocks_of, resolve_backbone
 from keras_lp.freezing import Trainable, choose, freeze, set_trainable
 from keras_lp.layerwise import check_layerwise, layerwise
-from keras_lp.model import backbone_of, build_model, compile_tasks, make_optimizer
+from keras_lp.model import backbone_of
 from keras_lp.tasks import TaskLike, as_task
-from keras_lp.transfer import HEAD
 
 
 def finetune_model(
@@ -165,9 +165,9 @@ def _output_layers(model: keras.Model) -> list[keras.Layer]:
     found = []
     pending = list(model.outputs)
     while pending:
-        layer = pending.pop()._keras_history.operation
-        if getattr(layer, "weights", None):
-            found.append(layer)
+        history = pending.pop()._keras_history
+        if getattr(history.operation, "weights", None):
+            found.append(history.operation)
         else:
-            pending += keras.tree.flatten(layer.input)
+            pending += history.operation._inbound_nodes[history.node_index].input_tensors
     return found

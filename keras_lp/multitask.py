@@ -8,11 +8,11 @@ from typing import Any
 import keras
 
 from keras_lp import checks
+from keras_lp.assemble import build_and_compile
 from keras_lp.backbones import BackboneLike
 from keras_lp.freezing import Trainable
 from keras_lp.model import Model
 from keras_lp.tasks import TaskLike, as_task
-from keras_lp.transfer import build_and_compile
 
 
 def multitask_model(

@@ -1,7 +1,6 @@
 """Tasks: what one head predicts, with its loss, its metrics and its missing labels.
 
-A task is a small immutable object. The head layer of a model carries it in its config, so the
-class names survive saving, loading and cloning.
+A task is a small immutable object; the head layer of a model carries it in its config.
 """
 
 from __future__ import annotations
@@ -91,7 +90,9 @@ TaskLike = Task | int | Sequence[str]
 
 
 @dataclasses.dataclass(frozen=True)
-class _WithClasses(Task):
+class ClassTask(Task):
+    """Base class of the tasks whose outputs are classes."""
+
     classes: Classes
 
     _least: ClassVar[int] = 1
@@ -141,7 +142,7 @@ class _WithClasses(Task):
 
 @keras.saving.register_keras_serializable("keras_lp")
 @dataclasses.dataclass(frozen=True)
-class Classification(_WithClasses):
+class Classification(ClassTask):
     """One class of several: the head gives logits, exports add the softmax.
 
     Labels are class numbers, `(batch,)` integers from 0 to `classes - 1`; -1 is a missing label.
@@ -193,7 +194,7 @@ class Classification(_WithClasses):
 
 @keras.saving.register_keras_serializable("keras_lp")
 @dataclasses.dataclass(frozen=True)
-class MultiLabel(_WithClasses):
+class MultiLabel(ClassTask):
     """Any number of labels at once: the head gives logits, exports add the sigmoid.
 
     Labels are `(batch, classes)` of 0 and 1; an entry of -1 is missing, entry by entry. The loss
@@ -299,33 +300,6 @@ class Regression(Task):
             )
 
 
-@keras.saving.register_keras_serializable("keras_lp")
-class Head(keras.layers.Dense):
-    """The last layer of one task: its logits (or values), and the task itself.
-
-    Args:
-        task: the `Task` that this layer predicts.
-        **kwargs: arguments of `keras.layers.Dense`, except `units` and `activation`.
-    """
-
-    def __init__(self, task: Task, **kwargs: Any) -> None:
-        # float32 also under mixed precision: a loss on float16 logits overflows.
-        super().__init__(task.units, **{"dtype": "float32", **kwargs})
-        self.task = task
-
-    def get_config(self) -> dict[str, Any]:
-        """Returns the config of the layer, with the task in it."""
-        config = super().get_config()
-        del config["units"], config["activation"]
-        return {**config, "task": keras.saving.serialize_keras_object(self.task)}
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Head:
-        """Makes the layer again from `get_config()`."""
-        task = keras.saving.deserialize_keras_object(config["task"])
-        return cls(**{**config, "task": task})
-
-
 def as_task(task: Any) -> Task:
     """Returns the task itself; an int or a list of names is short for `Classification`."""
     if isinstance(task, Task):
@@ -337,82 +311,6 @@ def as_task(task: Any) -> Task:
             "lp.multitask_model."
         )
     return Classification(task)
-
-
-def heads(model: keras.Model) -> dict[str, Head]:
-    """Returns the task heads of a model by name, in the order of its outputs."""
-    found = {layer.name: layer for layer in model.layers if isinstance(layer, Head)}
-    order = [name for name in getattr(model, "output_names", []) if name in found]
-    return {name: found[name] for name in order or found}
-
-
-def tasks(model: keras.Model) -> dict[str, Task]:
-    """Returns the tasks of a model by the name of their head."""
-    return {name: head.task for name, head in heads(model).items()}
-
-
-def decode_predictions(model: keras.Model, predictions: Any, top: int = 1) -> Any:
-    """Turns the outputs of a model into names and probabilities.
-
-    Args:
-        model: a model that keras_lp built.
-        predictions: what `model.predict` returned: logits `(examples, classes)`, or a dict of
-            them for a multitask model.
-        top: how many classes to give for each example, the most probable first. Defaults to 1.
-
-    Returns:
-        For each example a list of `top` pairs `(class name, probability)`; for `Regression` the
-        values as they are; for a multitask model a dict with one of these a task.
-
-    Raises:
-        ValueError: a model without tasks, predictions of another shape or name, `top` below 1.
-
-    Example:
-
-    ```python
-    predictions = model.predict(images)
-    lp.decode_predictions(model, predictions)      # [[("pneumonia", 0.93)], [("normal", 0.71)]]
-    ```
-    """
-    known = tasks(model)
-    if not known:
-        raise ValueError(
-            "decode_predictions needs a model that keras_lp built, whose heads know their "
-            f"classes. Received: a {type(model).__name__} without such a head."
-        )
-    if not isinstance(top, numbers.Integral) or top < 1:
-        raise ValueError(f"`top` must be an integer of 1 or more. Received: top={top!r}.")
-    if isinstance(predictions, Mapping):
-        unknown = [name for name in predictions if name not in known]
-        if unknown:
-            raise ValueError(
-                f"Predictions must be named after the tasks {list(known)}. Received: {unknown}."
-            )
-        return {name: _decode(known[name], predictions[name], top) for name in predictions}
-    if len(known) > 1:
-        raise ValueError(
-            f"This model has the tasks {list(known)}, so its predictions are a dict. Received: "
-            f"predictions of type {type(predictions).__name__}."
-        )
-    return _decode(next(iter(known.values())), predictions, top)
-
-
-def _decode(task: Task, predictions: Any, top: int) -> Any:
-    values = np.asarray(predictions)
-    if values.ndim != 2 or values.shape[-1] != task.units:
-        raise ValueError(
-            f"Predictions must have shape (examples, {task.units}). Received: predictions of "
-            f"shape {values.shape}."
-        )
-    if not isinstance(task, _WithClasses):
-        return values
-    probabilities = ops.convert_to_numpy(keras.activations.get(task.activation)(values))
-    best = np.argsort(-probabilities, axis=-1, kind="stable")[:, :top]
-    names = task.class_names
-    return [
-        [(names[i], float(row[i])) for i in order]
-        for row, order in zip(probabilities, best, strict=True)
-    ]
 
 
 def _mask_entries(task: Task, y: Any, y_pred: Any, sample_weight: Any) -> tuple[Any, Any, Any]:

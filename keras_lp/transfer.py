@@ -7,12 +7,11 @@ from typing import Any
 
 import keras
 
-from keras_lp.backbones import BackboneLike, blocks_of, resolve_backbone
-from keras_lp.freezing import Trainable, choose, freeze
-from keras_lp.model import Model, build_model, check_head, compile_tasks, make_optimizer
-from keras_lp.tasks import Task, TaskLike, as_task
-
-HEAD = "predictions"  # the name of the head of a model with one task
+from keras_lp.assemble import HEAD, build_and_compile
+from keras_lp.backbones import BackboneLike
+from keras_lp.freezing import Trainable
+from keras_lp.model import Model
+from keras_lp.tasks import TaskLike, as_task
 
 
 def transfer_model(
@@ -94,50 +93,3 @@ def transfer_model(
         learning_rate=learning_rate,
         optimizer=optimizer,
     )
-
-
-def build_and_compile(
-    backbone: BackboneLike,
-    tasks: Mapping[str, Task],
-    *,
-    single: bool,
-    input_shape: Sequence[int | None] | None,
-    weights: Any,
-    backbone_kwargs: Mapping[str, Any] | None,
-    pretrained: bool | None,
-    trainable: Trainable,
-    pooling: str | None,
-    hidden_units: Sequence[int],
-    dropout: float,
-    learning_rate: Any,
-    optimizer: Any,
-) -> Model:
-    """Does the work of `transfer_model` and `multitask_model`."""
-    check_head(hidden_units, dropout)
-    optimizer = make_optimizer(optimizer, learning_rate)
-    base, pretrained = resolve_backbone(
-        backbone,
-        input_shape=input_shape,
-        weights=weights,
-        backbone_kwargs=backbone_kwargs,
-        pretrained=pretrained,
-    )
-    if not pretrained and trainable != "all":
-        raise ValueError(
-            "A backbone that is not pretrained must train: frozen, it is a random net. Received: "
-            f"trainable={trainable!r} with "
-            f"{'weights=None' if isinstance(backbone, str) else 'pretrained=False'}. Give it "
-            'weights, or say trainable="all" to train from scratch.'
-        )
-    chosen = choose([base], blocks_of([base]), trainable)
-    model = build_model(
-        base,
-        tasks,
-        input_shape=input_shape,
-        pooling=pooling,
-        hidden_units=hidden_units,
-        dropout=dropout,
-        single=single,
-    )
-    freeze([base], chosen, keep_statistics=pretrained)
-    return compile_tasks(model, optimizer)

@@ -422,9 +422,7 @@ def test_metrics_that_are_not_scalars(digits):
     labels = np.eye(10, dtype="float32")[digits[1]]
     model = plain([keras.layers.Dense(10, "softmax")], metrics=[keras.metrics.F1Score()])
     expected = model.evaluate(digits[0], labels, verbose=0, return_dict=True)
-    history = lp.FederatedAveraging(model, batch_size=None).fit(
-        {"a": (digits[0], labels)}, 1, verbose=0
-    )
+    history = lp.FederatedAveraging(model, batch_size=None).fit({"a": (digits[0], labels)}, 1)
     np.testing.assert_allclose(history.history["f1_score"][0], expected["f1_score"], atol=1e-6)
 
 

@@ -157,6 +157,15 @@ def test_each_output_of_a_keras_model_has_a_head(digits):
     assert model.optimizer.multipliers == [0.5, 0.5, 1.0, 1.0, 1.0, 1.0]
 
 
+def test_heads_behind_a_shared_activation_are_all_found():
+    inputs = keras.Input((4,))
+    x = keras.layers.Dense(8)(inputs)
+    softmax = keras.layers.Softmax()
+    model = keras.Model(inputs, [softmax(keras.layers.Dense(2)(x)) for _ in range(2)])
+    model.compile("sgd", ["mse", "mse"])
+    assert lp.finetune_model(model).optimizer.multipliers == [0.7, 0.7, 1.0, 1.0, 1.0, 1.0]
+
+
 def test_the_head_of_a_wrapped_model_is_found_inside(convnet, digits):
     """Rescaling or augmentation in front of a model is common."""
     inner = keras.Sequential(

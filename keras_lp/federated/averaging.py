@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import collections
 import shutil
-import sys
 import tempfile
 import time
 import weakref
@@ -21,10 +20,10 @@ import numpy as np
 import tensorflow as tf
 
 from keras_lp import checks
+from keras_lp.assemble import make_optimizer
 from keras_lp.federated import tff_model, tff_runtime
 from keras_lp.federated.clients import Clients, client_arrays
-from keras_lp.model import make_optimizer
-from keras_lp.tasks import tasks
+from keras_lp.heads import tasks
 
 
 class FederatedAveraging:
@@ -106,7 +105,7 @@ class FederatedAveraging:
         rounds: int,
         *,
         validation_data: Any = None,
-        callbacks: Sequence[keras.callbacks.Callback] | None = None,
+        callbacks: keras.callbacks.Callback | Sequence[keras.callbacks.Callback] | None = None,
         verbose: str | int = "auto",
     ) -> keras.callbacks.History:
         """Runs rounds of federated averaging; afterwards the model holds the global weights.
@@ -171,7 +170,7 @@ class FederatedAveraging:
         if not isinstance(clients, Mapping):
             raise TypeError(
                 "`clients` must map a client's id to its data. Received: clients of type "
-                f"{type(clients).__name__}. Divide one: lp.partition((x, y), clients=10)."
+                f"{type(clients).__name__}. Make it with lp.partition((x, y), clients=10)."
             )
         if not clients:
             raise ValueError("`clients` must have at least one client. Received: clients={}.")
@@ -338,7 +337,7 @@ def _server_optimizer(optimizer: Any) -> keras.optimizers.Optimizer:
 
 def _print_round(number: int, rounds: int, seconds: float, logs: Mapping[str, Any]) -> None:
     shown = [
-        f"{name}: {value:.4f}" if isinstance(value, float) else f"{name}: {value:,}"
+        f"{name}: {value:,}" if isinstance(value, int) else f"{name}: {np.round(value, 4)}"
         for name, value in logs.items()
     ]
-    print(f"Round {number}/{rounds} - {seconds:.1f}s - {' - '.join(shown)}", file=sys.stdout)
+    print(f"Round {number}/{rounds} - {seconds:.1f}s - {' - '.join(shown)}")

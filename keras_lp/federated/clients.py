@@ -11,8 +11,9 @@ import numpy as np
 import tensorflow as tf
 
 from keras_lp import checks
+from keras_lp.heads import tasks
 from keras_lp.model import input_structure
-from keras_lp.tasks import Classification, Task, tasks
+from keras_lp.tasks import Classification, Task
 
 Clients = Mapping[str, Any]
 

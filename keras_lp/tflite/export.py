@@ -14,8 +14,8 @@ import numpy as np
 import tensorflow as tf
 
 from keras_lp import checks
+from keras_lp.heads import Head
 from keras_lp.model import input_structure
-from keras_lp.tasks import Head
 
 _EXAMPLES = 64  # generated inputs of the comparison
 

@@ -1,0 +1,208 @@
+"""Putting a model together: a backbone, pooling and one head a task, compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+
+from keras_lp import checks
+from keras_lp.backbones import BackboneLike, blocks_of, resolve_backbone
+from keras_lp.freezing import Trainable, choose, freeze
+from keras_lp.heads import Head, tasks
+from keras_lp.model import Model, input_structure
+from keras_lp.tasks import Task
+
+HEAD = "predictions"  # the name of the head of a model with one task
+
+
+def build_and_compile(
+    backbone: BackboneLike,
+    new_tasks: Mapping[str, Task],
+    *,
+    single: bool,
+    input_shape: Sequence[int | None] | None,
+    weights: Any,
+    backbone_kwargs: Mapping[str, Any] | None,
+    pretrained: bool | None,
+    trainable: Trainable,
+    pooling: str | None,
+    hidden_units: Sequence[int],
+    dropout: float,
+    learning_rate: Any,
+    optimizer: Any,
+) -> Model:
+    """Does the work of `transfer_model` and `multitask_model`."""
+    _check_head(hidden_units, dropout)
+    optimizer = make_optimizer(optimizer, learning_rate)
+    base, pretrained = resolve_backbone(
+        backbone,
+        input_shape=input_shape,
+        weights=weights,
+        backbone_kwargs=backbone_kwargs,
+        pretrained=pretrained,
+    )
+    if not pretrained and trainable != "all":
+        raise ValueError(
+            "A backbone that is not pretrained must train: frozen, it is a random net. Received: "
+            f"trainable={trainable!r} with "
+            f"{'weights=None' if isinstance(backbone, str) else 'pretrained=False'}. Give it "
+            'weights, or say trainable="all" to train from scratch.'
+        )
+    chosen = choose([base], blocks_of([base]), trainable)
+    model = build_model(
+        base,
+        new_tasks,
+        input_shape=input_shape,
+        pooling=pooling,
+        hidden_units=hidden_units,
+        dropout=dropout,
+        single=single,
+    )
+    freeze([base], chosen, keep_statistics=pretrained)
+    return compile_tasks(model, optimizer)
+
+
+def build_model(
+    backbone: keras.Model,
+    new_tasks: Mapping[str, Task],
+    *,
+    input_shape: Sequence[int | None] | None = None,
+    pooling: str | None = "avg",
+    hidden_units: Sequence[int] = (),
+    dropout: float = 0.0,
+    single: bool = True,
+) -> Model:
+    """Returns an uncompiled model: the backbone, pooled, with one head a task.
+
+    Args:
+        backbone: a headless model with one output of rank 2, 3 or 4.
+        new_tasks: the tasks by name; a head, its output and its metrics carry the name.
+        input_shape: shape of an example, where the backbone leaves sizes open.
+        pooling: `"avg"`, `"max"`, `"flatten"` or None.
+        hidden_units: sizes of the dense layers (relu) of each head.
+        dropout: rate of the dropout before each head's last layer.
+        single: whether the output is a tensor; else it is a dict by task.
+    """
+    inputs = _inputs(backbone, input_shape)
+    taken = {backbone.name, "pooling", *(t.name for t in keras.tree.flatten(inputs))}
+    if taken & set(new_tasks):
+        raise ValueError(
+            "The name of a task must differ from the model's other layers. Received: "
+            f"{sorted(taken & set(new_tasks))}. Call the task otherwise."
+        )
+    try:
+        features = backbone(inputs)
+    except ValueError as error:
+        raise ValueError(
+            f"The backbone must be able to take `input_shape`. Received: input_shape={input_shape} "
+            f"for the model {backbone.name!r}. Keras says: {error}"
+        ) from error
+    (features,) = keras.tree.flatten(features)
+    features = _pool(features, pooling)
+    outputs = {}
+    for name, task in new_tasks.items():
+        x = features
+        for i, units in enumerate(hidden_units):
+            x = keras.layers.Dense(units, activation="relu", name=f"{name}_hidden_{i}")(x)
+        if dropout:
+            x = keras.layers.Dropout(dropout, name=f"{name}_dropout")(x)
+        outputs[name] = Head(task, name=name)(x)
+    return Model(inputs, next(iter(outputs.values())) if single else outputs)
+
+
+def compile_tasks(model: Model, optimizer: Any) -> Model:
+    """Compiles a model with the losses and metrics of its tasks, and returns it."""
+    losses = {name: task.loss() for name, task in tasks(model).items()}
+    metrics = {name: task.metrics() for name, task in tasks(model).items()}
+    if not isinstance(model.output, Mapping):
+        losses, metrics = (next(iter(named.values())) for named in (losses, metrics))
+    model.compile(optimizer=optimizer, loss=losses, weighted_metrics=metrics)
+    # Built now, so that a model saved before it has trained loads without a warning.
+    model.optimizer.build(model.trainable_variables)
+    return model
+
+
+def make_optimizer(optimizer: Any, learning_rate: Any) -> keras.optimizers.Optimizer:
+    """Returns a Keras optimizer from its name, or the optimizer given as it is.
+
+    Args:
+        optimizer: the name of a Keras optimizer, or an optimizer with a rate of its own.
+        learning_rate: the rate, for a name.
+
+    Raises:
+        ValueError: an unknown name.
+        TypeError: neither a name nor an optimizer.
+    """
+    if isinstance(optimizer, keras.optimizers.Optimizer):
+        return optimizer
+    if not isinstance(optimizer, str):
+        raise TypeError(
+            "`optimizer` must be the name of a Keras optimizer or an instance of one. Received: "
+            f"optimizer={optimizer!r}."
+        )
+    if not isinstance(learning_rate, keras.optimizers.schedules.LearningRateSchedule):
+        checks.check_positive("learning_rate", learning_rate)
+        learning_rate = float(learning_rate)
+    known = {
+        name.lower(): value
+        for name, value in vars(keras.optimizers).items()
+        if isinstance(value, type)
+        and issubclass(value, keras.optimizers.Optimizer)
+        and name not in ("Optimizer", "LossScaleOptimizer", "MultiOptimizer")
+    }
+    checks.check_choice("optimizer", optimizer.lower(), sorted(known))
+    return known[optimizer.lower()](learning_rate=learning_rate)
+
+
+def _check_head(hidden_units: Any, dropout: Any) -> None:
+    """Raises unless heads can be built from these arguments of a builder."""
+    if not isinstance(hidden_units, Sequence) or isinstance(hidden_units, str):
+        raise TypeError(
+            "`hidden_units` must be a list of layer sizes, such as [128]. Received: "
+            f"hidden_units={hidden_units!r}."
+        )
+    for units in hidden_units:
+        checks.check_positive("hidden_units", units, integer=True)
+    if not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
+        raise ValueError(
+            f"`dropout` must be a number from 0 to below 1. Received: dropout={dropout!r}."
+        )
+
+
+def _inputs(backbone: keras.Model, input_shape: Sequence[int | None] | None) -> Any:
+    """Returns new inputs for a backbone: a tensor, or the structure of several."""
+    fixed = None if input_shape is None else (None, *input_shape)
+
+    def new(tensor: Any) -> Any:
+        return keras.Input(batch_shape=fixed or tensor.shape, dtype=tensor.dtype, name=tensor.name)
+
+    return keras.tree.map_structure(new, input_structure(backbone))
+
+
+def _pool(features: Any, pooling: str | None) -> Any:
+    checks.check_choice("pooling", pooling, ["avg", "max", "flatten", None])
+    rank = len(features.shape)
+    if rank == 2 or pooling is None:
+        return features
+    if pooling == "flatten":
+        if None in features.shape[1:]:
+            raise ValueError(
+                'pooling="flatten" needs features of a known size. Received: an output of shape '
+                f'{tuple(features.shape)}. Give `input_shape`, or pool with "avg".'
+            )
+        return keras.layers.Flatten(name="pooling")(features)
+    layers = {
+        ("avg", 3): keras.layers.GlobalAveragePooling1D,
+        ("max", 3): keras.layers.GlobalMaxPooling1D,
+        ("avg", 4): keras.layers.GlobalAveragePooling2D,
+        ("max", 4): keras.layers.GlobalMaxPooling2D,
+    }
+    if (pooling, rank) not in layers:
+        raise ValueError(
+            "A backbone must give features of rank 2 (batch, features), 3 (batch, steps, "
+            "features) or 4 (batch, height, width, features). Received: an output of shape "
+            f"{tuple(features.shape)}."
+        )
+    return layers[pooling, rank](name="pooling")(features)

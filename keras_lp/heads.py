@@ -1,0 +1,119 @@
+"""Heads: the last layer of each task, and what its outputs mean.
+
+A head carries its task in its config, so the class names survive saving, loading and cloning.
+"""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_lp.tasks import ClassTask, Task
+
+
+@keras.saving.register_keras_serializable("keras_lp")
+class Head(keras.layers.Dense):
+    """The last layer of one task: its logits (or values), and the task itself.
+
+    Args:
+        task: the `Task` that this layer predicts.
+        **kwargs: arguments of `keras.layers.Dense`, except `units` and `activation`.
+    """
+
+    def __init__(self, task: Task, **kwargs: Any) -> None:
+        # float32 also under mixed precision: a loss on float16 logits overflows.
+        super().__init__(task.units, **{"dtype": "float32", **kwargs})
+        self.task = task
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the config of the layer, with the task in it."""
+        config = super().get_config()
+        del config["units"], config["activation"]
+        return {**config, "task": keras.saving.serialize_keras_object(self.task)}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Head:
+        """Makes the layer again from `get_config()`."""
+        task = keras.saving.deserialize_keras_object(config["task"])
+        return cls(**{**config, "task": task})
+
+
+def heads(model: keras.Model) -> dict[str, Head]:
+    """Returns the task heads of a model by name, in the order of its outputs."""
+    found = {layer.name: layer for layer in model.layers if isinstance(layer, Head)}
+    order = [name for name in getattr(model, "output_names", []) if name in found]
+    return {name: found[name] for name in order or found}
+
+
+def tasks(model: keras.Model) -> dict[str, Task]:
+    """Returns the tasks of a model by the name of their head."""
+    return {name: head.task for name, head in heads(model).items()}
+
+
+def decode_predictions(model: keras.Model, predictions: Any, top: int = 1) -> Any:
+    """Turns the outputs of a model into names and probabilities.
+
+    Args:
+        model: a model that keras_lp built.
+        predictions: what `model.predict` returned: logits `(examples, classes)`, or a dict of
+            them for a multitask model.
+        top: how many classes to give for each example, the most probable first. Defaults to 1.
+
+    Returns:
+        For each example a list of `top` pairs `(class name, probability)`; for `Regression` the
+        values as they are; for a multitask model a dict with one of these a task.
+
+    Raises:
+        ValueError: a model without tasks, predictions of another shape or name, `top` below 1.
+
+    Example:
+
+    ```python
+    predictions = model.predict(images)
+    lp.decode_predictions(model, predictions)      # [[("pneumonia", 0.93)], [("normal", 0.71)]]
+    ```
+    """
+    known = tasks(model)
+    if not known:
+        raise ValueError(
+            "decode_predictions needs a model that keras_lp built, whose heads know their "
+            f"classes. Received: a {type(model).__name__} without such a head."
+        )
+    if not isinstance(top, numbers.Integral) or top < 1:
+        raise ValueError(f"`top` must be an integer of 1 or more. Received: top={top!r}.")
+    if isinstance(predictions, Mapping):
+        unknown = [name for name in predictions if name not in known]
+        if unknown:
+            raise ValueError(
+                f"Predictions must be named after the tasks {list(known)}. Received: {unknown}."
+            )
+        return {name: _decode(known[name], predictions[name], top) for name in predictions}
+    if len(known) > 1:
+        raise ValueError(
+            f"This model has the tasks {list(known)}, so its predictions are a dict. Received: "
+            f"predictions of type {type(predictions).__name__}."
+        )
+    return _decode(next(iter(known.values())), predictions, top)
+
+
+def _decode(task: Task, predictions: Any, top: int) -> Any:
+    values = np.asarray(predictions)
+    if values.ndim != 2 or values.shape[-1] != task.units:
+        raise ValueError(
+            f"Predictions must have shape (examples, {task.units}). Received: predictions of "
+            f"shape {values.shape}."
+        )
+    if not isinstance(task, ClassTask):
+        return values
+    probabilities = ops.convert_to_numpy(keras.activations.get(task.activation)(values))
+    best = np.argsort(-probabilities, axis=-1, kind="stable")[:, :top]
+    names = task.class_names
+    return [
+        [(names[i], float(row[i])) for i in order]
+        for row, order in zip(probabilities, best, strict=True)
+    ]
