@@ -1,5 +1,5 @@
 # On a fresh machine with Python 3.11 and make: `make demo` or `make test`.
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -12,7 +12,9 @@ $(INSTALLED): setup.cfg pyproject.toml requirements-tff.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[all,dev]'
-	$(BIN)/python -m pip install --quiet --no-deps --ignore-requires-python -r requirements-tff.txt
+	# TFF has wheels for Linux x86-64 only.
+	if [ "$$(uname -sm)" = "Linux x86_64" ]; then $(BIN)/python -m pip install --quiet \
+		--no-deps --ignore-requires-python -r requirements-tff.txt; fi
 	touch $@
 
 demo: install
