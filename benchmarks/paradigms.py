@@ -103,9 +103,9 @@ def markdown(
     lines += [
         "",
         f"Accuracy: mean and standard deviation over {seeds} seeds (the 100 pictures, the network "
-        "and the clients change); seconds: median, on the 100 pictures alone. Multitask has a label "
-        "of one of its two tasks for each picture. The learning rates were chosen on digits, on "
-        "training pictures outside the 100.",
+        "and the clients change); seconds: median, on the 100 pictures alone. Multitask has a "
+        "label of one of its two tasks for each picture. The learning rates were chosen on digits, "
+        "on training pictures outside the 100.",
         "",
         f"![Accuracy by paradigm](paradigms_{data.replace('/', '_')}.png)",
         "",
