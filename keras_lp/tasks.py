@@ -5,6 +5,7 @@ A task is a small immutable object; the head layer of a model carries it in its 
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import numbers
 from collections.abc import Mapping, Sequence
@@ -16,32 +17,33 @@ from keras import ops
 
 Classes = int | Sequence[str]
 
-# A head's loss over the labels that are present, summed over a whole epoch. `keras_lp.Model`
-# reports it as the loss of the task (Keras itself averages batches by their size).
+# The metric that is a task's loss over all labels of an epoch. `keras_lp.Model` reports it as the
+# loss of the task: Keras itself averages batches by their size, not by their labels.
 TASK_LOSS = "task_loss"
 _REDUCTION = "mean_with_sample_weight"
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
+class Task(abc.ABC):
     """Base class of `Classification`, `MultiLabel` and `Regression`."""
 
     activation: ClassVar[str] = "linear"  # what an export adds to the head's output
     missing: ClassVar[float] = -1  # the value of a label that is not known
 
     @property
+    @abc.abstractmethod
     def units(self) -> int:
         """Number of outputs of the head."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def loss(self) -> keras.losses.Loss:
         """Returns the loss on the head's raw output, averaged over the labels present."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def metrics(self) -> list[keras.metrics.Metric]:
         """Returns new metrics, to be compiled as `weighted_metrics`."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def mask_missing(self, y: Any, y_pred: Any, sample_weight: Any = None) -> tuple[Any, Any, Any]:
         """Replaces missing labels by a valid value of weight 0.
 
@@ -53,7 +55,6 @@ class Task:
         Returns:
             `(y, y_pred, weight)`, shaped for the loss and the metrics of this task.
         """
-        raise NotImplementedError
 
     def is_present(self, y: Any) -> Any:
         """Returns a boolean tensor, False where a label is missing."""

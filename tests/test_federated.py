@@ -1,15 +1,9 @@
-"""Federated averaging against plain Keras; the worker process; partitions."""
-
-import subprocess
-import sys
-import time
+"""Federated averaging against plain Keras."""
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import keras_lp as lp
 from keras_lp.federated import tff_runtime
@@ -440,27 +434,6 @@ def test_bad_validation_data_are_refused_before_a_round(mlp, digits):
     assert "val_loss" in history.history
 
 
-THREADS = """
-import threading, numpy as np, keras, keras_lp as lp
-def work():
-    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
-    model.compile("sgd", "mse")
-    data = {"a": (np.ones((4, 2), "float32"), np.ones(4, "float32"))}
-    lp.FederatedAveraging(model).fit(data, 2, verbose=0)
-    print("done")
-threads = [threading.Thread(target=work) for _ in range(2)]
-[thread.start() for thread in threads]
-[thread.join() for thread in threads]
-"""
-
-
-def test_two_threads_may_start_at_once():
-    result = subprocess.run(
-        [sys.executable, "-c", THREADS], capture_output=True, text=True, timeout=120, check=False
-    )
-    assert result.stdout.split() == ["done", "done"], result.stderr[-2000:]
-
-
 def fit_with(model, clients, **arguments):
     return lambda: lp.FederatedAveraging(model, **arguments).fit(clients, 1, verbose=0)
 
@@ -538,140 +511,3 @@ def test_models_that_cannot_federate_are_refused(mlp, convnet, digits):
     stale.get_layer("mlp").trainable = True
     with pytest.raises(ValueError, match="last `compile`"):
         lp.FederatedAveraging(stale).fit({"a": digits}, 1)
-
-
-# --- partition --------------------------------------------------------------------------------
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    examples=st.integers(1, 200),
-    share=st.floats(0, 1),
-    classes=st.integers(1, 10),
-    alpha=st.none() | st.floats(0.01, 100),
-    seed=st.integers(0, 2**32 - 1),
-)
-def test_parts_are_disjoint_covering_and_not_empty(examples, share, classes, alpha, seed):
-    clients = max(1, int(share * examples))
-    labels = np.random.default_rng(0).integers(classes, size=examples)
-    x = np.arange(examples)
-    parts = lp.partition((x, labels), clients, alpha=alpha, seed=seed)
-    assert len(parts) == clients
-    assert sorted(np.concatenate([part for part, _ in parts.values()])) == list(range(examples))
-    for part, its_labels in parts.values():
-        assert len(part) > 0
-        np.testing.assert_array_equal(its_labels, labels[part])
-
-
-def test_equal_parts_differ_by_one_example_at_most():
-    sizes = {len(y) for _, y in lp.partition((np.arange(103), np.zeros(103)), 10).values()}
-    assert sizes == {10, 11}
-
-
-def test_a_small_alpha_skews_the_labels_and_a_large_one_does_not():
-    y = np.repeat(np.arange(10), 100)
-
-    def share_of_commonest(alpha):
-        parts = lp.partition((np.arange(1000), y), 10, alpha=alpha).values()
-        return np.mean([np.bincount(labels).max() / len(labels) for _, labels in parts])
-
-    assert share_of_commonest(0.05) > 0.5
-    assert share_of_commonest(1000.0) < 0.2
-
-
-def test_partition_is_seeded_and_takes_dicts_and_datasets(digits):
-    a, b, c = (lp.partition(digits, 7, alpha=0.5, seed=seed) for seed in (0, 0, 1))
-    assert all(np.array_equal(a[name][1], b[name][1]) for name in a)
-    assert any(not np.array_equal(a[name][1], c[name][1]) for name in a)
-    x, y = digits
-    parts = lp.partition((x, {"digit": y, "odd": y % 2}), 3)
-    for _, labels in parts.values():
-        np.testing.assert_array_equal(labels["odd"], labels["digit"] % 2)
-    dataset = tf.data.Dataset.from_tensor_slices(digits)
-    for name, part in lp.partition(dataset, 7, alpha=0.5).items():
-        np.testing.assert_array_equal(part[1], a[name][1])
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"clients": 201}, "clients=201 for 200 examples"),
-        ({"clients": 0}, "clients=0"),
-        ({"clients": 2, "alpha": 0.0}, "alpha=0.0"),
-    ],
-)
-def test_wrong_partitions_are_refused(digits, arguments, message):
-    with pytest.raises(ValueError, match=message):
-        lp.partition(digits, **arguments)
-
-
-def test_partition_refuses_labels_of_another_length_and_batches(digits):
-    x, y = digits
-    with pytest.raises(ValueError, match=r"lengths \[100, 200\]"):
-        lp.partition((x[:100], y), 3)
-    with pytest.raises(ValueError, match="unbatch"):
-        lp.partition(tf.data.Dataset.from_tensor_slices(digits).batch(15), 3)
-
-
-def test_alpha_needs_class_numbers(digits):
-    x, y = digits
-    for labels in (y.astype("float32"), {"digit": y}, np.eye(10)[y]):
-        with pytest.raises(ValueError, match="one class number an example"):
-            lp.partition((x, labels), 3, alpha=1.0)
-
-
-# --- the worker process -----------------------------------------------------------------------
-
-ROUND = """
-import os, signal, sys, numpy as np, keras, keras_lp as lp
-from keras_lp.federated import tff_runtime
-model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
-model.compile("sgd", "mse")
-lp.FederatedAveraging(model).fit({"a": (np.ones((4, 2), "float32"), np.ones(4, "float32"))}, 1)
-worker = [p for p in os.listdir("/proc") if p.isdigit() and b"worker_binary" in
-          open(f"/proc/{p}/cmdline", "rb").read() and
-          f"PPid:\\t{os.getpid()}\\n" in open(f"/proc/{p}/status").read()]
-print("worker", *worker, flush=True)
-END
-"""
-
-
-@pytest.mark.parametrize(
-    "end",
-    ["", "raise SystemExit(3)", "os.kill(os.getpid(), signal.SIGTERM)",
-     "os.kill(os.getpid(), signal.SIGKILL)"],
-    ids=["exit", "exception", "SIGTERM", "SIGKILL"],
-)  # fmt: skip
-def test_no_worker_is_left_and_no_pipe_held(end):
-    """The pipe closes (else `communicate` would time out) and the worker's pid is gone."""
-    process = subprocess.run(
-        [sys.executable, "-c", ROUND.replace("END", end)],
-        capture_output=True, timeout=120, text=True, check=False,
-    )  # fmt: skip
-    line = process.stdout.splitlines()[-1].split()
-    assert line[0] == "worker"
-    assert len(line) == 2
-    assert "Exception ignored" not in process.stderr
-    deadline = time.monotonic() + 5
-    while time.monotonic() < deadline and _is_alive(int(line[1])):
-        time.sleep(0.05)
-    assert not _is_alive(int(line[1]))
-
-
-def _is_alive(pid):
-    try:
-        with open(f"/proc/{pid}/stat") as stat:
-            return stat.read().split()[2] != "Z"
-    except FileNotFoundError:
-        return False
-
-
-def test_a_killed_worker_is_started_again(mlp, digits):
-    model = lp.transfer_model(mlp(), 10)
-    federated = lp.FederatedAveraging(model)
-    federated.fit({"only": digits}, 1, verbose=0)
-    worker = tff_runtime.load_worker()
-    first = worker.process.pid
-    worker.end()
-    federated.fit({"only": digits}, 1, verbose=0)
-    assert worker.process.pid != first

@@ -1,0 +1,86 @@
+"""Partitions of a data set into clients."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import keras_lp as lp
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    examples=st.integers(1, 200),
+    share=st.floats(0, 1),
+    classes=st.integers(1, 10),
+    alpha=st.none() | st.floats(0.01, 100),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_parts_are_disjoint_covering_and_not_empty(examples, share, classes, alpha, seed):
+    clients = max(1, int(share * examples))
+    labels = np.random.default_rng(0).integers(classes, size=examples)
+    x = np.arange(examples)
+    parts = lp.partition((x, labels), clients, alpha=alpha, seed=seed)
+    assert len(parts) == clients
+    assert sorted(np.concatenate([part for part, _ in parts.values()])) == list(range(examples))
+    for part, its_labels in parts.values():
+        assert len(part) > 0
+        np.testing.assert_array_equal(its_labels, labels[part])
+
+
+def test_equal_parts_differ_by_one_example_at_most():
+    sizes = {len(y) for _, y in lp.partition((np.arange(103), np.zeros(103)), 10).values()}
+    assert sizes == {10, 11}
+
+
+def test_a_small_alpha_skews_the_labels_and_a_large_one_does_not():
+    y = np.repeat(np.arange(10), 100)
+
+    def share_of_commonest(alpha):
+        parts = lp.partition((np.arange(1000), y), 10, alpha=alpha).values()
+        return np.mean([np.bincount(labels).max() / len(labels) for _, labels in parts])
+
+    assert share_of_commonest(0.05) > 0.5
+    assert share_of_commonest(1000.0) < 0.2
+
+
+def test_partition_is_seeded_and_takes_dicts_and_datasets(digits):
+    a, b, c = (lp.partition(digits, 7, alpha=0.5, seed=seed) for seed in (0, 0, 1))
+    assert all(np.array_equal(a[name][1], b[name][1]) for name in a)
+    assert any(not np.array_equal(a[name][1], c[name][1]) for name in a)
+    x, y = digits
+    parts = lp.partition((x, {"digit": y, "odd": y % 2}), 3)
+    for _, labels in parts.values():
+        np.testing.assert_array_equal(labels["odd"], labels["digit"] % 2)
+    dataset = tf.data.Dataset.from_tensor_slices(digits)
+    for name, part in lp.partition(dataset, 7, alpha=0.5).items():
+        np.testing.assert_array_equal(part[1], a[name][1])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"clients": 201}, "clients=201 for 200 examples"),
+        ({"clients": 0}, "clients=0"),
+        ({"clients": 2, "alpha": 0.0}, "alpha=0.0"),
+    ],
+)
+def test_wrong_partitions_are_refused(digits, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        lp.partition(digits, **arguments)
+
+
+def test_partition_refuses_labels_of_another_length_and_batches(digits):
+    x, y = digits
+    with pytest.raises(ValueError, match=r"lengths \[100, 200\]"):
+        lp.partition((x[:100], y), 3)
+    with pytest.raises(ValueError, match="unbatch"):
+        lp.partition(tf.data.Dataset.from_tensor_slices(digits).batch(15), 3)
+
+
+def test_alpha_needs_class_numbers(digits):
+    x, y = digits
+    for labels in (y.astype("float32"), {"digit": y}, np.eye(10)[y]):
+        with pytest.raises(ValueError, match="one class number an example"):
+            lp.partition((x, labels), 3, alpha=1.0)

@@ -1,0 +1,90 @@
+"""The worker process that TFF runs in."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+import keras_lp as lp
+from keras_lp.federated import tff_runtime
+
+pytestmark = pytest.mark.skipif(
+    tff_runtime.unsupported_platform() is not None, reason="TFF has wheels for Linux x86-64 only"
+)
+
+
+ROUND = """
+import os, signal, sys, numpy as np, keras, keras_lp as lp
+from keras_lp.federated import tff_runtime
+model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+model.compile("sgd", "mse")
+lp.FederatedAveraging(model).fit({"a": (np.ones((4, 2), "float32"), np.ones(4, "float32"))}, 1)
+worker = [p for p in os.listdir("/proc") if p.isdigit() and b"worker_binary" in
+          open(f"/proc/{p}/cmdline", "rb").read() and
+          f"PPid:\\t{os.getpid()}\\n" in open(f"/proc/{p}/status").read()]
+print("worker", *worker, flush=True)
+END
+"""
+
+
+@pytest.mark.parametrize(
+    "end",
+    ["", "raise SystemExit(3)", "os.kill(os.getpid(), signal.SIGTERM)",
+     "os.kill(os.getpid(), signal.SIGKILL)"],
+    ids=["exit", "exception", "SIGTERM", "SIGKILL"],
+)  # fmt: skip
+def test_no_worker_is_left_and_no_pipe_held(end):
+    """The pipe closes (else `communicate` would time out) and the worker's pid is gone."""
+    process = subprocess.run(
+        [sys.executable, "-c", ROUND.replace("END", end)],
+        capture_output=True, timeout=120, text=True, check=False,
+    )  # fmt: skip
+    line = process.stdout.splitlines()[-1].split()
+    assert line[0] == "worker"
+    assert len(line) == 2
+    assert "Exception ignored" not in process.stderr
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline and _is_alive(int(line[1])):
+        time.sleep(0.05)
+    assert not _is_alive(int(line[1]))
+
+
+def _is_alive(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            return stat.read().split()[2] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_a_killed_worker_is_started_again(mlp, digits):
+    model = lp.transfer_model(mlp(), 10)
+    federated = lp.FederatedAveraging(model)
+    federated.fit({"only": digits}, 1, verbose=0)
+    worker = tff_runtime.load_worker()
+    first = worker.process.pid
+    worker.end()
+    federated.fit({"only": digits}, 1, verbose=0)
+    assert worker.process.pid != first
+
+
+THREADS = """
+import threading, numpy as np, keras, keras_lp as lp
+def work():
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    data = {"a": (np.ones((4, 2), "float32"), np.ones(4, "float32"))}
+    lp.FederatedAveraging(model).fit(data, 2, verbose=0)
+    print("done")
+threads = [threading.Thread(target=work) for _ in range(2)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+"""
+
+
+def test_two_threads_may_start_at_once():
+    result = subprocess.run(
+        [sys.executable, "-c", THREADS], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert result.stdout.split() == ["done", "done"], result.stderr[-2000:]
