@@ -250,6 +250,16 @@ def test_the_server_optimizer_applies_the_mean_update(mlp, digits):
     np.testing.assert_allclose(moved["half"], 0.5 * moved["mean"], rtol=1e-4)
 
 
+def test_an_update_that_is_not_finite_leaves_the_weights(digits):
+    model = plain([keras.layers.Dense(1)], keras.optimizers.SGD(1e38))
+    before = model.get_weights()
+    x, y = digits[0], digits[1].astype("float32")
+    history = lp.FederatedAveraging(model, local_epochs=3).fit({"a": (x, y)}, 1, verbose=0)
+    assert not np.isfinite(history.history["loss"][0])
+    for old, new in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
 def test_callbacks_validation_and_progress(mlp, digits, capsys):
     model = lp.transfer_model(mlp(), 10)
     seen = []

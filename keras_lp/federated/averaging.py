@@ -337,7 +337,7 @@ def _server_optimizer(optimizer: Any) -> keras.optimizers.Optimizer:
 
 def _print_round(number: int, rounds: int, seconds: float, logs: Mapping[str, Any]) -> None:
     shown = [
-        f"{name}: {value:,}" if isinstance(value, int) else f"{name}: {np.round(value, 4)}"
+        f"{name}: {value:.4f}" if isinstance(value, float) else f"{name}: {value}"
         for name, value in logs.items()
     ]
     print(f"Round {number}/{rounds} - {seconds:.1f}s - {' - '.join(shown)}")

@@ -90,9 +90,7 @@ def build_process(
         learning.templates.build_broadcast_process(weights_type),
         learning.templates.ClientWorkProcess(no_state, client_work),
         tff.aggregators.MeanFactory().create(update_type, tff.TensorType(np.float32)),
-        learning.templates.build_apply_optimizer_finalizer(
-            _server_optimizer(tff, server_optimizer, model.trainable_variables), weights_type
-        ),
+        _server_step(tff, server_optimizer, model.trainable_variables, weights_type),
     )
 
 
@@ -238,25 +236,51 @@ def stateless_optimizer(
     return twin
 
 
-def _server_optimizer(
-    tff: Any, optimizer: keras.optimizers.Optimizer, variables: Sequence[keras.Variable]
+def _server_step(
+    tff: Any,
+    optimizer: keras.optimizers.Optimizer,
+    variables: Sequence[keras.Variable],
+    weights_type: Any,
 ) -> Any:
-    """A Keras optimizer as a TFF one."""
+    """Returns TFF's finalizer: a Keras optimizer applies the mean update as its gradient.
+
+    An update that is not finite leaves the weights as they were. (TFF's own finalizer does the
+    same by AutoGraph, which does not work on every Python.)
+    """
     twin = stateless_optimizer(optimizer, variables)
     start = [variable.numpy() for variable in twin.variables]
 
-    class ServerOptimizer(tff.learning.optimizers.Optimizer):
-        def initialize(self, specs: Any) -> Any:
-            del specs
-            return tuple(tf.constant(value) for value in start)
+    @tff.tensorflow.computation
+    def initial_state() -> Any:
+        return tuple(tf.constant(value) for value in start)
 
-        def next(self, state: Any, weights: Any, gradients: Any) -> Any:
-            flat, slots = twin.stateless_apply(
-                list(state), tf.nest.flatten(gradients), tf.nest.flatten(weights)
-            )
-            return tuple(slots), tf.nest.pack_sequence_as(weights, flat)
+    state_type = initial_state.type_signature.result
 
-    return ServerOptimizer()
+    @tff.tensorflow.computation(state_type, weights_type, weights_type.trainable)
+    def apply(state: Any, weights: Any, update: Any) -> Any:
+        old_slots, old, gradients = list(state), list(weights.trainable), list(update)
+        new, slots = twin.stateless_apply(old_slots, gradients, old)
+        finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(g)) for g in gradients])
+        slots = tuple(tf.where(finite, *pair) for pair in zip(slots, old_slots, strict=True))
+        new = tuple(tf.where(finite, *pair) for pair in zip(new, old, strict=True))
+        return slots, tff.learning.models.ModelWeights(new, ())
+
+    @tff.federated_computation
+    def initialize() -> Any:
+        return tff.federated_eval(initial_state, tff.SERVER)
+
+    @tff.federated_computation(
+        *(
+            tff.FederatedType(one, tff.SERVER)
+            for one in (state_type, weights_type, weights_type.trainable)
+        )
+    )
+    def step(state: Any, weights: Any, update: Any) -> Any:
+        result = tff.federated_map(apply, (state, weights, update))
+        nothing = tff.federated_value((), tff.SERVER)
+        return tff.templates.MeasuredProcessOutput(result[0], result[1], nothing)
+
+    return tff.learning.templates.FinalizerProcess(initialize, step)
 
 
 def _frozen(model: keras.Model) -> list[keras.Variable]:
