@@ -41,7 +41,8 @@ def transfer_model(
             list of class names means `Classification`.
         input_shape: shape of what you feed, without the batch, such as `(96, 96, 3)`. Defaults
             to what the backbone takes (for a name: RGB images of any size).
-        weights: for a name, `"imagenet"` or a weights file. Defaults to `"imagenet"`.
+        weights: for a name, `"imagenet"` or a weights file; None is an untrained network, which
+            needs `trainable="all"`. Defaults to `"imagenet"`.
         backbone_kwargs: for a name, arguments of its constructor, such as `{"alpha": 0.25}`.
         pretrained: False says that a model of your own is not pretrained; its
             BatchNormalization then trains, and so must all of it. Defaults to True for a model.
