@@ -87,4 +87,4 @@ def test_two_threads_may_start_at_once():
     result = subprocess.run(
         [sys.executable, "-c", THREADS], capture_output=True, text=True, timeout=120, check=False
     )
-    assert result.stdout.split() == ["done", "done"], result.stderr[-2000:]
+    assert result.stdout.count("done") == 2, result.stderr[-2000:]
