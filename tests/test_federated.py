@@ -28,6 +28,16 @@ def twin(model):
     return clone
 
 
+def three_steps_equal_keras(model, digits, atol):
+    """One client, three epochs of one batch: three steps of Keras."""
+    central = twin(model)
+    lp.FederatedAveraging(model, batch_size=None, local_epochs=3).fit(
+        {"only": digits}, rounds=1, verbose=0
+    )
+    central.fit(*digits, batch_size=200, epochs=3, verbose=0)
+    same(model, central, atol)
+
+
 def test_equal_parts_and_one_sgd_step_equal_centralised_sgd(mlp, digits):
     model = lp.transfer_model(mlp(), 10, trainable="all", optimizer="sgd", learning_rate=0.5)
     central = twin(model)
@@ -51,26 +61,15 @@ def test_equal_parts_and_one_sgd_step_equal_centralised_sgd(mlp, digits):
     ids=lambda optimizer: type(optimizer).__name__,
 )
 def test_the_compiled_optimizer_trains_the_clients(mlp, digits, optimizer):
-    """One client, three epochs of one batch: three steps of Keras."""
     model = lp.transfer_model(mlp(), 10, trainable="all", optimizer=optimizer)
-    central = twin(model)
-    lp.FederatedAveraging(model, batch_size=None, local_epochs=3).fit(
-        {"only": digits}, rounds=1, verbose=0
-    )
-    central.fit(*digits, batch_size=200, epochs=3, verbose=0)
-    same(model, central, 2e-6)
+    three_steps_equal_keras(model, digits, 2e-6)
 
 
 def test_layer_rates_act_on_the_clients(mlp, digits):
     model = lp.finetune_model(
         lp.transfer_model(mlp((12, 8)), 10), learning_rate=1e-2, layer_decay=0.3, weight_decay=0.1
     )
-    central = twin(model)
-    lp.FederatedAveraging(model, batch_size=None, local_epochs=3).fit(
-        {"only": digits}, rounds=1, verbose=0
-    )
-    central.fit(*digits, batch_size=200, epochs=3, verbose=0)
-    same(model, central, 1e-6)
+    three_steps_equal_keras(model, digits, 1e-6)
 
 
 def test_updates_are_weighted_by_examples(mlp, digits):

@@ -80,6 +80,17 @@ def test_without_tff_the_check_prints_the_commands(monkeypatch, capsys, pip):
         tff_runtime.load_tff()
 
 
+def test_a_round_that_fails_is_reported(monkeypatch, capsys):
+    def broken():
+        raise RuntimeError("no worker")
+
+    monkeypatch.setattr(tff_runtime, "unsupported_platform", lambda: None)
+    monkeypatch.setattr(tff_runtime, "missing_modules", list)
+    monkeypatch.setattr(check, "_one_round", broken)
+    assert check.main() == 1
+    assert "a round failed: RuntimeError: no worker" in capsys.readouterr().out
+
+
 def test_on_another_platform_the_check_says_so(monkeypatch, capsys):
     monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.setattr(platform, "machine", lambda: "arm64")
