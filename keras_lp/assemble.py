@@ -6,11 +6,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
+from keras import ops
 
 from keras_lp import checks
-from keras_lp.backbones import BackboneLike, blocks_of, resolve_backbone
+from keras_lp.backbones import BackboneLike, resolve_backbone
+from keras_lp.blocks import blocks_of
+from keras_lp.features import CACHE_MEMORY, Features, obstacle
 from keras_lp.freezing import Trainable, choose, freeze
 from keras_lp.heads import Head, tasks
+from keras_lp.images import make_augmentation
 from keras_lp.model import Model, input_structure
 from keras_lp.tasks import Task
 
@@ -23,13 +27,17 @@ def build_and_compile(
     *,
     single: bool,
     input_shape: Sequence[int | None] | None,
+    image_size: int | Sequence[int] | None,
     weights: Any,
     backbone_kwargs: Mapping[str, Any] | None,
     pretrained: bool | None,
     trainable: Trainable,
     pooling: str | None,
+    augmentation: str | keras.Layer | None,
     hidden_units: Sequence[int],
     dropout: float,
+    cache_features: str | bool,
+    cache_memory: int,
     learning_rate: Any,
     optimizer: Any,
 ) -> Model:
@@ -39,6 +47,7 @@ def build_and_compile(
     base, pretrained = resolve_backbone(
         backbone,
         input_shape=input_shape,
+        image_size=image_size,
         weights=weights,
         backbone_kwargs=backbone_kwargs,
         pretrained=pretrained,
@@ -54,13 +63,23 @@ def build_and_compile(
     model = build_model(
         base,
         new_tasks,
-        input_shape=input_shape,
+        input_shape=None if image_size else input_shape,
         pooling=pooling,
+        augmentation=augmentation,
         hidden_units=hidden_units,
         dropout=dropout,
+        cache_features=cache_features,
+        cache_memory=cache_memory,
         single=single,
     )
     freeze([base], chosen, keep_statistics=pretrained)
+    reason = obstacle(model)
+    if cache_features is True and reason is not None:
+        raise ValueError(
+            "cache_features=True needs features that are the same in every epoch. Received: a "
+            f"model where {reason}. Leave out `augmentation`, freeze the whole backbone "
+            '(trainable="head"), or leave cache_features="auto".'
+        )
     return compile_tasks(model, optimizer)
 
 
@@ -70,8 +89,11 @@ def build_model(
     *,
     input_shape: Sequence[int | None] | None = None,
     pooling: str | None = "avg",
+    augmentation: str | keras.Layer | None = None,
     hidden_units: Sequence[int] = (),
     dropout: float = 0.0,
+    cache_features: str | bool = "auto",
+    cache_memory: int = CACHE_MEMORY,
     single: bool = True,
 ) -> Model:
     """Returns an uncompiled model: the backbone, pooled, with one head a task.
@@ -81,26 +103,45 @@ def build_model(
         new_tasks: the tasks by name; a head, its output and its metrics carry the name.
         input_shape: shape of an example, where the backbone leaves sizes open.
         pooling: `"avg"`, `"max"`, `"flatten"` or None.
+        augmentation: what changes the inputs at random in training, a preset or a layer.
         hidden_units: sizes of the dense layers (relu) of each head.
         dropout: rate of the dropout before each head's last layer.
+        cache_features: whether `fit` computes frozen features once.
+        cache_memory: bytes that they may take in memory.
         single: whether the output is a tensor; else it is a dict by task.
     """
     inputs = _inputs(backbone, input_shape)
-    taken = {backbone.name, "pooling", *(t.name for t in keras.tree.flatten(inputs))}
+    taken = {
+        backbone.name,
+        "pooling",
+        "features",
+        "augmentation",
+        *(t.name for t in keras.tree.flatten(inputs)),
+    }
     if taken & set(new_tasks):
         raise ValueError(
             "The name of a task must differ from the model's other layers. Received: "
             f"{sorted(taken & set(new_tasks))}. Call the task otherwise."
         )
+    seen = inputs
+    if augmentation is not None:
+        if keras.tree.is_nested(inputs):
+            raise ValueError(
+                "`augmentation` needs a backbone with one input. Received: the model "
+                f"{backbone.name!r} with the inputs {list(inputs)}."
+            )
+        seen = make_augmentation(augmentation, len(inputs.shape))(inputs)
     try:
-        features = backbone(inputs)
+        features = backbone(seen)
     except ValueError as error:
         raise ValueError(
             f"The backbone must be able to take `input_shape`. Received: input_shape={input_shape} "
             f"for the model {backbone.name!r}. Keras says: {error}"
         ) from error
     (features,) = keras.tree.flatten(features)
-    features = _pool(features, pooling)
+    mask = inputs.get("padding_mask") if isinstance(inputs, Mapping) else None
+    features = _pool(features, pooling, mask)
+    features = Features(cache_features, cache_memory, name="features")(features)
     outputs = {}
     for name, task in new_tasks.items():
         x = features
@@ -181,7 +222,7 @@ def _inputs(backbone: keras.Model, input_shape: Sequence[int | None] | None) -> 
     return keras.tree.map_structure(new, input_structure(backbone))
 
 
-def _pool(features: Any, pooling: str | None) -> Any:
+def _pool(features: Any, pooling: str | None, mask: Any) -> Any:
     checks.check_choice("pooling", pooling, ["avg", "max", "flatten", None])
     rank = len(features.shape)
     if rank == 2 or pooling is None:
@@ -205,4 +246,9 @@ def _pool(features: Any, pooling: str | None) -> Any:
             "features) or 4 (batch, height, width, features). Received: an output of shape "
             f"{tuple(features.shape)}."
         )
-    return layers[pooling, rank](name="pooling")(features)
+    pool = layers[pooling, rank](name="pooling")
+    if mask is None or rank != 3:
+        return pool(features)
+    if pooling == "avg":  # over the real tokens alone
+        return pool(features, mask=mask)
+    return pool(ops.where(ops.cast(mask, "bool")[..., None], features, -1e4))

@@ -7,25 +7,24 @@ a layer of the model, so training, the saved file and the phone agree.
 from __future__ import annotations
 
 import os
-import re
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
-import keras.src.utils.naming
 import numpy as np
 
-from keras_lp import checks
+from keras_lp import checks, hub
 from keras_lp.freezing import leaf_layers
+from keras_lp.images import check_image_size, fit_images
 from keras_lp.model import backbone_of
 
 BackboneLike = str | os.PathLike | keras.Model
 
 _SOURCES = (
-    "a name from keras.applications, a headless keras.Model, a .keras file or a model that "
-    "keras_lp built"
+    'a name from keras.applications, "hub:" and a KerasHub preset, a headless keras.Model, a '
+    ".keras file or a model that keras_lp built"
 )
 
 
@@ -33,6 +32,7 @@ def resolve_backbone(
     backbone: BackboneLike,
     *,
     input_shape: Sequence[int | None] | None = None,
+    image_size: int | Sequence[int] | None = None,
     weights: Any = "imagenet",
     backbone_kwargs: Mapping[str, Any] | None = None,
     pretrained: bool | None = None,
@@ -40,9 +40,10 @@ def resolve_backbone(
     """Returns a headless model and whether it is pretrained.
 
     Args:
-        backbone: a name from `keras.applications`, a headless model, a `.keras` file or a model
-            that keras_lp built.
+        backbone: a name from `keras.applications`, `"hub:"` and a KerasHub preset, a headless
+            model, a `.keras` file or a model that keras_lp built.
         input_shape: the shape of what the user feeds, without the batch.
+        image_size: the size that the network gets, (height, width) or one number for both.
         weights: for a name: `"imagenet"`, None or a weights file.
         backbone_kwargs: for a name: arguments of its constructor.
         pretrained: whether the weights are worth keeping. Defaults to what `weights` says for a
@@ -57,8 +58,11 @@ def resolve_backbone(
         isinstance(backbone, str) and backbone.endswith(".keras")
     ):
         backbone = _load(os.fspath(backbone))
+    image_size = check_image_size(image_size)
     if isinstance(backbone, str):
-        model = _application(backbone, input_shape, weights, dict(backbone_kwargs or {}))
+        _check_weights(weights)
+        build = _hub if backbone.startswith(hub.PREFIX) else _application
+        model = build(backbone, input_shape, image_size, weights, dict(backbone_kwargs or {}))
         return model, weights is not None if pretrained is None else pretrained
     if not isinstance(backbone, keras.Model):
         raise TypeError(
@@ -74,101 +78,25 @@ def resolve_backbone(
         )
     model = backbone_of(backbone) or backbone
     _check_headless(model)
-    model = _functional(model, input_shape)
+    model = _functional(model, input_shape, image_size)
     return model, True if pretrained is None else pretrained
 
 
-def blocks_of(layers: Sequence[keras.Layer]) -> list[list[keras.Layer]]:
-    """Groups the leaf layers that have weights into blocks, from the bottom to the top.
-
-    A block is a group of neighbouring layers whose names share a prefix (`block1_conv`,
-    `block1_bn`), else one layer. A layer with a name that Keras gave (`dense_1`) is a block of its
-    own, unless it lies within a numbered block, or below a concatenation that ends one
-    (InceptionV3's `mixed0`). Normalisation that would be a block of its own belongs to the block
-    below it.
-
-    Args:
-        layers: the layers below the head, in order. Models stand for their layers.
-    """
-    leaves = [leaf for layer in layers for leaf in leaf_layers(layer)]
-    keys = _block_names(leaves)
-    blocks: list[tuple[str | None, list[keras.Layer]]] = []
-    for leaf, key in zip(leaves, keys, strict=True):
-        if not leaf.weights:
-            continue
-        same = bool(blocks) and key is not None and blocks[-1][0] == key
-        if same or (blocks and isinstance(leaf, _NORMALISATION) and key is None):
-            blocks[-1][1].append(leaf)
-        else:
-            blocks.append((key, [leaf]))
-    return _fold_normalisation([block for _, block in blocks])
-
-
-_NORMALISATION = (keras.layers.BatchNormalization, keras.layers.Normalization)
-# Names of numbered blocks, the first that matches: the families of keras.applications, then any
-# "<words><number>" or "<words><number>_<more>".
-_NUMBERED = [
-    re.compile(r"(block(?:35|17|8)_\d+)(?:_|$)"),  # InceptionResNetV2
-    re.compile(r"(.*block_?\d+[a-z]?)(?:_|$)"),  # ResNet, VGG, MobileNetV2, EfficientNet, ...
-    re.compile(r"(expanded_conv(?:_\d+)?)(?:_|$)"),  # MobileNetV3
-    re.compile(r"(?:conv_)(?:dw|pw)_(\d+)"),  # MobileNet: depthwise and pointwise are one block
-    re.compile(r"([A-Za-z_]*?\d+[a-z]?)(?:_[A-Za-z]|$)"),
-]
-_WORD = re.compile(r"([A-Za-z]+)_[A-Za-z]")  # "stem_conv", "stem_bn"
-_ENDS_BLOCK = re.compile(r"(?:block\d+_\d+_)?mixed\w*$")  # the Inception families' concatenations
-
-
-def _block_names(leaves: Sequence[keras.Layer]) -> list[str | None]:
-    """Returns the name of each leaf's block, None where it has no name for one."""
-    names: list[str | None] = []
-    numbered: dict[str, list[int]] = {}
-    for i, leaf in enumerate(leaves):
-        name, key = leaf.name, None
-        if not _is_default_name(leaf):
-            matches = (pattern.match(name) for pattern in _NUMBERED)
-            key = next((match.group(1) for match in matches if match), None)
-            if key is not None:
-                numbered.setdefault(key, []).append(i)
-            elif _WORD.match(name):
-                key = _WORD.match(name).group(1)
-        names.append(key)
-    # What Keras named lies within the block around it (the shortcuts of Xception).
-    for key, indices in numbered.items():
-        for i in range(indices[0], indices[-1]):
-            if names[i] is None or names[i] not in numbered:
-                names[i] = key
-    start = 0
-    for i, leaf in enumerate(leaves):
-        if _ENDS_BLOCK.match(leaf.name) and not leaf.weights:
-            for j in range(start, i + 1):
-                if _is_default_name(leaves[j]) and names[j] is None:
-                    names[j] = names[i] or leaf.name
-            start = i + 1
-    return names
-
-
-def _is_default_name(layer: keras.Layer) -> bool:
-    own = keras.src.utils.naming.to_snake_case(type(layer).__name__)
-    return re.fullmatch(rf"{own}(_\d+)?", layer.name) is not None
-
-
-def _fold_normalisation(blocks: list[list[keras.Layer]]) -> list[list[keras.Layer]]:
-    """Joins blocks that hold nothing but normalisation to the block below, or above."""
-    folded: list[list[keras.Layer]] = []
-    waiting: list[keras.Layer] = []
-    for block in blocks:
-        if not all(isinstance(layer, _NORMALISATION) for layer in block):
-            folded.append(waiting + block)
-            waiting = []
-        elif folded:
-            folded[-1].extend(block)
-        else:
-            waiting += block
-    return folded
+def _check_weights(weights: Any) -> None:
+    is_path = isinstance(weights, (str, os.PathLike))
+    if not (weights is None or weights == "imagenet" or (is_path and os.path.exists(weights))):
+        raise ValueError(
+            '`weights` must be "imagenet", None or an existing weights file. Received: '
+            f"weights={weights!r}.{checks.near(str(weights), ['imagenet'])}"
+        )
 
 
 def _application(
-    name: str, input_shape: Sequence[int | None] | None, weights: Any, kwargs: dict[str, Any]
+    name: str,
+    input_shape: Sequence[int | None] | None,
+    image_size: tuple[int, int] | None,
+    weights: Any,
+    kwargs: dict[str, Any],
 ) -> keras.Model:
     build = getattr(keras.applications, name, None)
     if not callable(build):
@@ -178,26 +106,18 @@ def _application(
             f"keras.applications.{checks.near(name, known)}"
             + (" A model file must end in .keras." if "." in name else "")
         )
-    is_path = isinstance(weights, (str, os.PathLike))
-    if not (weights is None or weights == "imagenet" or (is_path and os.path.exists(weights))):
+    shape = (None, None, 3) if input_shape is None else tuple(input_shape)
+    if len(shape) != 3 or (weights is not None and shape[-1] not in (1, 3)):
         raise ValueError(
-            '`weights` must be "imagenet", None or an existing weights file. Received: '
-            f"weights={weights!r}.{checks.near(str(weights), ['imagenet'])}"
-        )
-    shape = tuple(input_shape) if input_shape is not None else (None, None, 3)
-    if weights is not None and len(shape) == 3 and shape[-1] != 3:
-        raise ValueError(
-            f"{name} with pretrained weights takes pictures of 3 channels. Received: "
-            f"input_shape={shape}. Repeat a grey channel: np.repeat(x, 3, axis=-1)."
-        )
-    if len(shape) != 3:
-        raise ValueError(
-            f"{name} takes images, so `input_shape` is (height, width, channels). Received: "
+            f"{name} takes pictures, so `input_shape` is (height, width, channels), with 3 "
+            "channels or a grey one where the weights are pretrained. Received: "
             f"input_shape={input_shape!r}."
         )
     images = keras.Input(shape, name="image")
+    fitted = fit_images(images, shape[-1] if weights is None else 3, image_size)
+    weights = os.fspath(weights) if isinstance(weights, os.PathLike) else weights
     try:
-        preprocessed = _preprocess(build, images)
+        preprocessed = _preprocess(build, fitted)
         with warnings.catch_warnings():
             # The weights of 224 pixels serve every size here, and Keras says so each time.
             warnings.filterwarnings("ignore", message="`input_shape` is undefined or non-square")
@@ -205,14 +125,14 @@ def _application(
                 include_top=False,
                 weights=weights,
                 input_tensor=preprocessed,
-                input_shape=shape,
+                input_shape=tuple(preprocessed.shape[1:]),
                 **kwargs,
             )
     except (ValueError, TypeError) as error:
         raise type(error)(
             f"keras.applications.{name} must be able to take what it is given. Received: "
-            f"input_shape={shape}, weights={str(weights)!r}, backbone_kwargs={kwargs}. Keras says: "
-            f"{error}"
+            f"input_shape={shape}, image_size={image_size}, weights={str(weights)!r}, "
+            f"backbone_kwargs={kwargs}. Keras says: {error}"
         ) from error
     except Exception as error:
         offline = isinstance(error, OSError) or "URL fetch failure" in str(error)
@@ -240,9 +160,31 @@ def _preprocess(build: Callable[..., keras.Model], images: Any) -> Any:
     scale = np.diag(matrix)
     if not colour:  # an untrained net of other channels: the mean of what the three get
         scale, offset = scale.mean(keepdims=True), offset.mean(keepdims=True)
+    return _rescale(images, scale.tolist(), offset.tolist())
+
+
+def _rescale(images: Any, scale: Any, offset: Any) -> Any:
     if np.allclose(scale, 1.0) and np.allclose(offset, 0.0):
         return images
-    return keras.layers.Rescaling(scale.tolist(), offset.tolist(), name="preprocessing")(images)
+    return keras.layers.Rescaling(scale, offset, name="preprocessing")(images)
+
+
+def _hub(
+    name: str,
+    input_shape: Sequence[int | None] | None,
+    image_size: tuple[int, int] | None,
+    weights: Any,
+    kwargs: dict[str, Any],
+) -> keras.Model:
+    preset = name.removeprefix(hub.PREFIX)
+    network = hub.load_preset(preset, weights, kwargs)
+    if not _takes_images(network):
+        return _functional(network, input_shape, image_size)
+    channels = network.inputs[0].shape[-1]
+    images = keras.Input(input_shape or (None, None, channels), name="image")
+    scale, offset = hub.image_scaling(preset)
+    fitted = fit_images(images, channels, image_size)
+    return keras.Model(images, _call(network, _rescale(fitted, scale, offset)), name=network.name)
 
 
 def _load(path: str) -> keras.Model:
@@ -252,9 +194,16 @@ def _load(path: str) -> keras.Model:
 
 
 def _check_headless(model: keras.Model) -> None:
+    inner = getattr(model, "backbone", None)
+    if isinstance(inner, keras.Model):  # a task of KerasHub
+        raise ValueError(
+            f"A backbone must be headless. Received: {type(model).__name__} {model.name!r}, which "
+            "has a head. Pass its `.backbone`."
+        )
     last = list(leaf_layers(model))[-1] if model.layers else None
     softmax = getattr(last, "activation", None) is keras.activations.softmax
-    if softmax or isinstance(last, keras.layers.Softmax):
+    named = isinstance(last, keras.layers.Dense) and last.name in ("predictions", "logits")
+    if softmax or named or isinstance(last, keras.layers.Softmax):
         raise ValueError(
             f"A backbone must be headless. Received: model {model.name!r}, which ends in the "
             f"classifier {last.name!r}. Pass the part below it, "
@@ -263,31 +212,74 @@ def _check_headless(model: keras.Model) -> None:
         )
 
 
-def _functional(model: keras.Model, input_shape: Sequence[int | None] | None) -> keras.Model:
-    """Checks the input shape; gives a subclassed model, which has no graph, a graph around it."""
+def _takes_images(model: keras.Model) -> bool:
+    return len(model.inputs) == 1 and len(model.inputs[0].shape) == 4
+
+
+def _functional(
+    model: keras.Model,
+    input_shape: Sequence[int | None] | None,
+    image_size: tuple[int, int] | None,
+) -> keras.Model:
+    """Returns the model with a graph from what the user feeds to one output, the features."""
     shape = None if input_shape is None else tuple(input_shape)
-    if getattr(model, "inputs", None):
-        own = tuple(model.inputs[0].shape[1:])
-        fits = shape is None or (
-            len(model.inputs) == 1
-            and len(shape) == len(own)
-            and all(b is None or a == b for a, b in zip(shape, own, strict=True))
-        )
-        if not fits:
+    if not getattr(model, "inputs", None):  # a subclassed model has no graph: one around it
+        if shape is None:
             raise ValueError(
-                f"`input_shape` must be what the backbone takes. Received: input_shape={shape} "
-                f"for the model {model.name!r} that takes {own}. Leave `input_shape` out."
+                "A backbone that is a subclassed model needs `input_shape`. Received: model "
+                f"{model.name!r} of type {type(model).__name__} without it."
             )
-        if len(model.outputs) != 1:
+        inputs = keras.Input(shape, name="input")
+        fitted = fit_images(inputs, 1, image_size) if image_size else inputs
+        return keras.Model(inputs, model(fitted), name=f"{model.name}_graph")
+    model = _one_output(model)
+    if not _takes_images(model):
+        if image_size is not None:
             raise ValueError(
-                f"A backbone must have one output, its features. Received: model {model.name!r} "
-                f"with {len(model.outputs)} outputs."
+                "`image_size` is for backbones that take pictures. Received: "
+                f"image_size={image_size} for the model {model.name!r} that takes "
+                f"{[tuple(t.shape[1:]) for t in model.inputs]}."
             )
+        _check_fits(model, shape)
         return model
-    if shape is None:
+    channels = model.inputs[0].shape[-1]
+    grey = shape is not None and len(shape) == 3 and shape[-1] == 1 and channels == 3
+    if image_size is None and not grey:
+        _check_fits(model, shape)
+        return model
+    images = keras.Input(shape or (None, None, channels), name="image")
+    fitted = fit_images(images, channels, image_size)
+    _check_fits(model, tuple(fitted.shape[1:]))
+    return keras.Model(images, _call(model, fitted), name=f"{model.name}_images")
+
+
+def _one_output(model: keras.Model) -> keras.Model:
+    if len(model.outputs) == 1:
+        return model
+    names = model.output if isinstance(model.output, Mapping) else {}
+    if "sequence_output" in names and "pooled_output" in names:  # BERT and its kin
+        return keras.Model(model.input, names["sequence_output"], name=model.name)
+    raise ValueError(
+        f"A backbone must have one output, its features. Received: model {model.name!r} "
+        f"with {len(model.outputs)} outputs. Pass `keras.Model(model.input, features)`."
+    )
+
+
+def _check_fits(model: keras.Model, shape: tuple[int | None, ...] | None) -> None:
+    own = tuple(model.inputs[0].shape[1:])
+    fits = shape is None or (
+        len(model.inputs) == 1
+        and len(shape) == len(own)
+        and all(b is None or a == b for a, b in zip(shape, own, strict=True))
+    )
+    if not fits:
         raise ValueError(
-            "A backbone that is a subclassed model needs `input_shape`. Received: model "
-            f"{model.name!r} of type {type(model).__name__} without it."
+            f"`input_shape` must be what the backbone takes. Received: input_shape={shape} "
+            f"for the model {model.name!r} that takes {own}. Leave `input_shape` out"
+            + (", or resize pictures: `image_size`." if _takes_images(model) else ".")
         )
-    inputs = keras.Input(shape, name="input")
-    return keras.Model(inputs, model(inputs), name=f"{model.name}_graph")
+
+
+def _call(model: keras.Model, inputs: Any) -> Any:
+    (features,) = keras.tree.flatten(model(inputs))
+    return features

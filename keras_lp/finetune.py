@@ -8,7 +8,8 @@ import keras
 
 from keras_lp import checks
 from keras_lp.assemble import HEAD, build_model, compile_tasks, make_optimizer
-from keras_lp.backbones import BackboneLike, blocks_of, resolve_backbone
+from keras_lp.backbones import BackboneLike, resolve_backbone
+from keras_lp.blocks import blocks_of
 from keras_lp.freezing import Trainable, choose, freeze, set_trainable
 from keras_lp.layerwise import check_layerwise, layerwise
 from keras_lp.model import backbone_of

@@ -3,14 +3,16 @@
 A pretrained part never updates the statistics of its BatchNormalization layers, neither frozen
 nor fine-tuned. In Keras only `trainable=False` on the layer itself ensures that (the `training`
 argument given to a nested model is overridden by `fit`), so these layers stay frozen throughout.
+Whatever else is frozen runs in inference mode too: a frozen Dropout is off.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
+from keras.src.models.functional import Functional
 
 from keras_lp.checks import near
 
@@ -86,8 +88,13 @@ def choose(
                 f"blocks below the head. Received: trainable={trainable}, and there are "
                 f"{len(blocks)} blocks."
             )
-        top = blocks[len(blocks) - trainable :]
-        return {id(layer) for block in top for layer in block}
+        if not trainable:
+            return set()
+        # With what has no weights, such as a Dropout, between the layers of these blocks.
+        chosen = {id(layer) for block in blocks[len(blocks) - trainable :] for layer in block}
+        below_top = {id(layer) for block in blocks[: len(blocks) - trainable] for layer in block}
+        lowest = min(i for i, leaf in enumerate(leaves) if id(leaf) in chosen)
+        return {id(leaf) for leaf in leaves[lowest:]} - below_top
     if isinstance(trainable, Sequence) and not isinstance(trainable, str):
         names = {leaf.name for leaf in leaves}
         for name in trainable:
@@ -102,3 +109,40 @@ def choose(
         '`trainable` must be "head", "all", a number of blocks from the top or a list of layer '
         f"names. Received: trainable={trainable!r}."
     )
+
+
+def is_frozen(layer: keras.Layer) -> bool:
+    """Whether neither a layer nor anything in it trains."""
+    return not any(inner.trainable for inner in layer._flatten_layers())
+
+
+def run_layer(operation: Any, training: bool | None) -> Callable[..., Any]:
+    """Returns what runs an operation of a graph; frozen layers run in inference mode.
+
+    Keras hands `training=True` down to all of them, so Dropout in a frozen model would be active.
+    In a nested model of which a part is frozen, that part runs in inference mode.
+    """
+    if not isinstance(operation, keras.Layer):
+        return operation
+    if training and not is_frozen(operation):
+        graph = operation._functional if isinstance(operation, keras.Sequential) else operation
+        if type(graph).call is Functional.call:
+            return lambda inputs, **_: run_graph(graph, inputs, training)
+    else:
+        training = False
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if operation._call_has_training_arg:
+            kwargs["training"] = training
+        return operation(*args, **kwargs)
+
+    return run
+
+
+def run_graph(model: Functional, inputs: Any, training: bool | None) -> Any:
+    """Runs a Functional model, its frozen layers in inference mode."""
+    outputs = model._run_through_graph(
+        model._standardize_inputs(inputs), lambda operation: run_layer(operation, training)
+    )
+    single = isinstance(outputs, (list, tuple)) and len(outputs) == 1
+    return outputs[0] if single else outputs

@@ -8,8 +8,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_lp import checks
-from keras_lp.freezing import restore_flag
+from keras_lp import checks, features
+from keras_lp.freezing import restore_flag, run_graph
 from keras_lp.heads import heads, tasks
 from keras_lp.tasks import TASK_LOSS
 
@@ -25,6 +25,7 @@ class Model(keras.Model):
       the metrics, nor in what they are divided by;
     - `fit` looks at inputs and labels before they are used (arrays and `tf.data.Dataset`s), and
       refuses a model whose `trainable` flags changed since `compile`;
+    - `fit` computes the features of a frozen backbone once, see `lp.transfer_model`;
     - a `.keras` file keeps the flags of layers inside layers too, which Keras itself forgets.
 
     Metrics of your own belong into `compile(weighted_metrics=...)`: Keras gives those under
@@ -43,10 +44,19 @@ class Model(keras.Model):
         callbacks: Any = None,
         validation_split: float = 0.0,
         validation_data: Any = None,
-        *args: Any,
-        **kwargs: Any,
+        shuffle: bool = True,
+        class_weight: Any = None,
+        sample_weight: Any = None,
+        initial_epoch: int = 0,
+        steps_per_epoch: int | None = None,
+        validation_steps: int | None = None,
+        validation_batch_size: int | None = None,
+        validation_freq: Any = 1,
     ) -> Any:
         """Trains as `keras.Model.fit` does, after checking what it is given.
+
+        With a wholly frozen backbone and nothing random before it, the features of the examples
+        are computed once, in place of once an epoch (`cache_features` of `lp.transfer_model`).
 
         Args:
             x: inputs: arrays, or a batched `tf.data.Dataset` of `(x, labels)`.
@@ -57,8 +67,14 @@ class Model(keras.Model):
             callbacks: as in Keras.
             validation_split: as in Keras.
             validation_data: as in Keras, checked like `x` and `y`.
-            *args: further arguments of `keras.Model.fit`.
-            **kwargs: further arguments of `keras.Model.fit`.
+            shuffle: as in Keras; a data set whose features are cached is shuffled too.
+            class_weight: as in Keras.
+            sample_weight: as in Keras.
+            initial_epoch: as in Keras.
+            steps_per_epoch: as in Keras.
+            validation_steps: as in Keras.
+            validation_batch_size: as in Keras.
+            validation_freq: as in Keras.
 
         Returns:
             The `keras.callbacks.History`.
@@ -76,18 +92,36 @@ class Model(keras.Model):
             validation_data = self._checked(validation_data, None)
         elif isinstance(validation_data, (tuple, list)):
             self._checked(*validation_data[:2])
-        return super().fit(
-            x,
-            y,
-            batch_size,
-            epochs,
-            verbose,
-            callbacks,
-            validation_split,
-            validation_data,
-            *args,
-            **kwargs,
-        )
+        arguments = {
+            "x": x,
+            "y": y,
+            "batch_size": batch_size,
+            "epochs": epochs,
+            "verbose": verbose,
+            "callbacks": callbacks,
+            "validation_split": validation_split,
+            "validation_data": validation_data,
+            "shuffle": shuffle,
+            "class_weight": class_weight,
+            "sample_weight": sample_weight,
+            "initial_epoch": initial_epoch,
+            "steps_per_epoch": steps_per_epoch,
+            "validation_steps": validation_steps,
+            "validation_batch_size": validation_batch_size,
+            "validation_freq": validation_freq,
+        }
+        if self._is_extended():
+            return super().fit(**arguments)
+        with features.computed_once(self, arguments) as arguments:
+            return super().fit(**arguments)
+
+    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
+        """Returns the outputs; frozen layers run in inference mode, their Dropout is off."""
+        if features.are_features(inputs):
+            return features.run_above(self, inputs, training)
+        if training and mask is None:
+            return run_graph(self, inputs, training)
+        return super().call(inputs, training=training, mask=mask)
 
     def compute_loss(
         self,
@@ -135,6 +169,18 @@ class Model(keras.Model):
         for layer, flag in zip(self._flatten_layers(include_self=False), flags, strict=True):
             restore_flag(layer, flag)  # outer layers come first
         super().compile_from_config(config)
+
+    def _assert_input_compatibility(self, *args: Any) -> None:
+        if not features.are_features(args[0]):
+            super()._assert_input_compatibility(*args)
+
+    def _is_extended(self) -> bool:
+        """Whether a user's subclass (or instance) has steps of its own, which want inputs."""
+        steps = ("call", "train_step", "test_step", "compute_loss", "compute_metrics")
+        return any(
+            name in vars(self) or getattr(type(self), name) is not getattr(Model, name)
+            for name in steps
+        )
 
     def _has_own_losses(self) -> bool:
         """Whether the compiled losses are those of the tasks, with weights by name at most."""

@@ -10,6 +10,7 @@ import keras
 from keras_lp import checks
 from keras_lp.assemble import build_and_compile
 from keras_lp.backbones import BackboneLike
+from keras_lp.features import CACHE_MEMORY
 from keras_lp.freezing import Trainable
 from keras_lp.model import Model
 from keras_lp.tasks import TaskLike, as_task
@@ -20,13 +21,17 @@ def multitask_model(
     tasks: Mapping[str, TaskLike],
     *,
     input_shape: Sequence[int | None] | None = None,
+    image_size: int | Sequence[int] | None = None,
     weights: Any = "imagenet",
     backbone_kwargs: Mapping[str, Any] | None = None,
     pretrained: bool | None = None,
     trainable: Trainable = "all",
     pooling: str | None = "avg",
+    augmentation: str | keras.Layer | None = None,
     hidden_units: Sequence[int] = (),
     dropout: float = 0.0,
+    cache_features: str | bool = "auto",
+    cache_memory: int = CACHE_MEMORY,
     balancing: str = "equal",
     learning_rate: float | keras.optimizers.schedules.LearningRateSchedule = 1e-3,
     optimizer: str | keras.optimizers.Optimizer = "adam",
@@ -46,6 +51,7 @@ def multitask_model(
             (`<task>_accuracy`) carry the names.
         input_shape: shape of what you feed, without the batch. Defaults to what the backbone
             takes.
+        image_size: as in `lp.transfer_model`. Defaults to None.
         weights: for a name, `"imagenet"`, None or a weights file. Defaults to `"imagenet"`.
         backbone_kwargs: for a name, arguments of its constructor.
         pretrained: False says that a model of your own is not pretrained: its
@@ -53,8 +59,11 @@ def multitask_model(
         trainable: `"all"`; `"head"`; a number n for the top n blocks besides the heads; or a
             list of layer names. Defaults to `"all"`.
         pooling: `"avg"`, `"max"`, `"flatten"` or None. Defaults to `"avg"`.
+        augmentation: as in `lp.transfer_model`. Defaults to None.
         hidden_units: sizes of dense layers (relu) in each head. Defaults to none.
         dropout: rate of a dropout before each head's last layer. Defaults to 0.
+        cache_features: as in `lp.transfer_model`, with `trainable="head"`. Defaults to `"auto"`.
+        cache_memory: as in `lp.transfer_model`. Defaults to 2 GiB.
         balancing: how the tasks' losses are put together; `"equal"` adds them up. Defaults to
             `"equal"`.
         learning_rate: rate, or schedule, of an optimizer given by name. Defaults to 1e-3.
@@ -103,13 +112,17 @@ def multitask_model(
         {name: as_task(task) for name, task in tasks.items()},
         single=False,
         input_shape=input_shape,
+        image_size=image_size,
         weights=weights,
         backbone_kwargs=backbone_kwargs,
         pretrained=pretrained,
         trainable=trainable,
         pooling=pooling,
+        augmentation=augmentation,
         hidden_units=hidden_units,
         dropout=dropout,
+        cache_features=cache_features,
+        cache_memory=cache_memory,
         learning_rate=learning_rate,
         optimizer=optimizer,
     )

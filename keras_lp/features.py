@@ -1,0 +1,352 @@
+"""Frozen features, computed once.
+
+A frozen backbone gives the same features in every epoch. So `fit` runs it once over the data and
+then trains what stands above it on what came out: the same result in a fraction of the time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras.src.trainers.data_adapters.array_slicing import train_validation_split
+
+from keras_lp import checks
+from keras_lp.freezing import is_frozen, run_layer
+
+# A batch whose input is a dict of this one key holds features in place of inputs.
+KEY = "keras_lp_features"
+
+CACHE_MEMORY = 2 * 2**30
+
+
+@keras.saving.register_keras_serializable("keras_lp")
+class Features(keras.layers.Identity):
+    """The features between backbone and heads, and whether `fit` computes them once.
+
+    Args:
+        cache: `"auto"`, True or False, see `lp.transfer_model`. Defaults to `"auto"`.
+        memory: bytes of memory that cached features may take; more than that goes to a file.
+            Defaults to 2 GiB.
+        **kwargs: arguments of `keras.layers.Layer`.
+    """
+
+    def __init__(
+        self, cache: str | bool = "auto", memory: int = CACHE_MEMORY, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        if not isinstance(cache, bool):
+            checks.check_choice("cache_features", cache, ["auto", True, False])
+        checks.check_positive("cache_memory", memory)
+        self.cache = cache
+        self.memory = memory
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the config of the layer."""
+        return {**super().get_config(), "cache": self.cache, "memory": self.memory}
+
+
+def features_layer(model: keras.Model) -> Features | None:
+    """Returns the layer whose output are the features, None in a model without one."""
+    return next((layer for layer in model.layers if isinstance(layer, Features)), None)
+
+
+def feature_model(model: keras.Model) -> keras.Model:
+    """Returns the part of a model from its inputs to the features; layers are shared."""
+    return keras.Model(model.input, features_layer(model).output)
+
+
+def are_features(inputs: Any) -> bool:
+    """Whether these inputs of a model are features in place of its inputs."""
+    return isinstance(inputs, Mapping) and KEY in inputs
+
+
+def run_above(model: keras.Model, inputs: Mapping[str, Any], training: bool | None) -> Any:
+    """Returns the outputs of a model from its features, `{KEY: features}`."""
+    layer = features_layer(model)
+    below = {id(operation) for operation in feature_model(model).operations}
+
+    def run(operation: Any) -> Any:
+        if operation is layer:
+            return lambda *_, **__: inputs[KEY]
+        if id(operation) in below:
+            return lambda *_, **__: None
+        return run_layer(operation, training)
+
+    return model._run_through_graph([None] * len(model.inputs), run)
+
+
+def obstacle(model: keras.Model) -> str | None:
+    """Returns why the features of a model differ from epoch to epoch; None if they do not."""
+    layer = features_layer(model)
+    if layer is None:
+        return "it has no layer of features"
+    below = [op for op in feature_model(model).operations if isinstance(op, keras.Layer)]
+    if not any(op.weights for op in below):
+        return "nothing below its head has weights"
+    for op in below:
+        if op.weights and not is_frozen(op):
+            return f"{op.name!r} is not wholly frozen"
+        if not op.weights and any(inner._seed_generators for inner in op._flatten_layers()):
+            return f"{op.name!r} is random"
+    if keras.src.backend.get_keras_mask(layer.output) is not None:
+        return "its features carry a mask"
+    return None
+
+
+class FeatureCache:
+    """Runs the frozen part of a model over data, and keeps what comes out.
+
+    A context manager: files that it wrote are removed on leaving.
+
+    Args:
+        model: a model without `obstacle`.
+        verbose: whether to show progress.
+    """
+
+    def __init__(self, model: keras.Model, verbose: Any = "auto") -> None:
+        below = feature_model(model)
+        self._inputs = model.inputs
+        self._compute = tf.function(
+            lambda x: below(x, training=False), reduce_retracing=True, autograph=False
+        )
+        self._left = features_layer(model).memory
+        self._verbose = 0 if verbose in (0, False) else 1
+        self._folder: str | None = None
+
+    def __enter__(self) -> FeatureCache:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def take(self, data: Any) -> tuple[tuple[Any, ...], int | None]:
+        """Returns `(features, y, sample_weight)`, without what is None, and the batch size.
+
+        Args:
+            data: a tuple of arrays, whose batch size is the caller's (None comes back); or a
+                data set of batches.
+        """
+        if isinstance(data, (tuple, list)):
+            x, *rest = data
+            return (self._of_arrays(x), *(part for part in rest if part is not None)), None
+        if isinstance(data, tf.data.Dataset):
+            total = int(data.cardinality())
+            return self._of_batches(data, total if total >= 0 else None)
+        return self._of_batches((data[i] for i in range(data.num_batches)), data.num_batches)
+
+    def reserve(self, count: int) -> bool:
+        """Takes bytes from the memory; False if there are not so many left."""
+        if count > self._left:
+            return False
+        self._left -= count
+        return True
+
+    def new_file(self) -> Any:
+        """Opens a new file in the temporary folder."""
+        if self._folder is None:
+            self._folder = tempfile.mkdtemp(prefix="keras_lp_features_")
+        handle, path = tempfile.mkstemp(dir=self._folder)
+        return os.fdopen(handle, "wb"), path
+
+    def _of_arrays(self, x: Any) -> dict[str, np.ndarray]:
+        count, size = len(keras.tree.flatten(x)[0]), self._batch_size()
+        starts = range(0, count, size)
+        rows = _Rows(self)
+        for start in self._progress(starts, len(starts)):
+            batch = keras.tree.map_structure(lambda leaf, i=start: leaf[i : i + size], x)
+            rows.append(self._features(batch))
+        return {KEY: rows.finish()}
+
+    def _of_batches(self, batches: Iterable[Any], total: int | None) -> Any:
+        columns: list[_Rows] = []
+        size = structure = None
+        for batch in self._progress(batches, total):
+            x, *rest = batch
+            parts = ({KEY: self._features(x)}, *(part for part in rest if part is not None))
+            flat = keras.tree.flatten(parts)
+            if size is None:
+                size, structure = len(flat[0]), parts
+                columns = [_Rows(self) for _ in flat]
+            for rows, part in zip(columns, flat, strict=True):
+                rows.append(part)
+        if size is None:
+            raise ValueError("A data set to train on must have a batch. Received: an empty one.")
+        return keras.tree.pack_sequence_as(structure, [rows.finish() for rows in columns]), size
+
+    def _features(self, x: Any) -> np.ndarray:
+        return self._compute(keras.tree.map_structure(_tensor, x)).numpy()
+
+    def _batch_size(self) -> int:
+        """Examples a step: few enough for large pictures, many enough to be fast."""
+        numbers = sum(math.prod(d or 224 for d in t.shape[1:]) for t in self._inputs)
+        return 2 ** int(np.clip(np.log2(2**22 / numbers), 3, 8))
+
+    def _progress(self, steps: Iterable[Any], total: int | None) -> Iterable[Any]:
+        if not self._verbose:
+            yield from steps
+            return
+        print("Features of the frozen backbone, computed once:")
+        bar = keras.utils.Progbar(total)
+        done = 0
+        for step in steps:
+            yield step
+            done += 1
+            bar.update(done, finalize=done == total)
+        if done != total:
+            bar.update(done, finalize=True)
+
+
+class _Rows:
+    """An array that grows by batches: in memory as far as that goes, else in a file."""
+
+    def __init__(self, cache: FeatureCache) -> None:
+        self._cache = cache
+        self._array: np.ndarray | None = None
+        self._count = 0
+        self._file: Any = None
+        self._path = ""
+
+    def append(self, batch: Any) -> None:
+        batch = np.ascontiguousarray(batch)
+        if self._array is None:
+            self._array = np.empty((0, *batch.shape[1:]), batch.dtype)
+        if batch.shape[1:] != self._array.shape[1:]:
+            raise ValueError(
+                "Features are cached when all examples have features and labels of one shape. "
+                f"Received: shapes {self._array.shape[1:]} and {batch.shape[1:]}. Say "
+                "cache_features=False."
+            )
+        if self._file is None and not self._cache.reserve(batch.nbytes):
+            self._file, self._path = self._cache.new_file()
+            self._file.write(self._array[: self._count].data)
+            self._array = self._array[:0].copy()
+        if self._file is not None:
+            self._file.write(batch.data)
+        else:
+            end = self._count + len(batch)
+            if end > len(self._array):  # grows in place, mostly
+                self._array.resize((max(end, end * 5 // 4), *batch.shape[1:]), refcheck=False)
+            self._array[self._count : end] = batch
+        self._count += len(batch)
+
+    def finish(self) -> np.ndarray:
+        shape = (self._count, *self._array.shape[1:])
+        if self._file is None:
+            self._array.resize(shape, refcheck=False)
+            return self._array
+        self._file.close()
+        return np.memmap(self._path, self._array.dtype, "r", shape=shape)
+
+
+@contextlib.contextmanager
+def computed_once(model: keras.Model, arguments: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yields the arguments of `fit` with features in place of inputs, where that is the same.
+
+    Args:
+        model: the model to train.
+        arguments: the arguments of `fit` by name.
+
+    Raises:
+        ValueError: `cache_features=True` with data that does not end or cannot be read twice.
+    """
+    if not _is_wanted(model, arguments):
+        yield arguments
+        return
+    x, y, weight = (arguments[name] for name in ("x", "y", "sample_weight"))
+    validation, split = arguments["validation_data"], arguments["validation_split"]
+    if split and validation is None:
+        (x, y, weight), validation = train_validation_split((x, y, weight), split)
+    with FeatureCache(model, arguments["verbose"]) as cache:
+        parts, size = cache.take((x, y, weight) if is_arrays(x) else x)
+        size = size or arguments["batch_size"]
+        new = {**arguments, "validation_split": 0.0, "validation_data": validation}
+        if _in_files(parts):
+            train = batches_from_files(parts, size or 32, arguments["shuffle"])
+            new.update(x=train, y=None, sample_weight=None, batch_size=None)
+        else:
+            x, y, weight = (*parts, None, None)[:3]
+            new.update(x=x, y=y, sample_weight=weight, batch_size=size)
+
+        in_arrays = isinstance(validation, (tuple, list)) and is_arrays(validation[0])
+        if in_arrays or (features_layer(model).cache is True and is_batches(validation)):
+            parts, own_size = cache.take(validation)
+            size = arguments["validation_batch_size"] or own_size or size
+            if _in_files(parts):
+                parts = batches_from_files(parts, size or 32, shuffle=False)
+            new.update(validation_data=parts, validation_batch_size=size)
+        yield new
+
+
+def _is_wanted(model: keras.Model, arguments: dict[str, Any]) -> bool:
+    layer, x = features_layer(model), arguments["x"]
+    if layer is None or layer.cache is False or obstacle(model) is not None:
+        return False
+    if model._distribute_strategy is not None:
+        return False
+    if is_arrays(x):
+        return len(keras.tree.flatten(x)[0]) > 0
+    misused = arguments["validation_split"] or any(  # with a data set: Keras refuses them
+        arguments[name] is not None for name in ("y", "sample_weight")
+    )
+    if layer.cache == "auto" or misused:
+        return False
+    if not is_batches(x):
+        raise ValueError(
+            "cache_features=True needs data that ends and can be read again: arrays, a finite "
+            f"`tf.data.Dataset` or a `PyDataset`. Received: x of type {type(x).__name__}"
+            f"{' that is infinite' if isinstance(x, tf.data.Dataset) else ''}. Limit a data set "
+            "with `.take(n)`, or build the model with cache_features=False."
+        )
+    return True
+
+
+def is_arrays(x: Any) -> bool:
+    """Whether inputs are arrays or tensors."""
+    leaves = keras.tree.flatten(x)
+    return bool(leaves) and all(
+        isinstance(leaf, (np.ndarray, tf.Tensor)) and len(leaf.shape) > 0 for leaf in leaves
+    )
+
+
+def is_batches(x: Any) -> bool:
+    """Whether inputs are a data set that ends."""
+    if isinstance(x, tf.data.Dataset):
+        return int(x.cardinality()) != tf.data.INFINITE_CARDINALITY
+    return isinstance(x, keras.utils.PyDataset) and x.num_batches is not None
+
+
+def batches_from_files(parts: tuple[Any, ...], batch_size: int, shuffle: bool) -> tf.data.Dataset:
+    """Returns batches of arrays that are read from their files row by row."""
+    flat = [np.asanyarray(part) for part in keras.tree.flatten(parts)]
+
+    def read(rows: np.ndarray) -> list[np.ndarray]:
+        return [part[rows] for part in flat]
+
+    def batch(rows: tf.Tensor) -> Any:
+        columns = tf.numpy_function(read, [rows], [part.dtype for part in flat])
+        for column, part in zip(columns, flat, strict=True):
+            column.set_shape((None, *part.shape[1:]))
+        return keras.tree.pack_sequence_as(parts, columns)
+
+    rows = tf.data.Dataset.range(len(flat[0]))
+    if shuffle:
+        rows = rows.shuffle(len(flat[0]))
+    return rows.batch(batch_size).map(batch).prefetch(2)
+
+
+def _in_files(parts: tuple[Any, ...]) -> bool:
+    return any(isinstance(part, np.memmap) for part in keras.tree.flatten(parts))
+
+
+def _tensor(value: Any) -> Any:
+    return value if tf.is_tensor(value) else tf.convert_to_tensor(value)
