@@ -14,10 +14,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib.metadata
-import json
 import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -25,12 +22,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "examples"))
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras  # noqa: E402
-import quickstart  # noqa: E402  (it sets TensorFlow's log level)
-import tensorflow as tf  # noqa: E402
-
-RESULTS = ROOT / "benchmarks" / "results"
+import quickstart  # noqa: E402
+from common import RESULTS, machine, write  # noqa: E402
 
 
 def run(data: str, data_dir: str | None, seeds: int) -> list[list[quickstart.Row]]:
@@ -65,20 +61,6 @@ def summary(runs: list[list[quickstart.Row]]) -> tuple[list[quickstart.Row], lis
     return rows, deviations
 
 
-def machine() -> str:
-    """Names the processor and the versions that the figures were measured with."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        model = platform.processor() or platform.machine()
-    packages = ("keras", "tensorflow", "tensorflow-federated")
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
-    gpus = len(tf.config.list_physical_devices("GPU"))
-    hardware = f"{os.cpu_count()} cores of {model}, {gpus} GPU"
-    return f"{hardware}; Python {platform.python_version()}, {versions}"
-
-
 def markdown(
     data: str, seeds: int, rows: list[quickstart.Row], deviations: list[float], title: str
 ) -> str:
@@ -88,7 +70,7 @@ def markdown(
         "",
         f"    python benchmarks/paradigms.py --data {data} --seeds {seeds}",
         "",
-        f"Machine: {machine()}.",
+        f"Machine: {machine('tensorflow-federated')}.",
         "",
         "| paradigm | test accuracy, % | trainable | parameters | seconds | bytes sent |",
         "|---|---|---|---|---|---|",
@@ -123,16 +105,16 @@ def main() -> None:
 
     runs = run(arguments.data, arguments.data_dir, arguments.seeds)
     rows, deviations = summary(runs)
-    arguments.out.mkdir(parents=True, exist_ok=True)
     stem = arguments.out / f"paradigms_{arguments.data.replace('/', '_')}"
     title = f"{arguments.data}: half of the classes from {quickstart.LABELLED} labelled pictures"
     table = markdown(arguments.data, arguments.seeds, rows, deviations, title)
-    stem.with_suffix(".md").write_text(table)
-    numbers = {"machine": machine(), "runs": [[vars(row) for row in rows] for rows in runs]}
-    stem.with_suffix(".json").write_text(json.dumps(numbers, indent=1) + "\n")
+    numbers = {
+        "machine": machine("tensorflow-federated"),
+        "runs": [[vars(row) for row in rows] for rows in runs],
+    }
+    write(stem, table, numbers)
     errors = [100 * deviation for deviation in deviations]
     quickstart.plot(rows, stem.with_suffix(".png"), title, errors)
-    print(f"\n{table}\nWritten to {stem}.md, .json and .png")
 
 
 if __name__ == "__main__":
