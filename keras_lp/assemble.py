@@ -14,7 +14,7 @@ from keras_lp.blocks import blocks_of
 from keras_lp.features import CACHE_MEMORY, Features, obstacle
 from keras_lp.freezing import Trainable, choose, freeze
 from keras_lp.heads import Head, tasks
-from keras_lp.images import make_augmentation
+from keras_lp.images import augment
 from keras_lp.model import Model, input_structure
 from keras_lp.tasks import Task
 
@@ -130,7 +130,7 @@ def build_model(
                 "`augmentation` needs a backbone with one input. Received: the model "
                 f"{backbone.name!r} with the inputs {list(inputs)}."
             )
-        seen = make_augmentation(augmentation, len(inputs.shape))(inputs)
+        seen = augment(inputs, augmentation)
     try:
         features = backbone(seen)
     except ValueError as error:

@@ -17,13 +17,15 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+from keras.src.backend import get_keras_mask, set_keras_mask
 from keras.src.trainers.data_adapters.array_slicing import train_validation_split
 
 from keras_lp import checks
 from keras_lp.freezing import is_frozen, run_layer
 
-# A batch whose input is a dict of this one key holds features in place of inputs.
+# A batch whose input is a dict with this key holds features in place of inputs.
 KEY = "keras_lp_features"
+MASK = "keras_lp_mask"  # beside them, if the features carry one
 
 CACHE_MEMORY = 2 * 2**30
 
@@ -71,12 +73,14 @@ def are_features(inputs: Any) -> bool:
 
 def run_above(model: keras.Model, inputs: Mapping[str, Any], training: bool | None) -> Any:
     """Returns the outputs of a model from its features, `{KEY: features}`."""
-    layer = features_layer(model)
+    layer, given = features_layer(model), inputs[KEY]
+    if MASK in inputs:
+        set_keras_mask(given, inputs[MASK])
     below = {id(operation) for operation in feature_model(model).operations}
 
     def run(operation: Any) -> Any:
         if operation is layer:
-            return lambda *_, **__: inputs[KEY]
+            return lambda *_, **__: given
         if id(operation) in below:
             return lambda *_, **__: None
         return run_layer(operation, training)
@@ -97,8 +101,6 @@ def obstacle(model: keras.Model) -> str | None:
             return f"{op.name!r} is not wholly frozen"
         if not op.weights and any(inner._seed_generators for inner in op._flatten_layers()):
             return f"{op.name!r} is random"
-    if keras.src.backend.get_keras_mask(layer.output) is not None:
-        return "its features carry a mask"
     return None
 
 
@@ -114,10 +116,15 @@ class FeatureCache:
 
     def __init__(self, model: keras.Model, verbose: Any = "auto") -> None:
         below = feature_model(model)
+
+        def compute(x: Any) -> dict[str, Any]:
+            features = below(x, training=False)
+            mask = get_keras_mask(features)
+            return {KEY: features} if mask is None else {KEY: features, MASK: mask}
+
         self._inputs = model.inputs
-        self._compute = tf.function(
-            lambda x: below(x, training=False), reduce_retracing=True, autograph=False
-        )
+        self._compute = tf.function(compute, reduce_retracing=True, autograph=False)
+        self._traced = False
         self._left = features_layer(model).memory
         self._verbose = 0 if verbose in (0, False) else 1
         self._folder: str | None = None
@@ -161,18 +168,19 @@ class FeatureCache:
     def _of_arrays(self, x: Any) -> dict[str, np.ndarray]:
         count, size = len(keras.tree.flatten(x)[0]), self._batch_size()
         starts = range(0, count, size)
-        rows = _Rows(self)
-        for start in self._progress(starts, len(starts)):
-            batch = keras.tree.map_structure(lambda leaf, i=start: leaf[i : i + size], x)
-            rows.append(self._features(batch))
-        return {KEY: rows.finish()}
+        batches = (
+            (keras.tree.map_structure(lambda leaf, i=start: leaf[i : i + size], x),)
+            for start in starts
+        )
+        ((features,), _) = self._of_batches(batches, len(starts))
+        return features
 
-    def _of_batches(self, batches: Iterable[Any], total: int | None) -> Any:
+    def _of_batches(self, batches: Iterable[Any], total: int | None) -> tuple[Any, int]:
         columns: list[_Rows] = []
         size = structure = None
         for batch in self._progress(batches, total):
             x, *rest = batch
-            parts = ({KEY: self._features(x)}, *(part for part in rest if part is not None))
+            parts = (self._features(x), *(part for part in rest if part is not None))
             flat = keras.tree.flatten(parts)
             if size is None:
                 size, structure = len(flat[0]), parts
@@ -183,8 +191,12 @@ class FeatureCache:
             raise ValueError("A data set to train on must have a batch. Received: an empty one.")
         return keras.tree.pack_sequence_as(structure, [rows.finish() for rows in columns]), size
 
-    def _features(self, x: Any) -> np.ndarray:
-        return self._compute(keras.tree.map_structure(_tensor, x)).numpy()
+    def _features(self, x: Any) -> dict[str, tf.Tensor]:
+        x = keras.tree.map_structure(lambda leaf: tf.convert_to_tensor(leaf), x)
+        if not self._traced:  # for any number of examples, so that the last batch traces nothing
+            self._compute.get_concrete_function(keras.tree.map_structure(_spec, x))
+            self._traced = True
+        return self._compute(x)
 
     def _batch_size(self) -> int:
         """Examples a step: few enough for large pictures, many enough to be fast."""
@@ -284,7 +296,36 @@ def computed_once(model: keras.Model, arguments: dict[str, Any]) -> Iterator[dic
             if _in_files(parts):
                 parts = batches_from_files(parts, size or 32, shuffle=False)
             new.update(validation_data=parts, validation_batch_size=size)
-        yield new
+        with _several_steps_a_call(model, new):
+            yield new
+
+
+@contextlib.contextmanager
+def _several_steps_a_call(model: keras.Model, arguments: dict[str, Any]) -> Iterator[None]:
+    """Lets Keras run more steps in one call, where nobody looks at single ones.
+
+    A step of a head takes less time than Keras needs to start it.
+    """
+    callbacks = arguments["callbacks"] or []
+    callbacks = callbacks if isinstance(callbacks, (list, tuple)) else [callbacks]
+    by_epoch = (
+        keras.callbacks.CSVLogger,
+        keras.callbacks.EarlyStopping,
+        keras.callbacks.LearningRateScheduler,
+        keras.callbacks.ReduceLROnPlateau,
+    )
+    limited = arguments["steps_per_epoch"] or arguments["validation_steps"]
+    watched = any(type(callback) not in by_epoch for callback in callbacks)
+    if model.steps_per_execution != 1 or model.run_eagerly or limited or watched:
+        yield
+        return
+    functions = model.train_function, model.test_function
+    model.steps_per_execution, model.train_function, model.test_function = 32, None, None
+    try:
+        yield
+    finally:
+        model.steps_per_execution = 1
+        model.train_function, model.test_function = functions
 
 
 def _is_wanted(model: keras.Model, arguments: dict[str, Any]) -> bool:
@@ -348,5 +389,5 @@ def _in_files(parts: tuple[Any, ...]) -> bool:
     return any(isinstance(part, np.memmap) for part in keras.tree.flatten(parts))
 
 
-def _tensor(value: Any) -> Any:
-    return value if tf.is_tensor(value) else tf.convert_to_tensor(value)
+def _spec(tensor: tf.Tensor) -> tf.TensorSpec:
+    return tf.TensorSpec((None, *tensor.shape[1:]), tensor.dtype)

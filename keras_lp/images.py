@@ -24,14 +24,7 @@ class Augmentation(keras.layers.Layer):
         self.layer = layer
 
     def build(self, input_shape: Any) -> None:
-        changed = self.layer.compute_output_shape(input_shape)
-        if tuple(changed) != tuple(input_shape):
-            raise ValueError(
-                "An augmentation must keep the shape of the inputs: it is left out where the model "
-                f"predicts. Received: augmentation={self.layer.name!r}, which turns "
-                f"{tuple(input_shape)} into {tuple(changed)}. Put what changes the size into your "
-                "data set, or use `image_size`."
-            )
+        self.layer(keras.Input(batch_shape=input_shape))
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         return self.layer(inputs) if training else inputs
@@ -51,29 +44,39 @@ class Augmentation(keras.layers.Layer):
         return cls(**{**config, "layer": layer})
 
 
-def make_augmentation(augmentation: Any, rank: int) -> Augmentation:
-    """Returns the layer for the argument `augmentation` of a builder.
+def augment(inputs: Any, augmentation: Any) -> Any:
+    """Changes inputs as the argument `augmentation` of a builder says.
 
     Args:
+        inputs: the symbolic input of a model.
         augmentation: `"light"`, `"strong"` or a Keras layer.
-        rank: the rank of the inputs.
 
     Raises:
-        ValueError: an unknown name, or a name for inputs that are not pictures.
+        ValueError: an unknown name, a name for inputs that are not pictures, or a layer that
+            changes the shape.
         TypeError: something else.
     """
     if isinstance(augmentation, keras.Layer):
-        return Augmentation(augmentation, name="augmentation")
+        seen = keras.Input(batch_shape=inputs.shape, dtype=inputs.dtype)
+        changed = augmentation(seen)
+        if tuple(changed.shape) != tuple(inputs.shape):
+            raise ValueError(
+                "An augmentation must keep the shape of the inputs: it is left out where the model "
+                f"predicts. Received: augmentation={augmentation.name!r}, which turns "
+                f"{tuple(inputs.shape)} into {tuple(changed.shape)}. Put what changes the size "
+                "into your data set, or use `image_size`."
+            )
+        return Augmentation(augmentation, name="augmentation")(inputs)
     if not isinstance(augmentation, str):
         raise TypeError(
             '`augmentation` must be "light", "strong", a Keras layer or None. Received: '
             f"augmentation={augmentation!r}."
         )
     checks.check_choice("augmentation", augmentation, ["light", "strong"])
-    if rank != 4:
+    if len(inputs.shape) != 4:
         raise ValueError(
             f"augmentation={augmentation!r} is for pictures, inputs of (height, width, channels). "
-            f"Received: inputs of rank {rank - 1} without the batch. Pass a Keras layer of yours."
+            f"Received: inputs of shape {tuple(inputs.shape[1:])}. Pass a Keras layer of yours."
         )
     strong = augmentation == "strong"
     amount = 2.0 if strong else 1.0
@@ -86,7 +89,7 @@ def make_augmentation(augmentation: Any, rank: int) -> Augmentation:
     ]
     if strong:
         layers += [keras.layers.RandomBrightness(0.2), keras.layers.RandomContrast(0.2)]
-    return Augmentation(keras.layers.Pipeline(layers), name="augmentation")
+    return Augmentation(keras.layers.Pipeline(layers), name="augmentation")(inputs)
 
 
 def check_image_size(image_size: Any) -> tuple[int, int] | None:
