@@ -10,6 +10,7 @@ from keras_lp.finetune import finetune_model
 from keras_lp.heads import decode_predictions
 from keras_lp.model import Model
 from keras_lp.multitask import multitask_model
+from keras_lp.report import trainable_report
 from keras_lp.tasks import Classification, MultiLabel, Regression
 from keras_lp.transfer import transfer_model
 
@@ -35,6 +36,7 @@ __all__ = [
     "load_dataset",
     "multitask_model",
     "partition",
+    "trainable_report",
     "transfer_model",
 ]
 

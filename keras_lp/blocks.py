@@ -12,6 +12,7 @@ import keras
 import keras.src.utils.naming
 
 from keras_lp.freezing import leaf_layers
+from keras_lp.model import backbone_of
 
 
 def blocks_of(layers: Sequence[keras.Layer]) -> list[list[keras.Layer]]:
@@ -103,3 +104,36 @@ def _fold_normalisation(blocks: list[list[keras.Layer]]) -> list[list[keras.Laye
         else:
             waiting += block
     return folded
+
+
+def below_head(model: keras.Model) -> list[keras.Layer]:
+    """Returns the layers below the head, in order from the bottom.
+
+    In a model that keras_lp built that is the backbone. In another one the head is, for each
+    output, the nearest layer with weights; where that is a model, the head is in it.
+    """
+    backbone = backbone_of(model)
+    if backbone is not None:
+        return [backbone]
+    head = _output_layers(model)
+    below = []
+    for layer in model.layers:
+        if layer not in head:
+            below.append(layer)
+        elif isinstance(layer, keras.Model):
+            below += below_head(layer)
+    return below
+
+
+def _output_layers(model: keras.Model) -> list[keras.Layer]:
+    if not getattr(model, "outputs", None):  # a subclassed model has no graph to follow
+        return [layer for layer in model.layers if layer.weights][-1:]
+    found = []
+    pending = list(model.outputs)
+    while pending:
+        history = pending.pop()._keras_history
+        if getattr(history.operation, "weights", None):
+            found.append(history.operation)
+        else:
+            pending += history.operation._inbound_nodes[history.node_index].input_tensors
+    return found

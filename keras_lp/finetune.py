@@ -9,10 +9,9 @@ import keras
 from keras_lp import checks
 from keras_lp.assemble import HEAD, build_model, compile_tasks, make_optimizer
 from keras_lp.backbones import BackboneLike, resolve_backbone
-from keras_lp.blocks import blocks_of
+from keras_lp.blocks import below_head, blocks_of
 from keras_lp.freezing import Trainable, choose, freeze, set_trainable
 from keras_lp.layerwise import check_layerwise, layerwise
-from keras_lp.model import backbone_of
 from keras_lp.tasks import TaskLike, as_task
 
 
@@ -84,7 +83,7 @@ def finetune_model(
         model = compile_tasks(build_model(base, {HEAD: as_task(task)}), "sgd")
     _check_compiled(model)
 
-    below = _below_head(model)
+    below = below_head(model)
     blocks = blocks_of(below)
     chosen = choose(below, blocks, trainable)  # before anything changes: it may refuse
     set_trainable(model, True)
@@ -139,36 +138,3 @@ def _check_compiled(model: Any) -> None:
             "finetune_model takes a model with weights. Received: model "
             f"{model.name!r}, which is not built. Call it on a batch first."
         )
-
-
-def _below_head(model: keras.Model) -> list[keras.Layer]:
-    """Returns the layers below the head, in order from the bottom.
-
-    In a model that keras_lp built that is the backbone. In another one the head is, for each
-    output, the nearest layer with weights; where that is a model, the head is in it.
-    """
-    backbone = backbone_of(model)
-    if backbone is not None:
-        return [backbone]
-    head = _output_layers(model)
-    below = []
-    for layer in model.layers:
-        if layer not in head:
-            below.append(layer)
-        elif isinstance(layer, keras.Model):
-            below += _below_head(layer)
-    return below
-
-
-def _output_layers(model: keras.Model) -> list[keras.Layer]:
-    if not getattr(model, "outputs", None):  # a subclassed model has no graph to follow
-        return [layer for layer in model.layers if layer.weights][-1:]
-    found = []
-    pending = list(model.outputs)
-    while pending:
-        history = pending.pop()._keras_history
-        if getattr(history.operation, "weights", None):
-            found.append(history.operation)
-        else:
-            pending += history.operation._inbound_nodes[history.node_index].input_tensors
-    return found

@@ -60,6 +60,59 @@ def test_a_named_backbone_gives_the_applications_features(mobilenet_weights):
     assert np.ptp(expected) > 0
 
 
+SMALLEST = {
+    "convnext": "ConvNeXtTiny",
+    "densenet": "DenseNet121",
+    "efficientnet": "EfficientNetB0",
+    "efficientnet_v2": "EfficientNetV2B0",
+    "inception_resnet_v2": "InceptionResNetV2",
+    "inception_v3": "InceptionV3",
+    "mobilenet": "MobileNet",
+    "mobilenet_v2": "MobileNetV2",
+    "mobilenet_v3": "MobileNetV3Small",
+    "nasnet": "NASNetMobile",
+    "resnet": "ResNet50",
+    "resnet_v2": "ResNet50V2",
+    "vgg16": "VGG16",
+    "vgg19": "VGG19",
+    "xception": "Xception",
+}
+
+
+def test_every_family_is_tested():
+    families = {getattr(keras.applications, name).__module__ for name in one_function_a_family()}
+    assert {family.rsplit(".", 1)[1] for family in families} == set(SMALLEST)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", SMALLEST)
+def test_raw_pictures_give_every_familys_own_features(family, tmp_path):
+    """From a weights file; the untrained network's statistics are those of a batch."""
+    name = SMALLEST[family]
+    build = getattr(keras.applications, name)
+    own = sys.modules[build.__module__].preprocess_input
+    images = np.random.default_rng(0).integers(0, 256, (8, 80, 80, 3)).astype("uint8")
+    plain = build(include_top=False, weights=None, input_shape=(80, 80, 3))
+    prepared = own(images.astype("float32"))
+    for layer in plain.layers:  # calibrated: else the features of deep networks vanish
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.momentum = 0.0
+    plain(prepared, training=True)
+    plain.save_weights(tmp_path / "w.weights.h5")
+    expected = plain.predict(prepared, verbose=0)
+    model, pretrained = resolve_backbone(
+        name, input_shape=(80, 80, 3), weights=tmp_path / "w.weights.h5"
+    )
+    assert pretrained
+    scale = np.std(expected)
+    assert scale > 1e-3
+    np.testing.assert_allclose(
+        model.predict(images, verbose=0) / scale, expected / scale, atol=1e-2
+    )
+    raw = plain.predict(images.astype("float32") / 128, verbose=0)
+    assert np.abs(raw - expected).max() / scale > 0.1  # the preprocessing matters
+
+
 def test_bgr_preprocessing_saves_and_loads(tmp_path):
     inputs = keras.Input((4, 4, 3))
     model = keras.Model(inputs, _preprocess(keras.applications.ResNet50, inputs))
@@ -116,6 +169,7 @@ def test_names_that_keras_gave_are_blocks_of_their_own():
         ("VGG16", 5, "block5_conv3"),
         ("InceptionV3", 11, None),
         ("Xception", 14, "block14_sepconv2"),
+        ("NASNetMobile", 17, "separable_conv_1_normal_left1_12"),
     ],
 )
 def test_blocks_of_the_applications_are_those_of_the_architecture(name, count, top):

@@ -124,3 +124,52 @@ def test_flags_that_were_set_inside_before_do_not_matter(convnet, trainable):
     model = lp.transfer_model(backbone, 10, trainable=trainable)
     kernels = 2 if trainable == "all" else 0
     assert len(model.trainable_variables) == 2 * kernels + 2
+
+
+def noisy(name):
+    return keras.layers.GaussianNoise(1.0, name=name)
+
+
+def test_what_is_frozen_runs_in_inference_mode():
+    """In the part of a backbone that is frozen noise is off, in the part that trains it is on."""
+    inner = keras.Sequential(
+        [keras.Input((4,)), keras.layers.Dense(4, name="block1_a"), noisy("block1_noise")]
+    )
+    layers = [inner, keras.layers.Dense(4, name="block2_a"), noisy("block2_noise")]
+    backbone = keras.Sequential([keras.Input((4,)), *layers])
+    x = np.ones((3, 4), "float32")
+
+    def output(model, training):
+        outputs = keras.Model(backbone.input, backbone.output)  # not ours: both noises
+        assert np.abs(np.asarray(outputs(x, training=True)) - outputs(x)).max() > 0.1
+        return np.asarray(model(x, training=training))
+
+    model = lp.transfer_model(backbone, 2)
+    np.testing.assert_array_equal(output(model, True), output(model, False))
+    model = lp.transfer_model(backbone, 2, trainable=1)
+    assert np.abs(output(model, True) - output(model, False)).max() > 0.01
+    model.layers[1].layers[-1].stddev = 0.0  # the noise of the upper part
+    np.testing.assert_array_equal(output(model, True), output(model, False))
+    model = lp.transfer_model(backbone, 2, trainable="all")
+    assert np.abs(output(model, True) - output(model, False)).max() > 0.01
+
+
+def test_dropout_inside_a_frozen_layer_of_layers_is_off():
+    class Composite(keras.layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.dense, self.noise = keras.layers.Dense(4), noisy("noise")
+
+        def call(self, x):
+            return self.noise(self.dense(x))
+
+    model = lp.transfer_model(keras.Sequential([keras.Input((4,)), Composite()]), 2)
+    x = np.ones((3, 4), "float32")
+    np.testing.assert_array_equal(model(x, training=True), model(x))
+
+
+def test_dropout_of_the_head_stays_on():
+    backbone = keras.Sequential([keras.Input((4,)), keras.layers.Dense(64)])
+    model = lp.transfer_model(backbone, 2, dropout=0.5)
+    x = np.ones((3, 4), "float32")
+    assert np.abs(np.asarray(model(x, training=True)) - np.asarray(model(x))).max() > 0.01
