@@ -22,11 +22,9 @@ Writes for each study a table (Markdown), all runs (JSON) and plots of sample ef
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import os
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -37,7 +35,6 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras
 import numpy as np
 import tensorflow as tf
-from common import RESULTS, machine, table, write
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 import keras_lp as lp
@@ -254,3 +251,34 @@ def pretrain(source: str, data_dir: str | None, path: Path) -> float:
     )
     model.save(path)
     return scores(model, (enlarge(test[0]).numpy(), test[1]))["balanced_accuracy"]
+
+
+def script_approaches(pretrained: dict[str, Path]) -> list[Approach]:
+    def scratch(x: np.ndarray, y: np.ndarray, rate: float, **options: Any) -> keras.Model:
+        network = small_network()
+        model = lp.transfer_model(
+            network,
+            10,
+            pretrained=False,
+            trainable="all",
+            pooling="flatten",
+            learning_rate=cosine(rate),
+        )
+        model.fit(x, y, epochs=EPOCHS, **options)
+        return model
+
+    def transfer_from(path: Path) -> Callable[..., keras.Model]:
+        def transfer(x: np.ndarray, y: np.ndarray, rate: float, **options: Any) -> keras.Model:
+            model = lp.transfer_model(path, 10, pooling="flatten", learning_rate=cosine(rate))
+            model.fit(x, y, epochs=EPOCHS, **options)
+            return model
+
+        return transfer
+
+    return [
+        Approach(SCRATCH, WHOLE_RATES, scratch),
+        *(
+            Approach(f"transfer from {source}", FROZEN_RATES, transfer_from(path))
+            for source, path in pretrained.items()
+        ),
+    ]

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import keras
+import numpy as np
 import pytest
 
 from keras_lp.federated import tff_runtime
@@ -63,3 +65,26 @@ def test_the_benchmark_writes_table_numbers_and_plot(tmp_path):
     table = (tmp_path / "paradigms_digits.md").read_text()
     assert "python benchmarks/paradigms.py --data digits --seeds 2" in table
     assert table.count("±") == 5
+
+
+@pytest.mark.slow
+def test_the_speed_benchmark_writes_its_table(tmp_path):
+    rng = np.random.default_rng(0)
+    arrays = {
+        f"{split}_{kind}": rng.integers(0, 256, (40, 32, 32, 3)).astype("uint8")
+        if kind == "images"
+        else rng.integers(0, 10, 40)
+        for split in ("train", "test")
+        for kind in ("images", "labels")
+    }
+    np.savez(tmp_path / "pictures.npz", **arrays)
+    network = keras.applications.MobileNet(include_top=False, weights=None, alpha=0.25)
+    network.save_weights(tmp_path / "m.weights.h5")
+    script = ROOT / "benchmarks" / "transfer_speed.py"
+    run(script, "--pictures", tmp_path / "pictures.npz", "--mobilenet", tmp_path / "m.weights.h5",
+        "--repeats", 1, "--pictures-in-memory", 64, "--out", tmp_path / "out",
+        folder=tmp_path)  # fmt: skip
+    report = (tmp_path / "out" / "transfer_speed.md").read_text()
+    assert report.count("| MobileNet 0.25 |") == 5
+    assert "(goal 0.20)" in report
+    assert "`import keras_lp` takes" in report
