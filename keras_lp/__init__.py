@@ -10,6 +10,7 @@ from keras_lp.finetune import finetune_model
 from keras_lp.heads import decode_predictions
 from keras_lp.model import Model
 from keras_lp.multitask import multitask_model
+from keras_lp.rates import layerwise
 from keras_lp.report import trainable_report
 from keras_lp.tasks import Classification, MultiLabel, Regression
 from keras_lp.transfer import transfer_model
@@ -33,6 +34,7 @@ __all__ = [
     "decode_predictions",
     "export_tflite",
     "finetune_model",
+    "layerwise",
     "load_dataset",
     "multitask_model",
     "partition",

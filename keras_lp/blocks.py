@@ -22,7 +22,8 @@ def blocks_of(layers: Sequence[keras.Layer]) -> list[list[keras.Layer]]:
     `block1_bn`), else one layer. A layer with a name that Keras gave (`dense_1`) is a block of its
     own, unless it lies within a numbered block, or below a concatenation that ends one
     (InceptionV3's `mixed0`). Normalisation that would be a block of its own belongs to the block
-    below it.
+    below it. Neighbouring embeddings are one
+    block.
 
     Args:
         layers: the layers below the head, in order. Models stand for their layers.
@@ -53,6 +54,8 @@ _NUMBERED = [
     re.compile(r"(?:conv_)(?:dw|pw)_(\d+)"),  # MobileNet: depthwise and pointwise are one block
     re.compile(r"([A-Za-z_]*?\d+[a-z]?)(?:_[A-Za-z]|$)"),
 ]
+_EMBEDDINGS = re.compile(r"(?:\w+_)?embeddings?(?:_layer_?norm)?$")  # of tokens, of positions, ...
+_FINAL_NORM = re.compile(r"(?:\w+_)?(?:layer_?norm|normalization|ln)$")  # of language models
 _WORD = re.compile(r"([A-Za-z]+)_[A-Za-z]")  # "stem_conv", "stem_bn"
 _ENDS_BLOCK = re.compile(r"(?:block\d+_\d+_)?mixed\w*$")  # the Inception families' concatenations
 
@@ -63,7 +66,9 @@ def _block_names(leaves: Sequence[keras.Layer]) -> list[str | None]:
     numbered: dict[str, list[int]] = {}
     for i, leaf in enumerate(leaves):
         name, key = leaf.name, None
-        if not _is_default_name(leaf):
+        if _EMBEDDINGS.match(name):
+            key = "embeddings"
+        elif not _is_default_name(leaf):
             matches = (pattern.match(name) for pattern in _NUMBERED)
             key = next((match.group(1) for match in matches if match), None)
             if key is not None:
@@ -96,7 +101,7 @@ def _fold_normalisation(blocks: list[list[keras.Layer]]) -> list[list[keras.Laye
     folded: list[list[keras.Layer]] = []
     waiting: list[keras.Layer] = []
     for block in blocks:
-        if not all(isinstance(layer, _NORMALISATION) for layer in block):
+        if not all(_is_normalisation(layer) for layer in block):
             folded.append(waiting + block)
             waiting = []
         elif folded:
@@ -104,6 +109,11 @@ def _fold_normalisation(blocks: list[list[keras.Layer]]) -> list[list[keras.Laye
         else:
             waiting += block
     return folded
+
+
+def _is_normalisation(layer: keras.Layer) -> bool:
+    named = not _is_default_name(layer) and _FINAL_NORM.match(layer.name)
+    return isinstance(layer, _NORMALISATION) or bool(named)
 
 
 def below_head(model: keras.Model) -> list[keras.Layer]:

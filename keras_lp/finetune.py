@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -10,8 +11,9 @@ from keras_lp import checks
 from keras_lp.assemble import HEAD, build_model, compile_tasks, make_optimizer
 from keras_lp.backbones import BackboneLike, resolve_backbone
 from keras_lp.blocks import below_head, blocks_of
-from keras_lp.freezing import Trainable, choose, freeze, set_trainable
-from keras_lp.layerwise import check_layerwise, layerwise
+from keras_lp.freezing import Trainable, choose, freeze, restore_flag, set_trainable
+from keras_lp.layerwise import check_layerwise
+from keras_lp.rates import check_decay, decay_between, layerwise
 from keras_lp.tasks import TaskLike, as_task
 
 
@@ -20,16 +22,21 @@ def finetune_model(
     task: TaskLike | None = None,
     *,
     trainable: Trainable = "all",
-    learning_rate: float | keras.optimizers.schedules.LearningRateSchedule = 1e-4,
-    layer_decay: float = 0.7,
+    learning_rate: float
+    | tuple[float, float]
+    | keras.optimizers.schedules.LearningRateSchedule = 1e-4,
+    layer_decay: float | None = None,
+    layer_rates: Mapping[str, float] | None = None,
     optimizer: str | keras.optimizers.Optimizer = "adamw",
     weight_decay: float | None = 1e-4,
 ) -> keras.Model:
     """Recompiles a model with a learning rate per layer, and returns it.
 
     The head learns at `learning_rate`, the top block below it at `layer_decay` times that, the
-    next at `layer_decay` squared, and so on down. The model is recompiled in place; its loss and
-    metrics stay. BatchNormalization below the head stays as it is, statistics, scale and offset.
+    next at `layer_decay` squared, and so on down; `lp.trainable_report` shows the blocks and their
+    rates. Other ways to say it: `learning_rate=(low, high)` and `layer_rates`. The model is
+    recompiled in place; its loss and metrics stay. BatchNormalization below the head stays as it
+    is, statistics, scale and offset.
 
     A `.keras` file of a model that keras_lp built keeps all of this. One of another model forgets
     which layers inside a layer of layers are frozen, as Keras does, and then does not load.
@@ -42,9 +49,12 @@ def finetune_model(
         trainable: `"all"`; a number n for the top n blocks besides the head; a list of layer
             names; or `"head"`. Defaults to `"all"`.
         learning_rate: the head's rate, or a Keras schedule of it, for an optimizer given by
-            name. Defaults to 1e-4.
+            name; or `(low, high)`, of the lowest block and of the head, with the blocks between
+            spread geometrically. Defaults to 1e-4.
         layer_decay: ratio of the rates of two neighbouring blocks, above 0 and at most 1; 1 is
-            one rate for all. Defaults to 0.7.
+            one rate for all. Defaults to 0.7, where neither `layer_rates` nor `(low, high)` is
+            given.
+        layer_rates: rates by name or glob of layers, as in `lp.layerwise`. Defaults to None.
         optimizer: `"adamw"`, `"adam"`, `"sgd"`, `"nadam"`, `"rmsprop"`, `"adagrad"` or
             `"lion"`, or an instance of one with a rate and a decay of its own. Defaults to
             `"adamw"`.
@@ -71,12 +81,16 @@ def finetune_model(
     References: discriminative rates, Howard and Ruder, 2018 (arXiv:1801.06146); layer decay,
     Clark et al., 2020 (arXiv:2003.10555).
     """
-    checks.check_positive("layer_decay", layer_decay)
-    if layer_decay > 1:
+    low, high = _low_high(learning_rate)
+    if (layer_decay, layer_rates, low).count(None) < 2:
         raise ValueError(
-            f"`layer_decay` must be above 0 and at most 1. Received: layer_decay={layer_decay!r}."
+            "Give the layers' rates in one way: `layer_decay`, `layer_rates` or "
+            f"`learning_rate=(low, high)`. Received: layer_decay={layer_decay!r}, "
+            f"layer_rates={layer_rates!r}, learning_rate={learning_rate!r}."
         )
-    base_optimizer = _with_decay(optimizer, learning_rate, weight_decay)
+    if layer_decay is not None:
+        check_decay(layer_decay)
+    base_optimizer = _with_decay(optimizer, high, weight_decay)
     check_layerwise(base_optimizer)
     if task is not None:
         base, _ = resolve_backbone(model)
@@ -86,24 +100,42 @@ def finetune_model(
     below = below_head(model)
     blocks = blocks_of(below)
     chosen = choose(below, blocks, trainable)  # before anything changes: it may refuse
+    flags = [(layer, layer.trainable) for layer in model._flatten_layers()]
     set_trainable(model, True)
     freeze(below, chosen, keep_statistics=True)
-
-    depths = {
-        id(variable): depth
-        for depth, block in enumerate(reversed(blocks), start=1)
-        for layer in block
-        for variable in layer.variables
-    }
-    for layer in below:  # weights of a model's own, outside its layers, are at the bottom
-        for variable in layer.variables:
-            depths.setdefault(id(variable), max(1, len(blocks)))
-    multipliers = [layer_decay ** depths.get(id(v), 0) for v in model.trainable_variables]
-    model.compile(
-        **{**model._compile_config.config, "optimizer": layerwise(base_optimizer, multipliers)}
-    )
+    if low is not None:
+        layer_decay = decay_between(model, low, high)
+    elif layer_decay is None and layer_rates is None:
+        layer_decay = 0.7
+    try:
+        made = layerwise(base_optimizer, model, layer_decay=layer_decay, layer_rates=layer_rates)
+    except ValueError:
+        for layer, flag in flags:
+            restore_flag(layer, flag)
+        raise
+    model.compile(**{**model._compile_config.config, "optimizer": made})
     model.optimizer.build(model.trainable_variables)
     return model
+
+
+def _low_high(learning_rate: Any) -> tuple[float | None, Any]:
+    """Returns the lowest rate, if `learning_rate` gives one, and the head's."""
+    if not isinstance(learning_rate, (tuple, list)):
+        return None, learning_rate
+    if len(learning_rate) != 2:
+        raise ValueError(
+            "`learning_rate` must be a rate, a schedule or (low, high). Received: "
+            f"learning_rate={learning_rate!r}."
+        )
+    low, high = learning_rate
+    for rate in learning_rate:
+        checks.check_positive("learning_rate", rate)
+    if low > high:
+        raise ValueError(
+            "`learning_rate=(low, high)` goes from the lowest block's rate to the head's, so low "
+            f"is at most high. Received: learning_rate={learning_rate!r}."
+        )
+    return low, high
 
 
 def _with_decay(optimizer: Any, learning_rate: Any, weight_decay: Any) -> Any:

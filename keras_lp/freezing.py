@@ -21,12 +21,26 @@ Trainable = str | int | Sequence[str]
 
 
 def leaf_layers(layer: keras.Layer) -> Iterator[keras.Layer]:
-    """Yields the layers of a model in order, those of nested models in place of the models."""
-    if not isinstance(layer, keras.Model):
+    """Yields the layers of a model in order, those of nested models in place of the models.
+
+    A layer that is a stack of numbered blocks, such as a transformer's encoder, counts as a model.
+    """
+    if isinstance(layer, keras.Model):
+        for inner in layer.layers:
+            yield from leaf_layers(inner)
+    elif _is_stack(layer):
+        yield from layer._layers
+    else:
         yield layer
-        return
-    for inner in layer.layers:
-        yield from leaf_layers(inner)
+
+
+def _is_stack(layer: keras.Layer) -> bool:
+    """Whether a layer holds two or more numbered layers of layers of one kind."""
+    numbered = [
+        type(inner) for inner in layer._layers if inner._layers and inner.name[-1:].isdigit()
+    ]
+    own = sum(len(inner.weights) for inner in layer._layers) == len(layer.weights)
+    return own and any(numbered.count(kind) > 1 for kind in numbered)
 
 
 def set_trainable(layer: keras.Layer, value: bool) -> None:

@@ -105,7 +105,7 @@ _LAYERWISE = {
 }
 
 
-def layerwise(
+def with_multipliers(
     optimizer: keras.optimizers.Optimizer, multipliers: Sequence[float]
 ) -> keras.optimizers.Optimizer:
     """Returns an unbuilt optimizer of the same settings with a rate for each variable.
