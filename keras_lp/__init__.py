@@ -6,8 +6,9 @@ Import it as `import keras_lp as lp`.
 import importlib
 from typing import Any
 
-from keras_lp.finetune import finetune_model
+from keras_lp.finetune import finetune_model, merge_adapters
 from keras_lp.heads import decode_predictions
+from keras_lp.lora import LoRA, load_adapters, save_adapters
 from keras_lp.model import Model
 from keras_lp.multitask import multitask_model
 from keras_lp.rates import layerwise
@@ -28,6 +29,7 @@ _LAZY = {
 __all__ = [
     "Classification",
     "FederatedAveraging",
+    "LoRA",
     "Model",
     "MultiLabel",
     "Regression",
@@ -35,9 +37,12 @@ __all__ = [
     "export_tflite",
     "finetune_model",
     "layerwise",
+    "load_adapters",
     "load_dataset",
+    "merge_adapters",
     "multitask_model",
     "partition",
+    "save_adapters",
     "trainable_report",
     "transfer_model",
 ]

@@ -17,8 +17,8 @@ import numpy as np
 
 from keras_lp import checks, hub
 from keras_lp.freezing import leaf_layers
+from keras_lp.heads import backbone_of
 from keras_lp.images import check_image_size, fit_images
-from keras_lp.model import backbone_of
 
 BackboneLike = str | os.PathLike | keras.Model
 

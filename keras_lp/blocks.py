@@ -12,7 +12,7 @@ import keras
 import keras.src.utils.naming
 
 from keras_lp.freezing import leaf_layers
-from keras_lp.model import backbone_of
+from keras_lp.heads import backbone_of
 
 
 def blocks_of(layers: Sequence[keras.Layer]) -> list[list[keras.Layer]]:

@@ -13,6 +13,7 @@ from keras_lp.backbones import BackboneLike, resolve_backbone
 from keras_lp.blocks import below_head, blocks_of
 from keras_lp.freezing import Trainable, choose, freeze, restore_flag, set_trainable
 from keras_lp.layerwise import check_layerwise
+from keras_lp.lora import LoRA, add_adapters, check_adapted, fold_adapters
 from keras_lp.rates import check_decay, decay_between, layerwise
 from keras_lp.tasks import TaskLike, as_task
 
@@ -27,6 +28,7 @@ def finetune_model(
     | keras.optimizers.schedules.LearningRateSchedule = 1e-4,
     layer_decay: float | None = None,
     layer_rates: Mapping[str, float] | None = None,
+    lora: LoRA | None = None,
     optimizer: str | keras.optimizers.Optimizer = "adamw",
     weight_decay: float | None = 1e-4,
 ) -> keras.Model:
@@ -55,6 +57,9 @@ def finetune_model(
             one rate for all. Defaults to 0.7, where neither `layer_rates` nor `(low, high)` is
             given.
         layer_rates: rates by name or glob of layers, as in `lp.layerwise`. Defaults to None.
+        lora: `lp.LoRA(...)` puts low-rank adapters on the layers below the head; they and the
+            head train, all at one rate unless said otherwise, and nothing else does (`trainable`
+            is then left at `"all"`). Defaults to None.
         optimizer: `"adamw"`, `"adam"`, `"sgd"`, `"nadam"`, `"rmsprop"`, `"adagrad"` or
             `"lion"`, or an instance of one with a rate and a decay of its own. Defaults to
             `"adamw"`.
@@ -90,6 +95,7 @@ def finetune_model(
         )
     if layer_decay is not None:
         check_decay(layer_decay)
+    _check_lora(lora, trainable)
     base_optimizer = _with_decay(optimizer, high, weight_decay)
     check_layerwise(base_optimizer)
     if task is not None:
@@ -101,12 +107,15 @@ def finetune_model(
     blocks = blocks_of(below)
     chosen = choose(below, blocks, trainable)  # before anything changes: it may refuse
     flags = [(layer, layer.trainable) for layer in model._flatten_layers()]
-    set_trainable(model, True)
-    freeze(below, chosen, keep_statistics=True)
+    if lora is not None:
+        add_adapters(model, lora)
+    else:
+        set_trainable(model, True)
+        freeze(below, chosen, keep_statistics=True)
     if low is not None:
         layer_decay = decay_between(model, low, high)
     elif layer_decay is None and layer_rates is None:
-        layer_decay = 0.7
+        layer_decay = 0.7 if lora is None else 1.0
     try:
         made = layerwise(base_optimizer, model, layer_decay=layer_decay, layer_rates=layer_rates)
     except ValueError:
@@ -116,6 +125,39 @@ def finetune_model(
     model.compile(**{**model._compile_config.config, "optimizer": made})
     model.optimizer.build(model.trainable_variables)
     return model
+
+
+def merge_adapters(model: keras.Model) -> keras.Model:
+    """Folds the adapters of a model into its kernels, removes them, and returns the model.
+
+    The outputs stay the same. The model is recompiled in place, with its head trainable.
+
+    Args:
+        model: a model with adapters, from `finetune_model(..., lora=...)`.
+
+    Raises:
+        ValueError: a model without adapters.
+
+    Example:
+
+    ```python
+    lp.export_tflite(lp.merge_adapters(model), "model.tflite")
+    ```
+    """
+    check_adapted(model)
+    fold_adapters(model)
+    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    return finetune_model(model, trainable="head", layer_decay=1.0, optimizer=optimizer)
+
+
+def _check_lora(lora: Any, trainable: Any) -> None:
+    if lora is not None and not isinstance(lora, LoRA):
+        raise TypeError(f"`lora` must be an lp.LoRA(...) or None. Received: lora={lora!r}.")
+    if lora is not None and trainable != "all":
+        raise ValueError(
+            "With `lora` the adapters and the head train. Received: "
+            f"trainable={trainable!r}. Leave it out; `lp.LoRA(layers=[...])` chooses layers."
+        )
 
 
 def _low_high(learning_rate: Any) -> tuple[float | None, Any]:

@@ -54,9 +54,15 @@ def set_trainable(layer: keras.Layer, value: bool) -> None:
 
 
 def restore_flag(layer: keras.Layer, value: bool) -> None:
-    """Sets the flag of one layer and its own variables, whatever they were before."""
+    """Sets the flag of one layer and its own variables, whatever they were before.
+
+    A layer with adapters (LoRA) trains these alone.
+    """
     layer.trainable = not value
     layer.trainable = value
+    if getattr(layer, "lora_enabled", False):
+        for variable in layer._trainable_variables:
+            variable.trainable = value and variable.name.startswith("lora_")
 
 
 def freeze(below: Sequence[keras.Layer], chosen: set[int], *, keep_statistics: bool) -> None:

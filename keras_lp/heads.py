@@ -55,6 +55,13 @@ def tasks(model: keras.Model) -> dict[str, Task]:
     return {name: head.task for name, head in heads(model).items()}
 
 
+def backbone_of(model: keras.Model) -> keras.Model | None:
+    """Returns the backbone of a model that keras_lp built, else None."""
+    if not heads(model):
+        return None
+    return next((layer for layer in model.layers if isinstance(layer, keras.Model)), None)
+
+
 def decode_predictions(model: keras.Model, predictions: Any, top: int = 1) -> Any:
     """Turns the outputs of a model into names and probabilities.
 

@@ -10,7 +10,8 @@ import tensorflow as tf
 
 from keras_lp import checks, features
 from keras_lp.freezing import restore_flag, run_graph
-from keras_lp.heads import heads, tasks
+from keras_lp.heads import tasks
+from keras_lp.lora import revive_adapters
 from keras_lp.tasks import TASK_LOSS
 
 
@@ -87,6 +88,7 @@ class Model(keras.Model):
             TypeError: labels that are not numbers.
         """
         checks.check_trainable_unchanged(self)
+        revive_adapters(self)
         x = self._checked(x, y)
         if isinstance(validation_data, tf.data.Dataset):
             validation_data = self._checked(validation_data, None)
@@ -159,15 +161,20 @@ class Model(keras.Model):
 
     def get_compile_config(self) -> dict[str, Any]:
         """Returns the arguments of `compile`, and which layers train."""
-        flags = [layer.trainable for layer in self._flatten_layers(include_self=False)]
+        layers = [layer.trainable for layer in self._flatten_layers(include_self=False)]
+        weights = [weight.trainable for weight in self.weights]
+        flags = {"layers": layers, "weights": weights}
         return {**super().get_compile_config(), "trainable": flags}
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         """Compiles as before saving, with the same layers trainable."""
         config = dict(config)
         flags = config.pop("trainable")
-        for layer, flag in zip(self._flatten_layers(include_self=False), flags, strict=True):
+        layers = self._flatten_layers(include_self=False)
+        for layer, flag in zip(layers, flags["layers"], strict=True):
             restore_flag(layer, flag)  # outer layers come first
+        for weight, flag in zip(self.weights, flags["weights"], strict=True):
+            weight.trainable = flag
         super().compile_from_config(config)
 
     def _assert_input_compatibility(self, *args: Any) -> None:
@@ -199,13 +206,6 @@ class Model(keras.Model):
                 checks.check_label_names(tasks(self), y)
             checks.check_examples(tasks(self), x, y)
         return x
-
-
-def backbone_of(model: keras.Model) -> keras.Model | None:
-    """Returns the backbone of a model that keras_lp built, else None."""
-    if not heads(model):
-        return None
-    return next((layer for layer in model.layers if isinstance(layer, keras.Model)), None)
 
 
 def input_structure(model: keras.Model) -> Any:
