@@ -11,10 +11,13 @@ from keras_lp.heads import decode_predictions
 from keras_lp.lora import LoRA, load_adapters, save_adapters
 from keras_lp.model import Model
 from keras_lp.multitask import multitask_model
+from keras_lp.rate_finder import LearningRates, find_learning_rate
 from keras_lp.rates import layerwise
 from keras_lp.report import trainable_report
 from keras_lp.tasks import Classification, MultiLabel, Regression
 from keras_lp.transfer import transfer_model
+from keras_lp.two_phase import fit_two_phase
+from keras_lp.unfreezing import GradualUnfreezing
 
 __version__ = "0.1.0"
 
@@ -29,13 +32,17 @@ _LAZY = {
 __all__ = [
     "Classification",
     "FederatedAveraging",
+    "GradualUnfreezing",
+    "LearningRates",
     "LoRA",
     "Model",
     "MultiLabel",
     "Regression",
     "decode_predictions",
     "export_tflite",
+    "find_learning_rate",
     "finetune_model",
+    "fit_two_phase",
     "layerwise",
     "load_adapters",
     "load_dataset",

@@ -52,6 +52,32 @@ class _Layerwise:
             self.assign_sub(variable, ops.convert_to_tensor(variable) * decay)
         super().update_step(gradient, variable, rate)
 
+    def set_factors(self, factors: Sequence[float]) -> None:
+        """Multiplies the rates; a variable with a factor of 0 stands still until it has another.
+
+        Args:
+            factors: one for each variable, of 0 or more.
+        """
+        self._multipliers.assign(np.array(self.multipliers, "float32") * np.array(factors))
+
+    def _filter_empty_gradients(self, grads: Sequence[Any], variables: Sequence[Any]) -> Any:
+        grads, variables = super()._filter_empty_gradients(grads, variables)
+        self._indices = [self._get_variable_index(variable) for variable in variables]
+        return grads, variables
+
+    def _clip_gradients(self, grads: Sequence[Any]) -> Any:
+        """Clips as Keras does; what stands still does not count in the global norm."""
+        if self.clipnorm or not self.global_clipnorm:
+            return super()._clip_gradients(grads)
+        moving = ops.cast(ops.convert_to_tensor(self._multipliers) > 0, "float32")
+        squares = [
+            moving[i] * ops.cast(ops.sum(ops.square(g)), "float32")
+            for i, g in zip(self._indices, grads, strict=True)
+        ]
+        norm = ops.sqrt(ops.sum(ops.stack(squares)))
+        scale = self.global_clipnorm / ops.maximum(norm, self.global_clipnorm)
+        return [g * ops.cast(scale, g.dtype) for g in grads]
+
     def _apply_weight_decay(self, variables: Sequence[Any]) -> None:
         """Does nothing: `update_step` applies the decay."""
 

@@ -77,9 +77,14 @@ def layerwise(
 def decayed(model: keras.Model, layer_decay: float) -> list[float]:
     """Returns `layer_decay**i` for each trainable variable, of the block i from the top."""
     check_decay(layer_decay)
+    return [layer_decay**depth for depth in depths(model)]
+
+
+def depths(model: keras.Model) -> list[int]:
+    """Returns the block of each trainable variable, counted from the top; the head is 0."""
     below = below_head(model)
     blocks = blocks_of(below)
-    depths = {
+    found = {
         id(variable): depth
         for depth, block in enumerate(reversed(blocks), start=1)
         for layer in block
@@ -87,8 +92,8 @@ def decayed(model: keras.Model, layer_decay: float) -> list[float]:
     }
     for layer in below:  # weights of a model's own, outside its layers, are at the bottom
         for variable in layer.variables:
-            depths.setdefault(id(variable), max(1, len(blocks)))
-    return [layer_decay ** depths.get(id(v), 0) for v in model.trainable_variables]
+            found.setdefault(id(variable), max(1, len(blocks)))
+    return [found.get(id(variable), 0) for variable in model.trainable_variables]
 
 
 def check_decay(layer_decay: Any) -> None:

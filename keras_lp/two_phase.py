@@ -1,0 +1,174 @@
+"""Two phases of fine-tuning in one call: the head alone, then all layers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_lp import checks
+from keras_lp.finetune import finetune_model
+
+
+def fit_two_phase(
+    model: keras.Model,
+    data: Any,
+    *,
+    head_epochs: int = 1,
+    epochs: int,
+    learning_rate: float,
+    layer_decay: float = 0.7,
+    weight_decay: float | None = 1e-4,
+    batch_size: int = 32,
+    validation_data: Any = None,
+    restore_best: bool = True,
+    callbacks: Sequence[keras.callbacks.Callback] | None = None,
+    verbose: Any = "auto",
+) -> keras.callbacks.History:
+    """Trains the head with the backbone frozen, then all layers at layerwise rates.
+
+    The recipe of fastai's `fine_tune`. First the head alone at `learning_rate` (the frozen features
+    are computed once); then, from half of that rate at the head down by `layer_decay` a block, all
+    layers, with a warm-up over the first tenth of the steps and a cosine down to 0. AdamW in both.
+    At the end a table shows training and validation side by side: where the first goes on falling
+    and the second rises, the model overfits.
+
+    Args:
+        model: a model from a builder, or any compiled Keras model with a loss; it is trained, and
+            recompiled, in place.
+        data: `(x, y)` or `(x, y, sample_weight)` arrays, or a batched `tf.data.Dataset` of a
+            known number of batches.
+        head_epochs: epochs of the head alone; 0 leaves them out. Defaults to 1.
+        epochs: epochs of all layers.
+        learning_rate: the head's rate in the first phase.
+        layer_decay: ratio of the rates of two neighbouring blocks. Defaults to 0.7.
+        weight_decay: decoupled weight decay. Defaults to 1e-4.
+        batch_size: examples a batch of arrays. Defaults to 32.
+        validation_data: as in `fit`. Defaults to None.
+        restore_best: whether to end with the weights of the epoch with the lowest `val_loss`;
+            without `validation_data` the last ones stay. Defaults to True.
+        callbacks: callbacks for both phases; the epochs count on through the second, and
+            `EarlyStopping` ends its phase. Defaults to None.
+        verbose: as in `fit`; 0 also leaves out the table. Defaults to `"auto"`.
+
+    Returns:
+        One `History` of both phases, with `epoch` counted on.
+
+    Raises:
+        ValueError: epochs, rates or data that do not do.
+
+    Example:
+
+    ```python
+    model = lp.transfer_model("MobileNetV2", 2, input_shape=(96, 96, 3))
+    lp.fit_two_phase(model, (x, y), epochs=5, learning_rate=1e-3, validation_data=held_out)
+    ```
+
+    References: Howard and Ruder, 2018 (arXiv:1801.06146); Howard and Gugger, 2020, fastai
+    (arXiv:2002.04688).
+    """
+    checks.check_positive("epochs", epochs, integer=True)
+    if head_epochs != 0:
+        checks.check_positive("head_epochs", head_epochs, integer=True)
+    checks.check_positive("learning_rate", learning_rate)
+    steps = epochs * _batches_an_epoch(data, batch_size)
+    best = _Best() if restore_best and validation_data is not None else None
+    history = keras.callbacks.History()
+    history.set_model(model)
+    history.on_train_begin()
+
+    def fit(first: int, last: int) -> None:
+        if isinstance(data, tf.data.Dataset):
+            arguments: dict[str, Any] = {"x": data}
+        else:
+            arguments = dict(zip(("x", "y", "sample_weight"), data, strict=False))
+            arguments["batch_size"] = batch_size
+        part = model.fit(
+            **arguments,
+            initial_epoch=first,
+            epochs=last,
+            validation_data=validation_data,
+            callbacks=[*(callbacks or []), *([best] if best else [])],
+            verbose=verbose,
+        )
+        history.epoch += part.epoch
+        for name, values in part.history.items():
+            history.history.setdefault(name, []).extend(values)
+
+    settings = {"optimizer": "adamw", "weight_decay": weight_decay, "layer_decay": layer_decay}
+    if head_epochs:
+        finetune_model(model, trainable="head", learning_rate=learning_rate, **settings)
+        fit(0, head_epochs)
+    warm_up = max(1, steps // 10)
+    schedule = keras.optimizers.schedules.CosineDecay(
+        learning_rate / 100,
+        decay_steps=max(1, steps - warm_up),
+        warmup_target=learning_rate / 2,
+        warmup_steps=warm_up,
+    )
+    finetune_model(model, trainable="all", learning_rate=schedule, **settings)
+    fit(head_epochs, head_epochs + epochs)
+    if best:
+        best.restore(model)
+    model.history = history
+    if verbose not in (0, False):
+        print(_table(history, head_epochs, best.epoch if best else None))
+    return history
+
+
+class _Best(keras.callbacks.Callback):
+    """Keeps the weights of the epoch with the lowest validation loss, over several `fit`s."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.epoch: int | None = None
+        self._loss = math.inf
+        self._weights: list[np.ndarray] = []
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        loss = (logs or {}).get("val_loss", math.inf)
+        if loss < self._loss:
+            self._loss, self.epoch = loss, epoch
+            self._weights = [np.array(weight) for weight in self.model.weights]
+
+    def restore(self, model: keras.Model) -> None:
+        for weight, value in zip(model.weights, self._weights, strict=bool(self._weights)):
+            weight.assign(value)
+
+
+def _batches_an_epoch(data: Any, batch_size: int) -> int:
+    if not isinstance(data, tf.data.Dataset):
+        if not isinstance(data, (tuple, list)) or len(data) not in (2, 3):
+            raise ValueError(
+                "`data` must be (x, y), (x, y, sample_weight) or a batched tf.data.Dataset. "
+                f"Received: data of type {type(data).__name__}."
+            )
+        checks.check_positive("batch_size", batch_size, integer=True)
+        return math.ceil(len(keras.tree.flatten(data[0])[0]) / batch_size)
+    count = int(data.cardinality())
+    if count < 1:
+        raise ValueError(
+            "The schedule needs a data set of a known number of batches, above 0. Received: a "
+            f"cardinality of {count}. Tell it: "
+            "dataset.apply(tf.data.experimental.assert_cardinality(n))."
+        )
+    return count
+
+
+def _table(history: keras.callbacks.History, head_epochs: int, best: int | None) -> str:
+    names = [name for name in history.history if not name.startswith("val_")]
+    columns = [c for name in names for c in (name, f"val_{name}") if c in history.history]
+    rows = [["epoch", "trains", *columns, ""]]
+    for i, epoch in enumerate(history.epoch):
+        values = [f"{history.history[column][i]:.4f}" for column in columns]
+        trains = "head" if epoch < head_epochs else "all"
+        rows.append([str(epoch + 1), trains, *values, "best" if epoch == best else ""])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
