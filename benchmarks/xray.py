@@ -53,7 +53,11 @@ TUNING_SEEDS = 2
 LOW = (3e-4, 1e-3, 3e-3)  # rates; which three an approach gets was seen with one seed on `val`
 HIGH = (1e-3, 3e-3, 1e-2)
 SCRATCH = "from scratch"
-METRICS = {"balanced_accuracy": "balanced accuracy", "auc": "AUC"}
+METRICS = {  # label, factor, digits
+    "balanced_accuracy": ("balanced accuracy, %", 100, 1),
+    "auc": ("AUC", 1, 3),
+    "accuracy": ("accuracy, %", 100, 1),
+}
 
 XRAY_SIZES = (40, 200, 1000)
 XRAY_LABELS = ["normal", "pneumonia"]
@@ -102,13 +106,18 @@ def cosine(rate: float, epochs: int = EPOCHS) -> keras.optimizers.schedules.Cosi
 
 
 def scores(model: keras.Model, data: Arrays) -> dict[str, float]:
-    """Balanced accuracy (with classes of one size: accuracy) and, of two classes, AUC."""
+    """Of two classes balanced accuracy and AUC, of more (they are of one size) accuracy.
+
+    The first score is the one that a rate is chosen by.
+    """
     x, y = data
     logits = model.predict(x, batch_size=256, verbose=0)
-    found = {"balanced_accuracy": float(balanced_accuracy_score(y, logits.argmax(-1)))}
-    if logits.shape[-1] == 2:
-        found["auc"] = float(roc_auc_score(y, logits[:, 1] - logits[:, 0]))
-    return found
+    if logits.shape[-1] > 2:
+        return {"accuracy": float(np.mean(y == logits.argmax(-1)))}
+    return {
+        "balanced_accuracy": float(balanced_accuracy_score(y, logits.argmax(-1))),
+        "auc": float(roc_auc_score(y, logits[:, 1] - logits[:, 0])),
+    }
 
 
 def learn(problem: Problem, approach: Approach, examples: int, seed: int, rate: float) -> Run:
@@ -140,18 +149,20 @@ def sweep(problem: Problem, approach: Approach, examples: int, seeds: int) -> li
         learn(problem, approach, examples, seed, rate) for seed in tuning for rate in approach.rates
     ]
 
+    metric = next(iter(runs[0]["val"]))
+
     def on_val(rate: float) -> float:
-        return statistics.mean(r["val"]["balanced_accuracy"] for r in runs if r["rate"] == rate)
+        return statistics.mean(run["val"][metric] for run in runs if run["rate"] == rate)
 
     best = max(approach.rates, key=on_val)
     runs += [learn(problem, approach, examples, seed, best) for seed in range(len(tuning), seeds)]
     for run in runs:
         run["chosen"] = run["rate"] == best
-    accuracy = cell(runs, problem.name, approach.name, examples)
+    found = values(runs, problem.name, approach.name, examples, metric)
     seconds = statistics.median(run["seconds"] for run in runs)
     print(
         f"{problem.name:<19} {approach.name:<27} n = {examples:<4}  rate {best:<6g} "
-        f"{accuracy} %  {seconds:.0f} s",
+        f"{mean_and_spread(found, metric)} %  {seconds:.0f} s",
         flush=True,
     )
     return runs
@@ -270,7 +281,7 @@ def pretrain(source: str, data_dir: str | None, path: Path) -> float:
     model = untrained(dropout=0.5)
     model.fit(*parts["train"], batch_size=64, epochs=PRETRAINING_EPOCHS, verbose=0)
     model.save(path)
-    return scores(model, parts["test"])["balanced_accuracy"]
+    return scores(model, parts["test"])["accuracy"]
 
 
 def script_approaches(folder: Path) -> list[Approach]:
@@ -303,50 +314,63 @@ def script_approaches(folder: Path) -> list[Approach]:
 
 
 def values(runs: list[Run], problem: str, approach: str, examples: int, metric: str) -> np.ndarray:
-    """Percent on the test split with the chosen rate, by seed."""
+    """The scores on the test split with the chosen rate, by seed."""
     wanted = (problem, approach, examples)
     chosen = [
         run
         for run in runs
         if run["chosen"] and (run["problem"], run["approach"], run["examples"]) == wanted
     ]
-    return np.array([100 * run["test"][metric] for run in sorted(chosen, key=lambda r: r["seed"])])
+    factor = METRICS[metric][1]
+    return np.array([factor * run["test"][metric] for run in sorted(chosen, key=_seed)])
+
+
+def _seed(run: Run) -> int:
+    return run["seed"]
 
 
 def spread(found: np.ndarray) -> float:
     return float(np.std(found, ddof=1)) if len(found) > 1 else 0.0
 
 
-def cell(
-    runs: list[Run],
-    problem: str,
-    approach: str,
-    examples: int,
-    metric: str = "balanced_accuracy",
-) -> str:
-    found = values(runs, problem, approach, examples, metric)
-    return f"{found.mean():.1f} ± {spread(found):.1f}"
+def mean_and_spread(found: np.ndarray, metric: str) -> str:
+    digits = METRICS[metric][2]
+    return f"{found.mean():.{digits}f} ± {spread(found):.{digits}f}"
 
 
 def unique(runs: list[Run], key: str) -> list[Any]:
     return list(dict.fromkeys(run[key] for run in runs))
 
 
-def differences(runs: list[Run], problem: str, metric: str, per: int) -> str:
-    """A table of each approach minus "from scratch", seed by seed, and what it says."""
-    sizes = unique(runs, "examples")
-    rows = []
+def score_table(runs: list[Run], problem: str, metric: str, columns: dict[int, str]) -> str:
+    rows = [
+        [
+            approach,
+            *(mean_and_spread(values(runs, problem, approach, n, metric), metric) for n in columns),
+        ]
+        for approach in unique(runs, "approach")
+    ]
+    return table([f"{problem}: test {METRICS[metric][0]}", *columns.values()], rows)
+
+
+def difference_table(runs: list[Run], problem: str, metric: str, columns: dict[int, str]) -> str:
+    """Each approach minus "from scratch", seed by seed, and where it is not better."""
+    name, _, digits = METRICS[metric]
+    rows, without = [], []
     for approach in unique(runs, "approach"):
         if approach == SCRATCH:
             continue
         row = [approach]
-        for examples in sizes:
-            change = values(runs, problem, approach, examples, metric) - values(
-                runs, problem, SCRATCH, examples, metric
-            )
-            row.append(f"{change.mean():+.1f} ({verdict(change)})")
+        for n, column in columns.items():
+            change = values(runs, problem, approach, n, metric)
+            change = change - values(runs, problem, SCRATCH, n, metric)
+            word = verdict(change)
+            row.append(f"{change.mean():+.{digits}f}, {word}")
+            if word != "better":
+                without.append(f"{approach} with {column}")
         rows.append(row)
-    return table([f"{METRICS[metric]}, points", *(f"{size // per:,}" for size in sizes)], rows)
+    text = table([f"{problem}: {name}", *columns.values()], rows)
+    return f"{text}\n\nNot better than from scratch: {'; '.join(without) or 'nothing here'}."
 
 
 def verdict(change: np.ndarray) -> str:
@@ -355,29 +379,28 @@ def verdict(change: np.ndarray) -> str:
         return "one seed"
     margin = stats.t.ppf(0.975, len(change) - 1) * spread(change) / np.sqrt(len(change))
     if abs(change.mean()) <= margin:
-        return "no difference shown"
+        return "not told apart"
     return "better" if change.mean() > 0 else "worse"
 
 
-def rates(runs: list[Run], problem: str, per: int) -> str:
-    sizes = unique(runs, "examples")
+def rate_table(runs: list[Run], problem: str, columns: dict[int, str]) -> str:
     rows = []
     for approach in unique(runs, "approach"):
-        of = [r for r in runs if r["problem"] == problem and r["approach"] == approach]
-        chosen = {run["examples"]: run["rate"] for run in of if run["chosen"]}
+        of = [run for run in runs if (run["problem"], run["approach"]) == (problem, approach)]
+        chosen = {run["examples"]: f"{run['rate']:g}" for run in of if run["chosen"]}
         seconds = statistics.median(run["seconds"] for run in of)
-        rows.append([approach, *(f"{chosen[size]:g}" for size in sizes), f"{seconds:.1f}"])
-    return table(["chosen rate", *(f"{size // per:,}" for size in sizes), "seconds"], rows)
+        rows.append([approach, *(chosen[n] for n in columns), f"{seconds:.1f}"])
+    return table([f"{problem}: rate", *columns.values(), "seconds"], rows)
 
 
 def plot(
     runs: list[Run],
-    panels: Sequence[tuple[str, str, str]],
+    panels: Sequence[tuple[str, str]],
     path: Path,
     per: int = 1,
     xlabel: str = "training pictures",
 ) -> None:
-    """Draws a panel for each (problem, metric, title): mean and standard deviation by examples."""
+    """Draws a panel for each (problem, metric): mean and standard deviation by examples."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -387,7 +410,7 @@ def plot(
     figure, axes = plt.subplots(1, len(panels), figsize=(9.5, 4), layout="constrained")
     sizes = unique(runs, "examples")
     ticks = [size // per for size in sizes]
-    for axis, (problem, metric, title) in zip(axes, panels, strict=True):
+    for axis, (problem, metric) in zip(axes, panels, strict=True):
         for approach, (colour, style) in zip(unique(runs, "approach"), styles, strict=False):
             found = [values(runs, problem, approach, size, metric) for size in sizes]
             mean = np.array([one.mean() for one in found])
@@ -397,7 +420,7 @@ def plot(
         axis.set_xscale("log")
         axis.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
         axis.minorticks_off()
-        axis.set(title=title, xlabel=f"{xlabel} (log)", ylabel=f"test {METRICS[metric]}, %")
+        axis.set(title=problem, xlabel=f"{xlabel} (log)", ylabel=f"test {METRICS[metric][0]}")
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].legend(loc="lower right", fontsize=9)
@@ -406,8 +429,60 @@ def plot(
     print(f"Plot: {path}")
 
 
-def numbers(runs: list[Run], seconds: float, **more: Any) -> dict[str, Any]:
+def markdown(
+    results: dict[str, Any],
+    title: str,
+    intro: str,
+    plot_name: str,
+    panels: Sequence[tuple[str, str]],
+    columns: dict[int, str],
+    details: str,
+) -> str:
+    """Puts the tables together.
+
+    Args:
+        results: what goes into the JSON file.
+        title: the heading.
+        intro: what is learned.
+        plot_name: the file of the plot, beside this one.
+        panels: the pairs of problem and metric.
+        columns: the numbers of training pictures, and how they are called.
+        details: what only this study does.
+    """
+    runs = results["runs"]
+    seeds = len(unique(runs, "seed"))
+    problems = unique(runs, "problem")
+    blocks = [
+        f"# {title}",
+        f"    {results['command']}",
+        f"Machine: {results['machine']}. All of it took {results['seconds'] / 60:.0f} minutes.",
+        intro,
+        *(score_table(runs, *panel, columns) for panel in panels),
+        f"Mean and standard deviation over {seeds} seeds, on the whole test split.",
+        f"![Sample efficiency]({plot_name})",
+        "## Where transfer helps, and where not",
+        'Minus "from scratch" with the same training pictures, seed by seed. "Better" and '
+        '"worse": zero is outside the 95 % interval (Student\'s t) of the mean over the seeds. '
+        "That covers the seeds; all of them share the test pictures.",
+        *(difference_table(runs, *panel, columns) for panel in panels),
+        "## How",
+        "A seed changes the training pictures (drawn at random, each class in its share), the "
+        f"initial weights and the order. Every approach gets {EPOCHS} epochs of {SHOWN:,} "
+        f"pictures, fewer ones repeated, in batches of {BATCH}: {EPOCHS * SHOWN // BATCH} steps "
+        "of Adam, whose rate falls to zero along a cosine. Nothing is augmented; in the loss each "
+        "class counts the same. The rate is one of three, chosen for each approach and number of "
+        f"pictures by the mean {METRICS[panels[0][1]][0].split(',')[0]} over the first "
+        f"{TUNING_SEEDS} seeds on validation pictures, never on the test split; which three an "
+        f"approach gets was seen with one seed on the same. {details}",
+        *(rate_table(runs, problem, columns) for problem in problems),
+        "Seconds: median, of one training, with building the model.",
+    ]
+    return "\n\n".join(blocks)
+
+
+def results_of(command: str, runs: list[Run], seconds: float, **more: Any) -> dict[str, Any]:
     return {
+        "command": f"python benchmarks/xray.py {command}",
         "machine": machine("scikit-learn"),
         "seconds": round(seconds),
         "epochs": EPOCHS,
@@ -419,79 +494,55 @@ def numbers(runs: list[Run], seconds: float, **more: Any) -> dict[str, Any]:
     }
 
 
-def head(title: str, command: str, seconds: float) -> list[str]:
-    return [
-        f"# {title}",
-        "",
-        f"    python benchmarks/xray.py {command}",
-        "",
-        f"Machine: {machine('scikit-learn')}. All of it took {seconds / 60:.0f} minutes.",
-        "",
-    ]
-
-
-def how(seeds: int) -> str:
-    return (
-        f"Mean and standard deviation over {seeds} seeds, on the whole test split. A seed changes "
-        "the training pictures (drawn at random, each class in its share), the initial weights "
-        f"and the order. Every approach gets {EPOCHS} epochs of {SHOWN:,} pictures, fewer ones "
-        f"repeated, in batches of {BATCH} ({EPOCHS * SHOWN // BATCH} steps of Adam, its rate "
-        "falling to zero along a cosine), the same weights of the classes in the loss, and no "
-        "augmentation. The rate is one of three, chosen for each approach and number of pictures "
-        f"in mean balanced accuracy over the first {TUNING_SEEDS} seeds on"
+def report_xray(results: dict[str, Any], out: Path) -> None:
+    panels = [("pneumonia_mnist", "balanced_accuracy"), ("pneumonia_mnist", "auc")]
+    text = markdown(
+        results,
+        "ImageNet to chest X-rays",
+        "MobileNet (alpha 0.25, 96 by 96 pixels) with ImageNet weights on pneumonia_mnist: normal "
+        "or pneumonia, 624 test pictures.",
+        "xray.png",
+        panels,
+        {n: f"{n:,} pictures" for n in unique(results["runs"], "examples")},
+        "These are the 524 of the split `val`, more than some of the networks were trained on. "
+        f"Fine-tuning is half of the epochs for the head alone, at {HIGH[1]:g}, and half for all of "
+        "it. From "
+        "scratch, BatchNormalization averages its statistics with a momentum of 0.9: at the 0.99 "
+        "of Keras they lag too far behind in so few steps.",
     )
+    write(out / "xray", text, results)
+    plot(results["runs"], panels, out / "xray.png")
 
 
-VERDICTS = (
-    'Minus "from scratch" with the same pictures, seed by seed. "Better" and "worse": zero '
-    "is outside the 95 % interval (Student's t) of the mean over the seeds; the test pictures "
-    "are the same for all seeds, so that this says nothing about others."
-)
+def report_scripts(results: dict[str, Any], out: Path) -> None:
+    learned = " and ".join(
+        f"{100 * accuracy:.1f} % on {source}" for source, accuracy in results["pretrained"].items()
+    )
+    panels = [(name, "accuracy") for name in SCRIPTS]
+    text = markdown(
+        results,
+        "Digits to digits of other scripts",
+        "A small network that was trained on mnist meets the ten digits of Bangla and of "
+        "Devanagari. Two controls: the same from fashion_mnist, and a frozen network that learned "
+        "nothing.",
+        "scripts_transfer.png",
+        panels,
+        {n: f"{n // 10} a class" for n in unique(results["runs"], "examples")},
+        f"These are {HELD_OUT} held out of the training split. The networks to transfer from were "
+        f"trained once, {PRETRAINING_EPOCHS} epochs on all training pictures ({learned}, test "
+        "split). Pictures of cmaterdb are inverted (white on black, as in mnist) and have one "
+        "channel; those of the sources are enlarged from 28 to 32 pixels. All heads see the "
+        "features flattened.",
+    )
+    write(out / "scripts_transfer", text, results)
+    plot(results["runs"], panels, out / "scripts_transfer.png", 10, "training pictures a class")
 
 
 def run_xray(weights: Path, data_dir: str | None, seeds: int, out: Path) -> None:
     start = time.perf_counter()
-    problem = xray_problem(data_dir)
-    runs = study([problem], xray_approaches(weights), XRAY_SIZES, seeds)
-    seconds = time.perf_counter() - start
-    rows = [
-        [
-            f"{examples:,}",
-            approach,
-            *(cell(runs, problem.name, approach, examples, metric) for metric in METRICS),
-        ]
-        for examples in XRAY_SIZES
-        for approach in unique(runs, "approach")
-    ]
+    runs = study([xray_problem(data_dir)], xray_approaches(weights), XRAY_SIZES, seeds)
     command = f"--study xray --weights {weights.name} --seeds {seeds}"
-    lines = [
-        *head("ImageNet to chest X-rays", command, seconds),
-        f"MobileNet (alpha 0.25, 96 by 96 pixels) on pneumonia_mnist: normal or pneumonia, "
-        f"{len(problem.test[1])} test pictures.",
-        "",
-        table(["training pictures", "approach", "balanced accuracy, %", "AUC, %"], rows),
-        "",
-        "![Sample efficiency](xray.png)",
-        "",
-        "## Where transfer helps, and where not",
-        "",
-        VERDICTS,
-        "",
-        *(f"{differences(runs, problem.name, metric, 1)}\n" for metric in METRICS),
-        "## How",
-        "",
-        f"{how(seeds)} the {len(problem.val[1])} pictures of the split `val`; with few training "
-        "pictures these are more than were trained on. Fine-tuning is half of the epochs for the "
-        "head alone, half for all of it. From scratch, BatchNormalization averages its statistics "
-        "with a momentum of 0.9: with the 0.99 of Keras they come too late for so few steps.",
-        "",
-        rates(runs, problem.name, 1),
-        "",
-        "Seconds: median, of one training, with building the model.",
-    ]
-    write(out / "xray", "\n".join(lines), numbers(runs, seconds, weights=weights.name))
-    panels = [(problem.name, metric, f"pneumonia_mnist: {METRICS[metric]}") for metric in METRICS]
-    plot(runs, panels, out / "xray.png")
+    report_xray(results_of(command, runs, time.perf_counter() - start), out)
 
 
 def run_scripts(data_dir: str | None, seeds: int, out: Path) -> None:
@@ -500,48 +551,13 @@ def run_scripts(data_dir: str | None, seeds: int, out: Path) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         learned = {s: pretrain(s, data_dir, folder / f"{s}.keras") for s in SOURCES}
-        print(f"Pretrained; test accuracies: {learned}", flush=True)
+        print(f"Pretrained; accuracy: {learned}", flush=True)
         keras.utils.set_random_seed(0)
         untrained().save(folder / "nothing.keras")
         sizes = [10 * count for count in A_CLASS]
         runs = study(problems, script_approaches(folder), sizes, seeds)
-    seconds = time.perf_counter() - start
-    lines = [
-        *head("Digits to digits of other scripts", f"--study scripts --seeds {seeds}", seconds),
-        "A small network, trained on mnist, meets the ten digits of two other scripts. The "
-        "controls: the same from fashion_mnist, and a frozen network that learned nothing.",
-        "",
-    ]
-    for problem in problems:
-        rows = [
-            [approach, *(cell(runs, problem.name, approach, size) for size in sizes)]
-            for approach in unique(runs, "approach")
-        ]
-        header = [f"{problem.name}: test accuracy, %", *(f"{n} a class" for n in A_CLASS)]
-        lines += [table(header, rows), ""]
-    lines += ["![Sample efficiency](scripts_transfer.png)", ""]
-    lines += ["## Where transfer helps, and where not", "", VERDICTS, ""]
-    for problem in problems:
-        lines += [f"{problem.name}:", ""]
-        lines += [differences(runs, problem.name, "balanced_accuracy", 10), ""]
-    accuracies = " and ".join(f"{100 * value:.1f} % on {s}" for s, value in learned.items())
-    lines += [
-        "## How",
-        "",
-        f"{how(seeds)} {HELD_OUT} pictures held out of the training split. The networks were "
-        f"trained once, {PRETRAINING_EPOCHS} epochs on all training pictures ({accuracies}, test "
-        "split). Pictures of cmaterdb are inverted (white on black, as in mnist) and in one "
-        "channel; those of the sources are enlarged from 28 to 32 pixels, without their margin "
-        "being cut. All heads see the features flattened.",
-        "",
-    ]
-    for problem in problems:
-        lines += [f"{problem.name}:", "", rates(runs, problem.name, 10), ""]
-    lines += ["Seconds: median, of one training, with building the model."]
-    stem = out / "scripts_transfer"
-    write(stem, "\n".join(lines), numbers(runs, seconds, **{"accuracy on source": learned}))
-    panels = [(problem.name, "balanced_accuracy", problem.name) for problem in problems]
-    plot(runs, panels, stem.with_suffix(".png"), 10, "training pictures a class")
+    command = f"--study scripts --seeds {seeds}"
+    report_scripts(results_of(command, runs, time.perf_counter() - start, pretrained=learned), out)
 
 
 def main() -> None:

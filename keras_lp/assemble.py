@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
-from keras import ops
 
 from keras_lp import checks
 from keras_lp.backbones import BackboneLike, resolve_backbone
@@ -16,6 +15,7 @@ from keras_lp.freezing import Trainable, choose, freeze
 from keras_lp.heads import Head, tasks
 from keras_lp.images import augment
 from keras_lp.model import Model, input_structure
+from keras_lp.pooling import pool
 from keras_lp.tasks import Task
 
 HEAD = "predictions"  # the name of the head of a model with one task
@@ -128,7 +128,7 @@ def build_model(
         if keras.tree.is_nested(inputs):
             raise ValueError(
                 "`augmentation` needs a backbone with one input. Received: the model "
-                f"{backbone.name!r} with the inputs {list(inputs)}."
+                f"{backbone.name!r} with {len(backbone.inputs)} inputs."
             )
         seen = augment(inputs, augmentation)
     try:
@@ -140,7 +140,7 @@ def build_model(
         ) from error
     (features,) = keras.tree.flatten(features)
     mask = inputs.get("padding_mask") if isinstance(inputs, Mapping) else None
-    features = _pool(features, pooling, mask)
+    features = pool(features, pooling, mask)
     features = Features(cache_features, cache_memory, name="features")(features)
     outputs = {}
     for name, task in new_tasks.items():
@@ -220,35 +220,3 @@ def _inputs(backbone: keras.Model, input_shape: Sequence[int | None] | None) -> 
         return keras.Input(batch_shape=fixed or tensor.shape, dtype=tensor.dtype, name=tensor.name)
 
     return keras.tree.map_structure(new, input_structure(backbone))
-
-
-def _pool(features: Any, pooling: str | None, mask: Any) -> Any:
-    checks.check_choice("pooling", pooling, ["avg", "max", "flatten", None])
-    rank = len(features.shape)
-    if rank == 2 or pooling is None:
-        return features
-    if pooling == "flatten":
-        if None in features.shape[1:]:
-            raise ValueError(
-                'pooling="flatten" needs features of a known size. Received: an output of shape '
-                f'{tuple(features.shape)}. Give `input_shape`, or pool with "avg".'
-            )
-        return keras.layers.Flatten(name="pooling")(features)
-    layers = {
-        ("avg", 3): keras.layers.GlobalAveragePooling1D,
-        ("max", 3): keras.layers.GlobalMaxPooling1D,
-        ("avg", 4): keras.layers.GlobalAveragePooling2D,
-        ("max", 4): keras.layers.GlobalMaxPooling2D,
-    }
-    if (pooling, rank) not in layers:
-        raise ValueError(
-            "A backbone must give features of rank 2 (batch, features), 3 (batch, steps, "
-            "features) or 4 (batch, height, width, features). Received: an output of shape "
-            f"{tuple(features.shape)}."
-        )
-    pool = layers[pooling, rank](name="pooling")
-    if mask is None or rank != 3:
-        return pool(features)
-    if pooling == "avg":  # over the real tokens alone
-        return pool(features, mask=mask)
-    return pool(ops.where(ops.cast(mask, "bool")[..., None], features, -1e4))

@@ -180,10 +180,12 @@ def _hub(
     network = hub.load_preset(preset, weights, kwargs)
     if not _takes_images(network):
         return _functional(network, input_shape, image_size)
-    channels = network.inputs[0].shape[-1]
-    images = keras.Input(input_shape or (None, None, channels), name="image")
+    own = tuple(network.inputs[0].shape[1:])
+    shape = input_shape or ((None, None, own[-1]) if image_size else own)
+    images = keras.Input(shape, name="image")
     scale, offset = hub.image_scaling(preset)
-    fitted = fit_images(images, channels, image_size)
+    fitted = fit_images(images, own[-1], image_size)
+    _check_fits(network, tuple(fitted.shape[1:]), image_size)
     return keras.Model(images, _call(network, _rescale(fitted, scale, offset)), name=network.name)
 
 
@@ -249,7 +251,7 @@ def _functional(
         return model
     images = keras.Input(shape or (None, None, channels), name="image")
     fitted = fit_images(images, channels, image_size)
-    _check_fits(model, tuple(fitted.shape[1:]))
+    _check_fits(model, tuple(fitted.shape[1:]), image_size)
     return keras.Model(images, _call(model, fitted), name=f"{model.name}_images")
 
 
@@ -265,7 +267,11 @@ def _one_output(model: keras.Model) -> keras.Model:
     )
 
 
-def _check_fits(model: keras.Model, shape: tuple[int | None, ...] | None) -> None:
+def _check_fits(
+    model: keras.Model,
+    shape: tuple[int | None, ...] | None,
+    image_size: tuple[int, int] | None = None,
+) -> None:
     own = tuple(model.inputs[0].shape[1:])
     fits = shape is None or (
         len(model.inputs) == 1
@@ -273,10 +279,15 @@ def _check_fits(model: keras.Model, shape: tuple[int | None, ...] | None) -> Non
         and all(b is None or a == b for a, b in zip(shape, own, strict=True))
     )
     if not fits:
+        remedy = "Leave `input_shape` out" + (
+            ", or resize pictures: `image_size`." if _takes_images(model) else "."
+        )
+        if image_size is not None:
+            remedy = f"It needs image_size={own[:2]}."
         raise ValueError(
-            f"`input_shape` must be what the backbone takes. Received: input_shape={shape} "
-            f"for the model {model.name!r} that takes {own}. Leave `input_shape` out"
-            + (", or resize pictures: `image_size`." if _takes_images(model) else ".")
+            "`input_shape`, after resizing, must be what the backbone takes. Received: "
+            f"input_shape={shape}, image_size={image_size} for the model {model.name!r} that "
+            f"takes {own}. {remedy}"
         )
 
 

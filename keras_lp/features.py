@@ -1,27 +1,20 @@
-"""Frozen features, computed once.
-
-A frozen backbone gives the same features in every epoch. So `fit` runs it once over the data and
-then trains what stands above it on what came out: the same result in a fraction of the time.
-"""
+"""Features: what a frozen backbone gives to the heads, and the model below and above them."""
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
-import shutil
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 from keras.src.backend import get_keras_mask, set_keras_mask
-from keras.src.trainers.data_adapters.array_slicing import train_validation_split
+from keras.src.models.functional import Functional
 
 from keras_lp import checks
 from keras_lp.freezing import is_frozen, run_layer
+from keras_lp.images import Augmentation
 
 # A batch whose input is a dict with this key holds features in place of inputs.
 KEY = "keras_lp_features"
@@ -89,32 +82,34 @@ def run_above(model: keras.Model, inputs: Mapping[str, Any], training: bool | No
 
 
 def obstacle(model: keras.Model) -> str | None:
-    """Returns why the features of a model differ from epoch to epoch; None if they do not."""
+    """Returns why the features of a model cannot be computed once; None if they can."""
     layer = features_layer(model)
     if layer is None:
         return "it has no layer of features"
     below = [op for op in feature_model(model).operations if isinstance(op, keras.Layer)]
     if not any(op.weights for op in below):
         return "nothing below its head has weights"
+    if any(tensor.shape[0] is not None for tensor in model.inputs):
+        return "its batch size is fixed"
     for op in below:
         if op.weights and not is_frozen(op):
             return f"{op.name!r} is not wholly frozen"
-        if not op.weights and any(inner._seed_generators for inner in op._flatten_layers()):
+        if isinstance(op, Augmentation):
             return f"{op.name!r} is random"
+        for inner in op._flatten_layers():
+            if inner._seed_generators and not (op.weights and inner._call_has_training_arg):
+                return f"{inner.name!r} is random"
+            if getattr(inner, "stateful", False):
+                return f"{inner.name!r} keeps a state from batch to batch"
+            if inner.activity_regularizer is not None:
+                return f"{inner.name!r} adds a loss"
     return None
 
 
-class FeatureCache:
-    """Runs the frozen part of a model over data, and keeps what comes out.
-
-    A context manager: files that it wrote are removed on leaving.
-
-    Args:
-        model: a model without `obstacle`.
-        verbose: whether to show progress.
-    """
-
-    def __init__(self, model: keras.Model, verbose: Any = "auto") -> None:
+def feature_function(model: keras.Model) -> Callable[[Any], dict[str, Any]]:
+    """Returns what computes `{KEY: features}`, and a mask of theirs; traced once a model."""
+    kept = vars(model)
+    if "_feature_function" not in kept:
         below = feature_model(model)
 
         def compute(x: Any) -> dict[str, Any]:
@@ -122,272 +117,26 @@ class FeatureCache:
             mask = get_keras_mask(features)
             return {KEY: features} if mask is None else {KEY: features, MASK: mask}
 
-        self._inputs = model.inputs
-        self._compute = tf.function(compute, reduce_retracing=True, autograph=False)
-        self._traced = False
-        self._left = features_layer(model).memory
-        self._verbose = 0 if verbose in (0, False) else 1
-        self._folder: str | None = None
-
-    def __enter__(self) -> FeatureCache:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-
-    def take(self, data: Any) -> tuple[tuple[Any, ...], int | None]:
-        """Returns `(features, y, sample_weight)`, without what is None, and the batch size.
-
-        Args:
-            data: a tuple of arrays, whose batch size is the caller's (None comes back); or a
-                data set of batches.
-        """
-        if isinstance(data, (tuple, list)):
-            x, *rest = data
-            return (self._of_arrays(x), *(part for part in rest if part is not None)), None
-        if isinstance(data, tf.data.Dataset):
-            total = int(data.cardinality())
-            return self._of_batches(data, total if total >= 0 else None)
-        return self._of_batches((data[i] for i in range(data.num_batches)), data.num_batches)
-
-    def reserve(self, count: int) -> bool:
-        """Takes bytes from the memory; False if there are not so many left."""
-        if count > self._left:
-            return False
-        self._left -= count
-        return True
-
-    def new_file(self) -> Any:
-        """Opens a new file in the temporary folder."""
-        if self._folder is None:
-            self._folder = tempfile.mkdtemp(prefix="keras_lp_features_")
-        handle, path = tempfile.mkstemp(dir=self._folder)
-        return os.fdopen(handle, "wb"), path
-
-    def _of_arrays(self, x: Any) -> dict[str, np.ndarray]:
-        count, size = len(keras.tree.flatten(x)[0]), self._batch_size()
-        starts = range(0, count, size)
-        batches = (
-            (keras.tree.map_structure(lambda leaf, i=start: leaf[i : i + size], x),)
-            for start in starts
-        )
-        ((features,), _) = self._of_batches(batches, len(starts))
-        return features
-
-    def _of_batches(self, batches: Iterable[Any], total: int | None) -> tuple[Any, int]:
-        columns: list[_Rows] = []
-        size = structure = None
-        for batch in self._progress(batches, total):
-            x, *rest = batch
-            parts = (self._features(x), *(part for part in rest if part is not None))
-            flat = keras.tree.flatten(parts)
-            if size is None:
-                size, structure = len(flat[0]), parts
-                columns = [_Rows(self) for _ in flat]
-            for rows, part in zip(columns, flat, strict=True):
-                rows.append(part)
-        if size is None:
-            raise ValueError("A data set to train on must have a batch. Received: an empty one.")
-        return keras.tree.pack_sequence_as(structure, [rows.finish() for rows in columns]), size
-
-    def _features(self, x: Any) -> dict[str, tf.Tensor]:
-        x = keras.tree.map_structure(lambda leaf: tf.convert_to_tensor(leaf), x)
-        if not self._traced:  # for any number of examples, so that the last batch traces nothing
-            self._compute.get_concrete_function(keras.tree.map_structure(_spec, x))
-            self._traced = True
-        return self._compute(x)
-
-    def _batch_size(self) -> int:
-        """Examples a step: few enough for large pictures, many enough to be fast."""
-        numbers = sum(math.prod(d or 224 for d in t.shape[1:]) for t in self._inputs)
-        return 2 ** int(np.clip(np.log2(2**22 / numbers), 3, 8))
-
-    def _progress(self, steps: Iterable[Any], total: int | None) -> Iterable[Any]:
-        if not self._verbose:
-            yield from steps
-            return
-        print("Features of the frozen backbone, computed once:")
-        bar = keras.utils.Progbar(total)
-        done = 0
-        for step in steps:
-            yield step
-            done += 1
-            bar.update(done, finalize=done == total)
-        if done != total:
-            bar.update(done, finalize=True)
+        # Not by `setattr`, which would make the layers in it those of the model again.
+        kept["_feature_function"] = tf.function(compute, reduce_retracing=True, autograph=False)
+        kept["_feature_function_eager"] = compute
+    return kept["_feature_function_eager" if model.run_eagerly else "_feature_function"]
 
 
-class _Rows:
-    """An array that grows by batches: in memory as far as that goes, else in a file."""
-
-    def __init__(self, cache: FeatureCache) -> None:
-        self._cache = cache
-        self._array: np.ndarray | None = None
-        self._count = 0
-        self._file: Any = None
-        self._path = ""
-
-    def append(self, batch: Any) -> None:
-        batch = np.ascontiguousarray(batch)
-        if self._array is None:
-            self._array = np.empty((0, *batch.shape[1:]), batch.dtype)
-        if batch.shape[1:] != self._array.shape[1:]:
-            raise ValueError(
-                "Features are cached when all examples have features and labels of one shape. "
-                f"Received: shapes {self._array.shape[1:]} and {batch.shape[1:]}. Say "
-                "cache_features=False."
-            )
-        if self._file is None and not self._cache.reserve(batch.nbytes):
-            self._file, self._path = self._cache.new_file()
-            self._file.write(self._array[: self._count].data)
-            self._array = self._array[:0].copy()
-        if self._file is not None:
-            self._file.write(batch.data)
-        else:
-            end = self._count + len(batch)
-            if end > len(self._array):  # grows in place, mostly
-                self._array.resize((max(end, end * 5 // 4), *batch.shape[1:]), refcheck=False)
-            self._array[self._count : end] = batch
-        self._count += len(batch)
-
-    def finish(self) -> np.ndarray:
-        shape = (self._count, *self._array.shape[1:])
-        if self._file is None:
-            self._array.resize(shape, refcheck=False)
-            return self._array
-        self._file.close()
-        return np.memmap(self._path, self._array.dtype, "r", shape=shape)
-
-
-@contextlib.contextmanager
-def computed_once(model: keras.Model, arguments: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yields the arguments of `fit` with features in place of inputs, where that is the same.
-
-    Args:
-        model: the model to train.
-        arguments: the arguments of `fit` by name.
-
-    Raises:
-        ValueError: `cache_features=True` with data that does not end or cannot be read twice.
-    """
-    if not _is_wanted(model, arguments):
-        yield arguments
-        return
-    x, y, weight = (arguments[name] for name in ("x", "y", "sample_weight"))
-    validation, split = arguments["validation_data"], arguments["validation_split"]
-    if split and validation is None:
-        (x, y, weight), validation = train_validation_split((x, y, weight), split)
-    with FeatureCache(model, arguments["verbose"]) as cache:
-        parts, size = cache.take((x, y, weight) if is_arrays(x) else x)
-        size = size or arguments["batch_size"]
-        new = {**arguments, "validation_split": 0.0, "validation_data": validation}
-        if _in_files(parts):
-            train = batches_from_files(parts, size or 32, arguments["shuffle"])
-            new.update(x=train, y=None, sample_weight=None, batch_size=None)
-        else:
-            x, y, weight = (*parts, None, None)[:3]
-            new.update(x=x, y=y, sample_weight=weight, batch_size=size)
-
-        in_arrays = isinstance(validation, (tuple, list)) and is_arrays(validation[0])
-        if in_arrays or (features_layer(model).cache is True and is_batches(validation)):
-            parts, own_size = cache.take(validation)
-            size = arguments["validation_batch_size"] or own_size or size
-            if _in_files(parts):
-                parts = batches_from_files(parts, size or 32, shuffle=False)
-            new.update(validation_data=parts, validation_batch_size=size)
-        with _several_steps_a_call(model, new):
-            yield new
-
-
-@contextlib.contextmanager
-def _several_steps_a_call(model: keras.Model, arguments: dict[str, Any]) -> Iterator[None]:
-    """Lets Keras run more steps in one call, where nobody looks at single ones.
-
-    A step of a head takes less time than Keras needs to start it.
-    """
-    callbacks = arguments["callbacks"] or []
-    callbacks = callbacks if isinstance(callbacks, (list, tuple)) else [callbacks]
-    by_epoch = (
-        keras.callbacks.CSVLogger,
-        keras.callbacks.EarlyStopping,
-        keras.callbacks.LearningRateScheduler,
-        keras.callbacks.ReduceLROnPlateau,
-    )
-    limited = arguments["steps_per_epoch"] or arguments["validation_steps"]
-    watched = any(type(callback) not in by_epoch for callback in callbacks)
-    if model.steps_per_execution != 1 or model.run_eagerly or limited or watched:
-        yield
-        return
-    functions = model.train_function, model.test_function
-    model.steps_per_execution, model.train_function, model.test_function = 32, None, None
-    try:
-        yield
-    finally:
-        model.steps_per_execution = 1
-        model.train_function, model.test_function = functions
-
-
-def _is_wanted(model: keras.Model, arguments: dict[str, Any]) -> bool:
-    layer, x = features_layer(model), arguments["x"]
-    if layer is None or layer.cache is False or obstacle(model) is not None:
-        return False
-    if model._distribute_strategy is not None:
-        return False
-    if is_arrays(x):
-        return len(keras.tree.flatten(x)[0]) > 0
-    misused = arguments["validation_split"] or any(  # with a data set: Keras refuses them
-        arguments[name] is not None for name in ("y", "sample_weight")
-    )
-    if layer.cache == "auto" or misused:
-        return False
-    if not is_batches(x):
-        raise ValueError(
-            "cache_features=True needs data that ends and can be read again: arrays, a finite "
-            f"`tf.data.Dataset` or a `PyDataset`. Received: x of type {type(x).__name__}"
-            f"{' that is infinite' if isinstance(x, tf.data.Dataset) else ''}. Limit a data set "
-            "with `.take(n)`, or build the model with cache_features=False."
-        )
-    return True
-
-
-def is_arrays(x: Any) -> bool:
-    """Whether inputs are arrays or tensors."""
-    leaves = keras.tree.flatten(x)
-    return bool(leaves) and all(
-        isinstance(leaf, (np.ndarray, tf.Tensor)) and len(leaf.shape) > 0 for leaf in leaves
-    )
-
-
-def is_batches(x: Any) -> bool:
-    """Whether inputs are a data set that ends."""
-    if isinstance(x, tf.data.Dataset):
-        return int(x.cardinality()) != tf.data.INFINITE_CARDINALITY
-    return isinstance(x, keras.utils.PyDataset) and x.num_batches is not None
-
-
-def batches_from_files(parts: tuple[Any, ...], batch_size: int, shuffle: bool) -> tf.data.Dataset:
-    """Returns batches of arrays that are read from their files row by row."""
-    flat = [np.asanyarray(part) for part in keras.tree.flatten(parts)]
-
-    def read(rows: np.ndarray) -> list[np.ndarray]:
-        return [part[rows] for part in flat]
-
-    def batch(rows: tf.Tensor) -> Any:
-        columns = tf.numpy_function(read, [rows], [part.dtype for part in flat])
-        for column, part in zip(columns, flat, strict=True):
-            column.set_shape((None, *part.shape[1:]))
-        return keras.tree.pack_sequence_as(parts, columns)
-
-    rows = tf.data.Dataset.range(len(flat[0]))
-    if shuffle:
-        rows = rows.shuffle(len(flat[0]))
-    return rows.batch(batch_size).map(batch).prefetch(2)
-
-
-def _in_files(parts: tuple[Any, ...]) -> bool:
-    return any(isinstance(part, np.memmap) for part in keras.tree.flatten(parts))
-
-
-def _spec(tensor: tf.Tensor) -> tf.TensorSpec:
-    return tf.TensorSpec((None, *tensor.shape[1:]), tensor.dtype)
+def feature_batch_size(model: keras.Model) -> int:
+    """Examples a step: so few that the largest tensor has at most 2**24 numbers."""
+    shapes = [tensor.shape for tensor in model.inputs]
+    pending = [feature_model(model)]
+    while pending:
+        for op in pending.pop().operations:
+            shapes += [tensor.shape for tensor in keras.tree.flatten(op.output)]
+            inner = op._functional if isinstance(op, keras.Sequential) else op
+            if isinstance(inner, Functional):
+                pending.append(inner)
+    largest = 1
+    for _, *sizes in shapes:
+        known = [size or (224 if len(sizes) == 3 else 512) for size in sizes]
+        if len(known) == 2:  # a sequence: attention makes a matrix of its steps for each head
+            known[1] = max(known[1], 8 * known[0])
+        largest = max(largest, math.prod(known))
+    return 2 ** int(np.clip(np.log2(2**24 / largest), 0, 8))

@@ -75,6 +75,12 @@ def freeze(below: Sequence[keras.Layer], chosen: set[int], *, keep_statistics: b
     """
     for layer in below:
         set_trainable(layer, bool(chosen))  # a model must be trainable for anything in it to be
+    for layer in below:
+        whole = all(id(leaf) in chosen for leaf in leaf_layers(layer))
+        for inner in layer._flatten_layers():
+            if isinstance(inner, keras.Model):  # weights of its own, outside its layers
+                for variable in inner._trainable_variables:
+                    variable.trainable = whole
     for leaf in (leaf for layer in below for leaf in leaf_layers(layer)):
         set_trainable(leaf, id(leaf) in chosen)
         if keep_statistics:
@@ -140,18 +146,21 @@ def run_layer(operation: Any, training: bool | None) -> Callable[..., Any]:
     """Returns what runs an operation of a graph; frozen layers run in inference mode.
 
     Keras hands `training=True` down to all of them, so Dropout in a frozen model would be active.
-    In a nested model of which a part is frozen, that part runs in inference mode.
+    In a nested Functional or Sequential model of which a part is frozen, that part runs in
+    inference mode; a model with a `call` of its own runs as that says unless all of it is frozen.
     """
     if not isinstance(operation, keras.Layer):
         return operation
-    if training and not is_frozen(operation):
-        graph = operation._functional if isinstance(operation, keras.Sequential) else operation
-        if type(graph).call is Functional.call:
-            return lambda inputs, **_: run_graph(graph, inputs, training)
-    else:
-        training = False
+    training = bool(training) and not is_frozen(operation)
+    graph = operation
+    if type(operation).call is keras.Sequential.call:
+        graph = operation._functional
 
     def run(*args: Any, **kwargs: Any) -> Any:
+        # A graph that we can look into; a model with a `call` of its own runs as a whole.
+        plain = isinstance(graph, Functional) and type(graph).call is Functional.call
+        if training and plain and kwargs.get("mask") is None:
+            return run_graph(graph, args[0], training)
         if operation._call_has_training_arg:
             kwargs["training"] = training
         return operation(*args, **kwargs)

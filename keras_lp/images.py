@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 
 from keras_lp import checks
 
@@ -20,7 +20,8 @@ class Augmentation(keras.layers.Layer):
     """
 
     def __init__(self, layer: keras.Layer, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+        # Pixels stay as they are under mixed precision too.
+        super().__init__(**{"dtype": "float32", "autocast": False, **kwargs})
         self.layer = layer
 
     def build(self, input_shape: Any) -> None:
@@ -100,16 +101,13 @@ def check_image_size(image_size: Any) -> tuple[int, int] | None:
     """
     if image_size is None:
         return None
-    if not isinstance(image_size, Sequence) or isinstance(image_size, str):
-        image_size = (image_size, image_size)
-    if len(image_size) != 2:
+    sizes = np.broadcast_to(image_size, (2,)) if np.size(image_size) in (1, 2) else np.zeros(2)
+    if not np.issubdtype(sizes.dtype, np.integer) or sizes.min() < 1:
         raise ValueError(
-            "`image_size` must be one number or (height, width). Received: "
+            "`image_size` must be one number of pixels or (height, width). Received: "
             f"image_size={image_size!r}."
         )
-    for size in image_size:
-        checks.check_positive("image_size", size, integer=True)
-    return tuple(image_size)
+    return int(sizes[0]), int(sizes[1])
 
 
 def fit_images(images: Any, channels: int, image_size: tuple[int, int] | None) -> Any:

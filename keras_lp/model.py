@@ -9,6 +9,7 @@ import keras
 import tensorflow as tf
 
 from keras_lp import checks, features
+from keras_lp.caching import computed_once
 from keras_lp.freezing import restore_flag, run_graph
 from keras_lp.heads import tasks
 from keras_lp.lora import revive_adapters
@@ -92,7 +93,7 @@ class Model(keras.Model):
         x = self._checked(x, y)
         if isinstance(validation_data, tf.data.Dataset):
             validation_data = self._checked(validation_data, None)
-        elif isinstance(validation_data, (tuple, list)):
+        elif isinstance(validation_data, (tuple, list)) and len(validation_data) > 1:
             self._checked(*validation_data[:2])
         arguments = {
             "x": x,
@@ -114,14 +115,14 @@ class Model(keras.Model):
         }
         if self._is_extended():
             return super().fit(**arguments)
-        with features.computed_once(self, arguments) as arguments:
+        with computed_once(self, arguments) as arguments:
             return super().fit(**arguments)
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         """Returns the outputs; frozen layers run in inference mode, their Dropout is off."""
         if features.are_features(inputs):
             return features.run_above(self, inputs, training)
-        if training and mask is None:
+        if training and all(one is None for one in keras.tree.flatten(mask)):
             return run_graph(self, inputs, training)
         return super().call(inputs, training=training, mask=mask)
 
@@ -183,7 +184,10 @@ class Model(keras.Model):
 
     def _is_extended(self) -> bool:
         """Whether a user's subclass (or instance) has steps of its own, which want inputs."""
-        steps = ("call", "train_step", "test_step", "compute_loss", "compute_metrics")
+        steps = (
+            *("call", "train_step", "test_step", "compute_loss", "compute_metrics"),
+            *("evaluate", "make_train_function", "make_test_function"),
+        )
         return any(
             name in vars(self) or getattr(type(self), name) is not getattr(Model, name)
             for name in steps

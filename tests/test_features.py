@@ -1,5 +1,8 @@
 """Features computed once: the same result as plain Keras."""
 
+import gc
+import os
+import re
 import tempfile
 
 import keras
@@ -248,7 +251,9 @@ def test_what_changes_from_epoch_to_epoch_is_not_cached(data):
     assert passes(frozen_again) == 50
 
 
-@pytest.mark.parametrize("name", ["train_step", "test_step", "call", "compute_loss"])
+@pytest.mark.parametrize(
+    "name", ["train_step", "test_step", "call", "compute_loss", "evaluate", "make_train_function"]
+)
 def test_a_step_of_the_users_own_turns_it_off(name, data):
     class Own(lp.Model):
         pass
@@ -432,6 +437,167 @@ def test_mixed_precision_caches_what_the_backbone_gives(data):
     np.testing.assert_allclose(history["loss"], expected["loss"], rtol=1e-2)
 
 
+def noise(x):
+    return x + tf.random.normal(tf.shape(x), stddev=100.0)
+
+
+class Sampling(keras.layers.Layer):
+    """Random in inference too."""
+
+    def __init__(self):
+        super().__init__()
+        self.seed = keras.random.SeedGenerator(0)
+
+    def call(self, x):
+        return x + keras.random.normal(keras.ops.shape(x), seed=self.seed)
+
+
+def with_sampling():
+    return keras.Sequential([keras.Input(SHAPE), keras.layers.Dense(4), Sampling()])
+
+
+def with_penalty():
+    conv = keras.layers.Conv2D(4, 3, activity_regularizer="l2")
+    return keras.Sequential([keras.Input(SHAPE), conv])
+
+
+def with_fixed_batch():
+    inputs = keras.Input(batch_shape=(10, *SHAPE))
+    return keras.Model(inputs, keras.layers.Dense(4)(inputs))
+
+
+@pytest.mark.parametrize(
+    ("make", "arguments", "reason"),
+    [
+        (
+            sequential,
+            {"augmentation": keras.layers.Lambda(noise, output_shape=lambda shape: shape)},
+            "'augmentation' is random",
+        ),
+        (with_sampling, {}, "sampling.* is random"),
+        (with_penalty, {}, "conv.* adds a loss"),
+        (with_fixed_batch, {}, "batch size is fixed"),
+    ],
+)
+def test_what_cannot_be_computed_once_is_not(make, arguments, reason, data):
+    model = lp.transfer_model(make(), 3, **arguments)
+    assert re.search(reason, features.obstacle(model))
+    model.fit(data[0], data[1], batch_size=10, verbose=0)
+    with pytest.raises(ValueError, match=reason):
+        lp.transfer_model(make(), 3, cache_features=True, **arguments)
+
+
+def test_a_state_from_batch_to_batch_is_not_cached():
+    inputs = keras.Input((5, 3))
+    backbone = keras.Model(inputs, keras.layers.SimpleRNN(4)(inputs))
+    backbone.layers[-1].stateful = True
+    assert "keeps a state" in features.obstacle(lp.transfer_model(backbone, 2))
+
+
+@pytest.mark.parametrize("eager", [True, False])
+def test_eager_models_are_cached_too(eager, data):
+    def fit(model):
+        model.run_eagerly = eager
+        return model.fit(*data, epochs=2, shuffle=False, verbose=0)
+
+    assert_same(twins(fit))
+
+
+def test_labels_are_never_left_out(data):
+    model = build()
+    with pytest.raises(ValueError, match="need labels"):
+        model.fit(data[0], sample_weight=np.ones(50), verbose=0)
+    with pytest.raises(ValueError, match="need labels"):
+        model.fit(*data, validation_data=(data[0],), verbose=0)
+
+
+@pytest.mark.parametrize("memory", [10**6, 100])
+def test_arrays_of_unequal_length_are_refused_as_in_keras(memory, data):
+    x, y = data
+    model = build(cache_memory=memory)
+    for arguments in ({"x": x[:40], "y": y}, {"x": x, "y": y[:40]}):
+        with pytest.raises(ValueError, match="cardinality is ambiguous"):
+            model.fit(**arguments, verbose=0)
+    with pytest.raises(ValueError, match="cardinality is ambiguous"):
+        model.fit(x, y, validation_data=(x[:30], y), verbose=0)
+
+
+def test_bfloat16_features_go_to_files_too(data):
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        model = build(cache_memory=100)
+        model.fit(*data, epochs=2, verbose=0)
+    finally:
+        keras.config.set_dtype_policy("float32")
+
+
+def mapped_and_deleted():
+    with open("/proc/self/maps") as file:
+        return sum("keras_lp_features" in line for line in file)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="reads Linux's /proc")
+def test_the_space_of_files_is_given_back(data):
+    model = build(cache_memory=100)
+    for _ in range(2):
+        model.fit(*data, epochs=2, verbose=0, validation_data=data)
+    gc.collect()
+    assert mapped_and_deleted() == 0
+
+
+def test_nothing_is_traced_again_until_the_model_is_compiled(data):
+    backbone, _ = counting_backbone()
+    traces = []
+
+    class Look(keras.layers.Layer):
+        def call(self, x):
+            traces.append(1)
+            return x
+
+    inputs = keras.Input(SHAPE)
+    model = lp.transfer_model(keras.Model(inputs, Look()(backbone(inputs))), 3)
+    model.fit(*data, epochs=2, verbose=0)
+    traces.clear()
+    for _ in range(3):
+        model.fit(*data, epochs=2, verbose=0)
+    assert not traces
+    rates = []
+    model.compile(keras.optimizers.SGD(0.5), model.loss)
+    model.fit(*data, epochs=2, verbose=0)
+    rates.append(float(model.optimizer.iterations))
+    assert rates == [4.0]
+
+
+def test_inputs_in_a_dict_or_list_are_cached_and_frozen_alike():
+    """Fed as tensors: Keras then hands a structure of masks down."""
+    inputs = {"p": keras.Input((4,), name="p"), "q": keras.Input((4,), name="q")}
+    total = keras.layers.Dense(5)(keras.layers.Add()(list(inputs.values())))
+    backbone = keras.Model(inputs, keras.layers.Dropout(0.5)(total))
+    x = {name: tf.random.normal((30, 4)) for name in inputs}
+    y = tf.constant(np.arange(30) % 2)
+    made = []
+    for cache in ("auto", False):
+        keras.utils.set_random_seed(0)
+        model = lp.transfer_model(backbone, 2, cache_features=cache)
+        np.testing.assert_array_equal(model(x, training=True), model(x))
+        made.append((model, model.fit(x, y, epochs=2, shuffle=False, verbose=0).history))
+    assert_same(made)
+
+
+def test_verbose_2_is_one_line(data, capsys):
+    build().fit(*data, verbose=2)
+    assert "\x1b" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("size", [96, 224])
+def test_few_examples_a_step_where_the_network_is_large(size):
+    network = keras.applications.MobileNet(
+        include_top=False, weights=None, alpha=0.25, input_shape=(size, size, 3)
+    )
+    model = lp.transfer_model(network, 2, input_shape=(28, 28, 1), image_size=size)
+    assert features.feature_batch_size(model) == {96: 256, 224: 64}[size]
+
+
 def infinite(data):
     return tf.data.Dataset.from_tensor_slices(data).batch(10).repeat()
 
@@ -439,7 +605,11 @@ def infinite(data):
 @pytest.mark.parametrize(
     ("fit", "message"),
     [
-        (lambda m, d: m.fit(infinite(d), steps_per_epoch=2), r"infinite.*take\(n\)"),
+        (lambda m, d: m.fit(infinite(d), steps_per_epoch=2), r"may not end.*take\(n\)"),
+        (
+            lambda m, d: m.fit(infinite(d).filter(lambda *_: True), steps_per_epoch=2),
+            "may not end",
+        ),
         (lambda m, d: m.fit(iter([d])), "type list_iterator"),
         (
             lambda m, d: m.fit(tf.data.Dataset.from_tensor_slices(d).batch(10).take(0)),

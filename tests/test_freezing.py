@@ -173,3 +173,43 @@ def test_dropout_of_the_head_stays_on():
     model = lp.transfer_model(backbone, 2, dropout=0.5)
     x = np.ones((3, 4), "float32")
     assert np.abs(np.asarray(model(x, training=True)) - np.asarray(model(x))).max() > 0.01
+
+
+def test_a_sequential_with_a_call_of_its_own_runs_as_that_says():
+    class Tenfold(keras.Sequential):
+        def call(self, x, training=None, mask=None):
+            return 10 * super().call(x, training=training, mask=mask)
+
+    backbone = Tenfold([keras.Input((4,)), keras.layers.Dense(4)])
+    x = np.ones((3, 4), "float32")
+    for trainable in ("head", "all"):
+        model = lp.transfer_model(backbone, 2, trainable=trainable)
+        np.testing.assert_array_equal(model(x, training=True), model(x, training=False))
+
+
+@pytest.mark.filterwarnings("ignore:Layer .* was passed an input with a mask")
+def test_a_mask_given_to_a_nested_model_is_kept():
+    tokens = keras.Input((5, 3))
+    sequence = keras.Input((5, 3))
+    inner = keras.Model(sequence, keras.layers.LSTM(4)(sequence))
+    mask = keras.ops.any(tokens > 0, axis=-1)
+    backbone = keras.Model(tokens, keras.layers.Dense(2)(inner(tokens, mask=mask)))
+    x = np.random.default_rng(0).normal(size=(6, 5, 3)).astype("float32")
+    x[:, 3:] = -1
+    model = lp.transfer_model(backbone, 2, trainable=1)
+    np.testing.assert_allclose(model(x, training=True), model(x), atol=1e-6)
+
+
+def test_weights_of_a_models_own_train_with_all_of_it():
+    class Scaled(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.scale = self.add_weight(shape=(), initializer="ones", name="scale")
+            self.low, self.high = keras.layers.Dense(4), keras.layers.Dense(3, name="high")
+
+        def call(self, x):
+            return self.high(self.low(x)) * self.scale
+
+    for trainable, count in ((["high"], 2 + 2), ("all", 1 + 4 + 2), ("head", 2)):
+        model = lp.transfer_model(Scaled(), 2, input_shape=(4,), trainable=trainable)
+        assert len(model.trainable_variables) == count

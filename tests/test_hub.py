@@ -139,7 +139,8 @@ def test_without_pooling_each_token_gets_a_prediction():
 
 def test_dropout_of_a_frozen_language_model_is_off():
     model = lp.transfer_model(keras_hub.models.GPT2Backbone(**LANGUAGE), 3)
-    np.testing.assert_array_equal(model(texts(), training=True), model(texts()))
+    for x in (texts(), {name: keras.ops.convert_to_tensor(v) for name, v in texts().items()}):
+        np.testing.assert_array_equal(model(x, training=True), model(x))
     model = lp.finetune_model(model)
     assert np.abs(np.asarray(model(texts(), training=True)) - np.asarray(model(texts()))).max() > 0
 
@@ -178,3 +179,27 @@ def test_kerashub_may_be_absent(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "keras_hub", None)
     with pytest.raises(ImportError, match="pip install keras-hub"):
         lp.transfer_model("hub:resnet_50_imagenet", 2)
+
+
+@pytest.mark.parametrize("pooling", ["avg", "max"])
+def test_a_text_without_a_real_token_has_features_of_zero(pooling):
+    model = lp.transfer_model(keras_hub.models.GPT2Backbone(**LANGUAGE), 3, pooling=pooling)
+    x = texts()
+    x["padding_mask"][0] = 0
+    features = keras.Model(model.input, model.get_layer("features").output)(x)
+    np.testing.assert_array_equal(features[0], np.zeros(16))
+    history = model.fit(x, np.arange(8) % 3, verbose=0)
+    assert np.isfinite(history.history["loss"]).all()
+
+
+def test_a_preset_of_a_fixed_size_says_which(tmp_path):
+    backbone = keras_hub.models.ViTBackbone(
+        image_shape=(32, 32, 3), patch_size=8, num_layers=2, num_heads=2, hidden_dim=16, mlp_dim=32
+    )
+    backbone.save_to_preset(str(tmp_path))
+    assert lp.transfer_model(f"hub:{tmp_path}", 2).input_shape == (None, 32, 32, 3)
+    model = lp.transfer_model(f"hub:{tmp_path}", 2, input_shape=(28, 28, 1), image_size=32)
+    assert model.predict(np.zeros((2, 28, 28, 1)), verbose=0).shape == (2, 2)
+    with pytest.raises(ValueError, match=r"It needs image_size=\(32, 32\)"):
+        lp.transfer_model(f"hub:{tmp_path}", 2, image_size=28)
+    assert len(blocks_of([backbone])) == 3  # patches and positions, two layers

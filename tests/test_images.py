@@ -49,10 +49,9 @@ def test_pictures_of_any_size_are_resized(weights):
     assert model.input_shape == (None, None, None, 3)
     for size in (20, 50):
         assert model.predict(pictures(2, size, size, 3), verbose=0).shape == (2, 2)
-    with pytest.raises(ValueError, match=r"image_size=\(0, 32\)|image_size=0"):
-        lp.transfer_model("MobileNet", 2, image_size=(0, 32), weights=weights)
-    with pytest.raises(ValueError, match=r"image_size=\(1, 2, 3\)"):
-        lp.transfer_model("MobileNet", 2, image_size=(1, 2, 3), weights=weights)
+    for wrong in ((0, 32), (1, 2, 3), "32", 3.5):
+        with pytest.raises(ValueError, match=r"pixels or \(height, width\). Received"):
+            lp.transfer_model("MobileNet", 2, image_size=wrong, weights=weights)
 
 
 def own_network(channels=3):
@@ -91,7 +90,7 @@ def test_subclassed_models_get_resized_pictures():
     ("arguments", "message"),
     [
         ({"input_shape": (10, 12, 3)}, r"resize pictures: `image_size`"),
-        ({"image_size": 20}, r"\(20, 20, 3\) for the model 'own' that takes \(16, 16, 3\)"),
+        ({"image_size": 20}, r"'own' that takes \(16, 16, 3\). It needs image_size=\(16, 16\)"),
         ({"input_shape": (16, 16, 2)}, r"input_shape=\(16, 16, 2\)"),
     ],
 )
@@ -185,3 +184,13 @@ def test_an_untrained_grey_network_keeps_its_channel():
         "MobileNet", weights=None, input_shape=(32, 32, 1), backbone_kwargs=ALPHA
     )
     assert model.get_layer("conv1").kernel.shape[2] == 1
+
+
+def test_mixed_precision_leaves_pixels_alone():
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        model = lp.transfer_model(own_network(), 2, augmentation="light")
+    finally:
+        keras.config.set_dtype_policy("float32")
+    x = np.full((1, 16, 16, 3), 200.3, "float32")
+    np.testing.assert_array_equal(model.get_layer("augmentation")(x), x)

@@ -1,0 +1,76 @@
+"""Pooling: features with axes of space or time become vectors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_lp import checks
+
+
+@keras.saving.register_keras_serializable("keras_lp")
+class TokenPooling(keras.layers.Layer):
+    """The mean, or maximum, of the real tokens of a text; zeros where a text has none.
+
+    Args:
+        mode: `"avg"` or `"max"`.
+        **kwargs: arguments of `keras.layers.Layer`.
+    """
+
+    def __init__(self, mode: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.mode = mode
+
+    def call(self, features: Any, padding_mask: Any) -> Any:
+        """Pools features `(batch, tokens, width)` where `padding_mask` `(batch, tokens)` is 1."""
+        real = ops.cast(padding_mask, "bool")[..., None]
+        if self.mode == "max":
+            largest = ops.max(ops.where(real, features, -float("inf")), axis=1)
+            return ops.where(ops.any(real, axis=1), largest, 0.0)
+        count = ops.cast(ops.maximum(ops.sum(ops.cast(real, "int32"), axis=1), 1), features.dtype)
+        return ops.sum(ops.where(real, features, 0.0), axis=1) / count
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the config of the layer."""
+        return {**super().get_config(), "mode": self.mode}
+
+
+def pool(features: Any, pooling: str | None, padding_mask: Any = None) -> Any:
+    """Adds the layer for the argument `pooling` of a builder.
+
+    Args:
+        features: a symbolic tensor of rank 2, 3 or 4.
+        pooling: `"avg"`, `"max"`, `"flatten"` or None.
+        padding_mask: 1 for the real tokens of a text, `(batch, tokens)`.
+
+    Raises:
+        ValueError: an unknown word, or features of another rank or of an open size.
+    """
+    checks.check_choice("pooling", pooling, ["avg", "max", "flatten", None])
+    rank = len(features.shape)
+    if rank == 2 or pooling is None:
+        return features
+    if pooling == "flatten":
+        if None in features.shape[1:]:
+            raise ValueError(
+                'pooling="flatten" needs features of a known size. Received: an output of shape '
+                f'{tuple(features.shape)}. Give `input_shape`, or pool with "avg".'
+            )
+        return keras.layers.Flatten(name="pooling")(features)
+    if padding_mask is not None and rank == 3:
+        return TokenPooling(pooling, name="pooling")(features, padding_mask)
+    layers = {
+        ("avg", 3): keras.layers.GlobalAveragePooling1D,
+        ("max", 3): keras.layers.GlobalMaxPooling1D,
+        ("avg", 4): keras.layers.GlobalAveragePooling2D,
+        ("max", 4): keras.layers.GlobalMaxPooling2D,
+    }
+    if (pooling, rank) not in layers:
+        raise ValueError(
+            "A backbone must give features of rank 2 (batch, features), 3 (batch, steps, "
+            "features) or 4 (batch, height, width, features). Received: an output of shape "
+            f"{tuple(features.shape)}."
+        )
+    return layers[pooling, rank](name="pooling")(features)
