@@ -506,8 +506,8 @@ def report_xray(results: dict[str, Any], out: Path) -> None:
         {n: f"{n:,} pictures" for n in unique(results["runs"], "examples")},
         "These are the 524 of the split `val`, more than some of the networks were trained on. "
         f"Fine-tuning is half of the epochs for the head alone, at {HIGH[1]:g}, and half for all "
-        "of it. From scratch, BatchNormalization averages its statistics with a momentum of 0.9: at "
-        "the 0.99 of Keras they lag too far behind in so few steps.",
+        "of it. From scratch, BatchNormalization averages its statistics with a momentum of 0.9: "
+        "at the 0.99 of Keras they lag too far behind in so few steps.",
     )
     write(out / "xray", text, results)
     plot(results["runs"], panels, out / "xray.png")
