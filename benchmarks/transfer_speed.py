@@ -164,13 +164,22 @@ def speed(weights: dict[str, str], train: Arrays, test: Arrays, repeats: int) ->
 
 
 MEMORY = """
-import os, resource, sys
+import os, sys, threading, time
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 import tensorflow as tf
 import keras_lp as lp
 
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # GiB
+def resident():
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 2**20  # GiB
+
+peak = 0.0
+
+def watch():
+    global peak
+    while True:
+        peak = max(peak, resident())
+        time.sleep(0.01)
 
 weights, pooling, memory, count = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 
@@ -182,9 +191,10 @@ model = lp.transfer_model(
     "MobileNet", 10, input_shape=(96, 96, 3), weights=weights, pooling=pooling,
     backbone_kwargs={"alpha": 0.25}, cache_features=True, cache_memory=memory,
 )
-before = peak()
+before = resident()
+threading.Thread(target=watch, daemon=True).start()
 model.fit(tf.data.Dataset.range(count).map(picture).batch(32), epochs=2, verbose=0)
-print(before, peak() - before)
+print(before, peak - before)
 """
 
 
