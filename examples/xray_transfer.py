@@ -4,7 +4,8 @@
 
 Without `--weights` the ImageNet weights of MobileNet 0.25 are downloaded. The pictures are those of
 pneumonia_mnist (TFDS), 28x28 and grey; the model resizes them to 96x96 and turns them into what
-MobileNet takes. Beside it the same network learns from scratch, for as many epochs.
+MobileNet takes. Beside it the same network learns from scratch, for as many epochs; with so few
+its BatchNormalization statistics still lag. benchmarks/xray.py compares both with care.
 """
 
 from __future__ import annotations
