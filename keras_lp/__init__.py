@@ -6,6 +6,8 @@ Import it as `import keras_lp as lp`.
 import importlib
 from typing import Any
 
+from keras_lp import balancing
+from keras_lp.balancing import Balancing
 from keras_lp.finetune import finetune_model, merge_adapters
 from keras_lp.heads import decode_predictions
 from keras_lp.lora import LoRA, load_adapters, save_adapters
@@ -13,8 +15,9 @@ from keras_lp.model import Model
 from keras_lp.multitask import multitask_model
 from keras_lp.rate_finder import LearningRates, find_learning_rate
 from keras_lp.rates import layerwise
+from keras_lp.regression import Regression
 from keras_lp.report import trainable_report
-from keras_lp.tasks import Classification, MultiLabel, Regression
+from keras_lp.tasks import Classification, MultiLabel
 from keras_lp.transfer import transfer_model
 from keras_lp.two_phase import fit_two_phase
 from keras_lp.unfreezing import GradualUnfreezing
@@ -30,6 +33,7 @@ _LAZY = {
 }
 
 __all__ = [
+    "Balancing",
     "Classification",
     "FederatedAveraging",
     "GradualUnfreezing",
@@ -38,6 +42,7 @@ __all__ = [
     "Model",
     "MultiLabel",
     "Regression",
+    "balancing",
     "decode_predictions",
     "export_tflite",
     "find_learning_rate",

@@ -9,6 +9,7 @@ import keras
 
 from keras_lp import checks
 from keras_lp.backbones import BackboneLike, resolve_backbone
+from keras_lp.balancing import Balancing
 from keras_lp.blocks import blocks_of
 from keras_lp.features import CACHE_MEMORY, Features, obstacle
 from keras_lp.freezing import Trainable, choose, freeze
@@ -16,7 +17,7 @@ from keras_lp.heads import Head, tasks
 from keras_lp.images import augment
 from keras_lp.model import Model, input_structure
 from keras_lp.pooling import pool
-from keras_lp.tasks import Task
+from keras_lp.tasks import Task, check_hidden_units
 
 HEAD = "predictions"  # the name of the head of a model with one task
 
@@ -38,6 +39,7 @@ def build_and_compile(
     dropout: float,
     cache_features: str | bool,
     cache_memory: int,
+    balancing: Balancing | None = None,
     learning_rate: Any,
     optimizer: Any,
 ) -> Model:
@@ -70,6 +72,7 @@ def build_and_compile(
         dropout=dropout,
         cache_features=cache_features,
         cache_memory=cache_memory,
+        balancing=balancing,
         single=single,
     )
     freeze([base], chosen, keep_statistics=pretrained)
@@ -94,6 +97,7 @@ def build_model(
     dropout: float = 0.0,
     cache_features: str | bool = "auto",
     cache_memory: int = CACHE_MEMORY,
+    balancing: Balancing | None = None,
     single: bool = True,
 ) -> Model:
     """Returns an uncompiled model: the backbone, pooled, with one head a task.
@@ -108,6 +112,7 @@ def build_model(
         dropout: rate of the dropout before each head's last layer.
         cache_features: whether `fit` computes frozen features once.
         cache_memory: bytes that they may take in memory.
+        balancing: the layer that balances the tasks, if any.
         single: whether the output is a tensor; else it is a dict by task.
     """
     inputs = _inputs(backbone, input_shape)
@@ -116,6 +121,7 @@ def build_model(
         "pooling",
         "features",
         "augmentation",
+        "balancing",
         *(t.name for t in keras.tree.flatten(inputs)),
     }
     if taken & set(new_tasks):
@@ -142,10 +148,13 @@ def build_model(
     mask = inputs.get("padding_mask") if isinstance(inputs, Mapping) else None
     features = pool(features, pooling, mask)
     features = Features(cache_features, cache_memory, name="features")(features)
+    if balancing is not None:
+        features = balancing(features)
     outputs = {}
     for name, task in new_tasks.items():
         x = features
-        for i, units in enumerate(hidden_units):
+        own = hidden_units if task.hidden_units is None else task.hidden_units
+        for i, units in enumerate(own):
             x = keras.layers.Dense(units, activation="relu", name=f"{name}_hidden_{i}")(x)
         if dropout:
             x = keras.layers.Dropout(dropout, name=f"{name}_dropout")(x)
@@ -155,11 +164,21 @@ def build_model(
 
 def compile_tasks(model: Model, optimizer: Any) -> Model:
     """Compiles a model with the losses and metrics of its tasks, and returns it."""
-    losses = {name: task.loss() for name, task in tasks(model).items()}
-    metrics = {name: task.metrics() for name, task in tasks(model).items()}
+    known = tasks(model)
+    losses = {name: task.make_loss() for name, task in known.items()}
+    metrics = {name: task.make_metrics() for name, task in known.items()}
+    weights = {name: float(task.weight) for name, task in known.items()}
     if not isinstance(model.output, Mapping):
-        losses, metrics = (next(iter(named.values())) for named in (losses, metrics))
-    model.compile(optimizer=optimizer, loss=losses, weighted_metrics=metrics)
+        losses, metrics, weights = (
+            next(iter(part.values())) for part in (losses, metrics, weights)
+        )
+    plain = all(task.weight == 1 for task in known.values())
+    model.compile(
+        optimizer=optimizer,
+        loss=losses,
+        loss_weights=None if plain else weights,
+        weighted_metrics=metrics,
+    )
     # Built now, so that a model saved before it has trained loads without a warning.
     model.optimizer.build(model.trainable_variables)
     return model
@@ -199,13 +218,7 @@ def make_optimizer(optimizer: Any, learning_rate: Any) -> keras.optimizers.Optim
 
 def _check_head(hidden_units: Any, dropout: Any) -> None:
     """Raises unless heads can be built from these arguments of a builder."""
-    if not isinstance(hidden_units, Sequence) or isinstance(hidden_units, str):
-        raise TypeError(
-            "`hidden_units` must be a list of layer sizes, such as [128]. Received: "
-            f"hidden_units={hidden_units!r}."
-        )
-    for units in hidden_units:
-        checks.check_positive("hidden_units", units, integer=True)
+    check_hidden_units(hidden_units)
     if not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
         raise ValueError(
             f"`dropout` must be a number from 0 to below 1. Received: dropout={dropout!r}."

@@ -111,6 +111,8 @@ def checked_dataset(tasks: Mapping[str, Task], dataset: tf.data.Dataset) -> tf.d
             "A data set to train on must yield pairs (x, y). Received: a data set of "
             f"{dataset.element_spec}."
         )
+    if isinstance(dataset.element_spec[1], Mapping):
+        check_label_names(tasks, dataset.element_spec[1])
 
     def check(x: Any, y: Any, *rest: Any) -> Any:
         def look(*flat: Any) -> np.bool_:

@@ -12,13 +12,18 @@ from typing import Any
 import keras
 import numpy as np
 from keras import ops
+from keras.src.losses.loss import unscale_loss_for_distribution
 
+from keras_lp.regression import Regression
 from keras_lp.tasks import ClassTask, Task
 
 
 @keras.saving.register_keras_serializable("keras_lp")
 class Head(keras.layers.Dense):
     """The last layer of one task: its logits (or values), and the task itself.
+
+    The head of a `Regression` also has the `mean` and `std` of the labels as weights that do not
+    train: its outputs are in the units of the labels, its loss is in units of `std`.
 
     Args:
         task: the `Task` that this layer predicts.
@@ -29,6 +34,56 @@ class Head(keras.layers.Dense):
         # float32 also under mixed precision: a loss on float16 logits overflows.
         super().__init__(task.units, **{"dtype": "float32", **kwargs})
         self.task = task
+        # The loss over all labels of an epoch: Keras averages batches by their size.
+        self.loss_mean = keras.metrics.Mean(name=f"{self.name}_loss")
+
+    def build(self, input_shape: Any) -> None:
+        super().build(input_shape)
+        if isinstance(self.task, Regression):
+            self.mean, self.std = (
+                self.add_weight(
+                    (self.units,),
+                    initializer=keras.initializers.Constant(default if given is None else given),
+                    trainable=False,
+                    name=name,
+                )
+                for name, given, default in (
+                    ("mean", self.task.mean, 0.0),
+                    ("std", self.task.std, 1.0),
+                )
+            )
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        """Returns `(batch, ..., units)` logits, or values in the units of the labels."""
+        outputs = super().call(inputs, training=training)
+        if isinstance(self.task, Regression):
+            outputs = outputs * self.std + self.mean
+        return outputs
+
+    def compute_loss(
+        self, loss: keras.losses.Loss, y: Any, y_pred: Any, sample_weight: Any
+    ) -> tuple[Any, Any]:
+        """Returns the mean loss over the labels present, and the sum of their weights."""
+        y, y_pred, weight = self.task.mask_missing(y, y_pred, sample_weight)
+        y, y_pred, weight = self.task.for_loss(y, y_pred, weight)
+        if isinstance(self.task, Regression):
+            y, y_pred = y / self.std[:, None], y_pred / self.std[:, None]
+        value, total = loss(y, y_pred, weight), ops.sum(weight)
+        self.loss_mean.update_state(unscale_loss_for_distribution(value), total)
+        return value, total
+
+    def save_own_variables(self, store: Any) -> None:
+        """Saves the weights; `Dense` would save its own only."""
+        super().save_own_variables(store)
+        if isinstance(self.task, Regression):
+            store["mean"], store["std"] = self.mean, self.std
+
+    def load_own_variables(self, store: Any) -> None:
+        """Loads the weights that `save_own_variables` saved."""
+        super().load_own_variables(store)
+        if isinstance(self.task, Regression):
+            self.mean.assign(store["mean"])
+            self.std.assign(store["std"])
 
     def get_config(self) -> dict[str, Any]:
         """Returns the config of the layer, with the task in it."""

@@ -9,11 +9,13 @@ import keras
 import tensorflow as tf
 
 from keras_lp import checks, features
+from keras_lp.balanced_step import balanced_step
+from keras_lp.balancing import Balancing, balancing_of
 from keras_lp.caching import computed_once
 from keras_lp.freezing import restore_flag, run_graph
-from keras_lp.heads import tasks
+from keras_lp.heads import heads, tasks
 from keras_lp.lora import revive_adapters
-from keras_lp.tasks import TASK_LOSS
+from keras_lp.regression import label_batches, standardize
 
 
 @keras.saving.register_keras_serializable("keras_lp")
@@ -89,6 +91,11 @@ class Model(keras.Model):
             TypeError: labels that are not numbers.
         """
         checks.check_trainable_unchanged(self)
+        if class_weight is not None and len(tasks(self)) > 1:
+            raise ValueError(
+                "Weights of classes belong to a task where there are several. Received: "
+                f"class_weight={class_weight}. Build with lp.Classification(..., class_weight=...)."
+            )
         revive_adapters(self)
         x = self._checked(x, y)
         if isinstance(validation_data, tf.data.Dataset):
@@ -113,10 +120,12 @@ class Model(keras.Model):
             "validation_batch_size": validation_batch_size,
             "validation_freq": validation_freq,
         }
+        single = not isinstance(self.output, Mapping)
+        standardize(heads(self), label_batches(arguments), single)
         if self._is_extended():
-            return super().fit(**arguments)
+            return super().fit(**_with_epoch_ends(self, arguments))
         with computed_once(self, arguments) as arguments:
-            return super().fit(**arguments)
+            return super().fit(**_with_epoch_ends(self, arguments))
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         """Returns the outputs; frozen layers run in inference mode, their Dropout is off."""
@@ -135,8 +144,41 @@ class Model(keras.Model):
         training: bool = True,
     ) -> Any:
         """Returns the sum of the tasks' losses, each the mean over its labels present."""
-        y, y_pred, sample_weight = _mask_missing(self, y, y_pred, sample_weight)
-        return super().compute_loss(x, y, y_pred, sample_weight, training)
+        if not self._has_own_losses():
+            y, y_pred, sample_weight = _mask_missing(self, y, y_pred, sample_weight)
+            return super().compute_loss(x, y, y_pred, sample_weight, training)
+        losses, _ = self.task_losses(y, y_pred, sample_weight)
+        return sum([*losses, *(self._aggregate_additional_loss(loss) for loss in self.losses)])
+
+    def task_losses(self, y: Any, y_pred: Any, sample_weight: Any) -> tuple[list[Any], list[Any]]:
+        """Returns each task's loss times its weight, and the sum of the weights of its labels.
+
+        Args:
+            y: labels: an array, or a dict by task.
+            y_pred: outputs of the same form.
+            sample_weight: None, weights, or a dict of them.
+        """
+        losses, counts = [], []
+        factors = self._loss_weights()
+        for name, head, *example in _by_task(self, y, y_pred, sample_weight):
+            loss = self.loss[name] if isinstance(self.loss, Mapping) else self.loss
+            value, count = head.compute_loss(loss, *example)
+            losses.append(value * factors[name])
+            counts.append(count)
+        return losses, counts
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        """Trains on a batch; with balanced tasks as `lp.Balancing` says."""
+        balancing = balancing_of(self)
+        if balancing is None or len(tasks(self)) < 2:
+            return super().train_step(data)
+        if not self._has_own_losses():
+            raise ValueError(
+                "Balancing needs the tasks' own losses. Received: a model compiled with "
+                f"loss={self.loss!r}. Leave `loss` as the builder set it (model.loss), or build "
+                'with balancing="equal".'
+            )
+        return balanced_step(self, balancing, data)
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> Any:
         """Updates the metrics with the labels present and returns all results."""
@@ -146,18 +188,14 @@ class Model(keras.Model):
     def get_metrics_result(self) -> dict[str, Any]:
         """Returns all results; the tasks' losses are means over labels, not over batches."""
         logs = super().get_metrics_result()
-        known = tasks(self)
-        several = isinstance(self.output, Mapping) and len(known) > 1
-        exact = {
-            name: logs.pop(f"{name}_{TASK_LOSS}" if several else TASK_LOSS, None) for name in known
-        }
-        if any(value is None for value in exact.values()) or not self._has_own_losses():
+        exact = {name: logs.pop(head.loss_mean.name) for name, head in heads(self).items()}
+        if not self._has_own_losses():
             return logs
-        if several:
+        if isinstance(self.output, Mapping) and len(exact) > 1:
             logs.update({f"{name}_loss": value for name, value in exact.items()})
         if not self.losses:  # a penalty has no label to count: Keras's mean of batches stays
-            weights = self._compile_config.config["loss_weights"] or {}
-            logs["loss"] = sum(weights.get(name, 1.0) * value for name, value in exact.items())
+            factors = self._loss_weights()
+            logs["loss"] = sum(factors[name] * value for name, value in exact.items())
         return logs
 
     def get_compile_config(self) -> dict[str, Any]:
@@ -195,12 +233,18 @@ class Model(keras.Model):
 
     def _has_own_losses(self) -> bool:
         """Whether the compiled losses are those of the tasks, with weights by name at most."""
-        config = self._compile_config.config
-        losses = config["loss"]
+        config, losses = self._compile_config.config, self.loss
         losses = losses if isinstance(losses, Mapping) else dict.fromkeys(tasks(self), losses)
-        return isinstance(config["loss_weights"] or {}, Mapping) and all(
-            type(losses.get(name)) is type(task.loss()) for name, task in tasks(self).items()
+        weights = config["loss_weights"]
+        return (weights is None or isinstance(weights, (Mapping, int, float))) and all(
+            type(losses.get(name)) is type(task.make_loss()) for name, task in tasks(self).items()
         )
+
+    def _loss_weights(self) -> dict[str, float]:
+        weights = self._compile_config.config["loss_weights"]
+        if not isinstance(weights, Mapping):
+            return dict.fromkeys(tasks(self), 1.0 if weights is None else weights)
+        return {name: weights.get(name, 1.0) for name in tasks(self)}
 
     def _checked(self, x: Any, y: Any) -> Any:
         if isinstance(x, tf.data.Dataset):
@@ -219,10 +263,33 @@ def input_structure(model: keras.Model) -> Any:
     return model.inputs[0] if alone else structure
 
 
-def _mask_missing(
-    model: keras.Model, y: Any, y_pred: Any, sample_weight: Any
-) -> tuple[Any, Any, Any]:
-    known = tasks(model)
+class _EpochEnd(keras.callbacks.Callback):
+    """Tells the balancing of a model the tasks' losses of each epoch."""
+
+    def __init__(self, balancing: Balancing) -> None:
+        super().__init__()
+        self._balancing = balancing
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        losses = {task: (logs or {}).get(f"{task}_loss", 0.0) for task in self._balancing.tasks}
+        # A mean over no labels is 0.
+        self._balancing.end_epoch({task: loss for task, loss in losses.items() if loss})
+
+
+def _with_epoch_ends(model: keras.Model, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Returns the arguments of `fit` with a callback where the balancing looks at epochs."""
+    balancing, callbacks = balancing_of(model), arguments["callbacks"]
+    if balancing is None or type(balancing).end_epoch is Balancing.end_epoch:
+        return arguments
+    if isinstance(callbacks, keras.callbacks.CallbackList):
+        callbacks.append(_EpochEnd(balancing))
+        return arguments
+    return {**arguments, "callbacks": [*keras.tree.flatten(callbacks or []), _EpochEnd(balancing)]}
+
+
+def _by_task(model: keras.Model, y: Any, y_pred: Any, sample_weight: Any) -> list[tuple[Any, ...]]:
+    """Returns `(name, head, y, y_pred, sample_weight)` of each task."""
+    known = heads(model)
     if y is None:
         raise ValueError(
             f"Training and evaluation need labels of the tasks {list(known)}. Received: y=None. "
@@ -234,13 +301,23 @@ def _mask_missing(
                 f"This model has one output, so its labels are an array. Received: y with the keys "
                 f"{list(y)}."
             )
-        (task,) = known.values()
-        return task.mask_missing(y, y_pred, sample_weight)
-    checks.check_label_names(known, y)
-    labels, outputs, weights = {}, {}, {}
-    for name, task in known.items():
-        weight = sample_weight.get(name) if isinstance(sample_weight, Mapping) else sample_weight
-        labels[name], outputs[name], weights[name] = task.mask_missing(
-            y.get(name), y_pred[name], weight
-        )
-    return labels, outputs, weights
+        ((name, head),) = known.items()
+        return [(name, head, y, y_pred, sample_weight)]
+    checks.check_label_names(tasks(model), y)
+    weights = sample_weight if isinstance(sample_weight, Mapping) else None
+    return [
+        (name, head, y.get(name), y_pred[name], weights.get(name) if weights else sample_weight)
+        for name, head in known.items()
+    ]
+
+
+def _mask_missing(
+    model: keras.Model, y: Any, y_pred: Any, sample_weight: Any
+) -> tuple[Any, Any, Any]:
+    masked = {
+        name: head.task.mask_missing(*example)
+        for name, head, *example in _by_task(model, y, y_pred, sample_weight)
+    }
+    if not isinstance(y_pred, Mapping):
+        return next(iter(masked.values()))
+    return tuple({name: parts[i] for name, parts in masked.items()} for i in range(3))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
 
-from keras_lp import checks
 from keras_lp.assemble import build_and_compile
 from keras_lp.backbones import BackboneLike
+from keras_lp.balanced_step import shared_variables
+from keras_lp.balancing import Balancing, as_balancing
 from keras_lp.features import CACHE_MEMORY
 from keras_lp.freezing import Trainable
 from keras_lp.model import Model
@@ -32,7 +34,7 @@ def multitask_model(
     dropout: float = 0.0,
     cache_features: str | bool = "auto",
     cache_memory: int = CACHE_MEMORY,
-    balancing: str = "equal",
+    balancing: str | Mapping[str, float] | Balancing = "equal",
     learning_rate: float | keras.optimizers.schedules.LearningRateSchedule = 1e-3,
     optimizer: str | keras.optimizers.Optimizer = "adam",
 ) -> Model:
@@ -40,7 +42,8 @@ def multitask_model(
 
     Labels are a dict by task. A missing label is -1 (`Classification`, entries of `MultiLabel`)
     or NaN (`Regression`), or the task's key is absent; it takes no part in the loss, the metrics
-    or what they are divided by. The loss is the sum of the tasks' losses.
+    or what they are divided by. `loss` and `val_loss` are the sum of the tasks' losses, each times
+    the task's own `weight`, whatever the balancing: a weighted sum that moves says nothing.
 
     The backbone is shared with the model, not copied.
 
@@ -64,8 +67,14 @@ def multitask_model(
         dropout: rate of a dropout before each head's last layer. Defaults to 0.
         cache_features: as in `lp.transfer_model`, with `trainable="head"`. Defaults to `"auto"`.
         cache_memory: as in `lp.transfer_model`. Defaults to 2 GiB.
-        balancing: how the tasks' losses are put together; `"equal"` adds them up. Defaults to
-            `"equal"`.
+        balancing: how the tasks share the backbone: `"equal"` adds up their losses; a dict has a
+            fixed weight a task; `"uncertainty"` and `"dwa"` weigh the losses; `"gradnorm"`,
+            `"pcgrad"`, `"cagrad"`, `"mgda"` and `"imtl_g"` weigh their gradients of the backbone,
+            which takes a backward pass a task. Or a `keras_lp.balancing` object with settings of
+            its own, such as `lp.balancing.CAGrad(c=0.4)`, or an `lp.Balancing` of yours. `fit`
+            then also shows each task's weight (`<task>_weight`) and, with gradients, their mean
+            cosine (`gradient_cosine`). Defaults to `"equal"`, which nothing is consistently
+            better than (Kurin et al., 2022).
         learning_rate: rate, or schedule, of an optimizer given by name. Defaults to 1e-3.
         optimizer: name of a Keras optimizer, or an optimizer with a rate of its own. Defaults
             to `"adam"`.
@@ -106,10 +115,16 @@ def multitask_model(
                 "Names of tasks must be identifiers (letters, digits, underscores), as outputs "
                 f"and metrics carry them. Received: {name!r}."
             )
-    checks.check_choice("balancing", balancing, ["equal"])
-    return build_and_compile(
+    known = {name: as_task(task) for name, task in tasks.items()}
+    layer = as_balancing(balancing, known)
+    if isinstance(balancing, Mapping):
+        known = {
+            name: dataclasses.replace(task, weight=task.weight * balancing[name])
+            for name, task in known.items()
+        }
+    model = build_and_compile(
         backbone,
-        {name: as_task(task) for name, task in tasks.items()},
+        known,
         single=False,
         input_shape=input_shape,
         image_size=image_size,
@@ -123,6 +138,10 @@ def multitask_model(
         dropout=dropout,
         cache_features=cache_features,
         cache_memory=cache_memory,
+        balancing=layer,
         learning_rate=learning_rate,
         optimizer=optimizer,
     )
+    if layer is not None and layer.uses_gradients and len(known) > 1:
+        shared_variables(model)
+    return model

@@ -15,12 +15,11 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_lp.missing import mask_entries, mask_labels
+
 Classes = int | Sequence[str]
 
-# The metric that is a task's loss over all labels of an epoch. `keras_lp.Model` reports it as the
-# loss of the task: Keras itself averages batches by their size, not by their labels.
-TASK_LOSS = "task_loss"
-_REDUCTION = "mean_with_sample_weight"
+REDUCTION = "mean_with_sample_weight"  # the mean over the labels present
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,17 +29,40 @@ class Task(abc.ABC):
     activation: ClassVar[str] = "linear"  # what an export adds to the head's output
     missing: ClassVar[float] = -1  # the value of a label that is not known
 
+    weight: float = dataclasses.field(default=1.0, kw_only=True)
+    metrics: Sequence[keras.metrics.Metric] = dataclasses.field(default=(), kw_only=True)
+    hidden_units: Sequence[int] | None = dataclasses.field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        kind = type(self).__name__
+        if not is_number(self.weight) or not 0 <= self.weight < float("inf"):
+            raise ValueError(
+                f"The `weight` of {kind} must be a number of 0 or more. Received: "
+                f"weight={self.weight!r}."
+            )
+        metrics, known = self.metrics, keras.metrics.Metric
+        listed = isinstance(metrics, (list, tuple))
+        if not listed or not all(isinstance(metric, known) for metric in metrics):
+            raise TypeError(
+                f"The `metrics` of {kind} must be a list of keras.metrics objects. Received: "
+                f"metrics={metrics!r}. Its own metric is there without being named."
+            )
+        object.__setattr__(self, "metrics", tuple(metrics))
+        if self.hidden_units is not None:
+            check_hidden_units(self.hidden_units)
+            object.__setattr__(self, "hidden_units", tuple(self.hidden_units))
+
     @property
     @abc.abstractmethod
     def units(self) -> int:
         """Number of outputs of the head."""
 
     @abc.abstractmethod
-    def loss(self) -> keras.losses.Loss:
-        """Returns the loss on the head's raw output, averaged over the labels present."""
+    def make_loss(self) -> keras.losses.Loss:
+        """Returns the loss on what `for_loss` gives, averaged over the labels present."""
 
     @abc.abstractmethod
-    def metrics(self) -> list[keras.metrics.Metric]:
+    def make_metrics(self) -> list[keras.metrics.Metric]:
         """Returns new metrics, to be compiled as `weighted_metrics`."""
 
     @abc.abstractmethod
@@ -56,9 +78,9 @@ class Task(abc.ABC):
             `(y, y_pred, weight)`, shaped for the loss and the metrics of this task.
         """
 
-    def is_present(self, y: Any) -> Any:
-        """Returns a boolean tensor, False where a label is missing."""
-        return ops.not_equal(y, ops.cast(self.missing, y.dtype))
+    def for_loss(self, y: Any, y_pred: Any, weight: Any) -> tuple[Any, Any, Any]:
+        """Returns what `mask_missing` gave as the loss takes it, with the weights of classes."""
+        return y, y_pred, weight
 
     def check_labels(self, y: np.ndarray, name: str = "y") -> None:
         """Raises if an array of labels holds something that this task cannot learn from.
@@ -79,12 +101,18 @@ class Task(abc.ABC):
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        config = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        config["metrics"] = [keras.saving.serialize_keras_object(m) for m in self.metrics]
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in config.items()}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Task:
         """Makes the task again from `get_config()`."""
-        return cls(**config)
+        metrics = [keras.saving.deserialize_keras_object(m) for m in config.get("metrics", ())]
+        return cls(**{**config, "metrics": metrics})
+
+    def _new_metrics(self) -> list[keras.metrics.Metric]:
+        return [type(metric).from_config(metric.get_config()) for metric in self.metrics]
 
 
 TaskLike = Task | int | Sequence[str]
@@ -95,10 +123,15 @@ class ClassTask(Task):
     """Base class of the tasks whose outputs are classes."""
 
     classes: Classes
+    class_weight: Mapping[int | str, float] | Sequence[float] | None = dataclasses.field(
+        default=None, kw_only=True
+    )
+    label_smoothing: float = dataclasses.field(default=0.0, kw_only=True)
 
     _least: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         kind = type(self).__name__
         classes = self.classes
         if isinstance(classes, numbers.Integral) and not isinstance(classes, bool):
@@ -125,6 +158,13 @@ class ClassTask(Task):
             raise ValueError(
                 f"{kind} needs at least {self._least} classes. Received: classes={classes!r}."
             )
+        smoothing = self.label_smoothing
+        if not is_number(smoothing) or not 0 <= smoothing < 1:
+            raise ValueError(
+                f"`label_smoothing` of {kind} must be a number from 0 to below 1. Received: "
+                f"label_smoothing={smoothing!r}."
+            )
+        object.__setattr__(self, "class_weight", self._weights_of_classes())
 
     @property
     def units(self) -> int:
@@ -137,8 +177,26 @@ class ClassTask(Task):
             return tuple(str(i) for i in range(self.classes))
         return self.classes
 
-    def get_config(self) -> dict[str, Any]:
-        return {"classes": self.classes if isinstance(self.classes, int) else list(self.classes)}
+    def _weights_of_classes(self) -> tuple[float, ...] | None:
+        """Returns one weight a class from a dict by number or name; those not in it weigh 1."""
+        given = self.class_weight
+        if given is None:
+            return None
+        if not isinstance(given, Mapping):
+            given = dict(enumerate(given))
+        names = {name: i for i, name in enumerate(self.class_names)}
+        weights = [1.0] * self.units
+        for key, weight in given.items():
+            index = names.get(key, key)
+            known = isinstance(index, numbers.Integral) and 0 <= index < self.units
+            if not known or not is_number(weight) or weight < 0:
+                raise ValueError(
+                    f"`class_weight` of {type(self).__name__} must be a dict of weights of 0 or "
+                    f"more by the number or name of the class. Received: {key!r}: {weight!r}; the "
+                    f"classes are {list(self.class_names[:20])}."
+                )
+            weights[index] = float(weight)
+        return tuple(weights)
 
 
 @keras.saving.register_keras_serializable("keras_lp")
@@ -151,35 +209,53 @@ class Classification(ClassTask):
 
     Args:
         classes: number of classes (2 or more), or their names in the order of the numbers.
+        weight: what the loss is multiplied by in the sum of the tasks. Defaults to 1.
+        class_weight: dict of weights by the number or name of a class; a class that is not in it
+            weighs 1. The loss is the weighted mean; metrics are not weighted. Defaults to None.
+        label_smoothing: share of each label that is spread over all classes, from 0 to below 1.
+            Defaults to 0.
+        metrics: more Keras metrics beside `accuracy`; they see labels `(batch,)`, logits and the
+            weights. Defaults to none.
+        hidden_units: sizes of dense layers (relu) of this head. Defaults to None, which is what
+            the builder was given.
 
     Raises:
-        ValueError: fewer than two classes, or a name twice.
-        TypeError: neither a number nor names.
+        ValueError: fewer than two classes, a name twice, or a weight or smoothing out of range.
+        TypeError: neither a number nor names; metrics that are not objects of Keras.
 
     Example:
 
     >>> import keras_lp as lp
-    >>> lp.Classification(["normal", "pneumonia"]).class_names
+    >>> task = lp.Classification(["normal", "pneumonia"], class_weight={"normal": 3.0})
+    >>> task.class_names
     ('normal', 'pneumonia')
+    >>> task.class_weight
+    (3.0, 1.0)
     """
 
     activation: ClassVar[str] = "softmax"
     _least: ClassVar[int] = 2
 
-    def loss(self) -> keras.losses.Loss:
-        return keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction=_REDUCTION)
+    def make_loss(self) -> keras.losses.Loss:
+        if not self.label_smoothing:
+            return keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction=REDUCTION)
+        return keras.losses.CategoricalCrossentropy(
+            from_logits=True, label_smoothing=self.label_smoothing, reduction=REDUCTION
+        )
 
-    def metrics(self) -> list[keras.metrics.Metric]:
-        return [
-            keras.metrics.SparseCategoricalAccuracy(name="accuracy"),
-            keras.metrics.SparseCategoricalCrossentropy(name=TASK_LOSS, from_logits=True),
-        ]
+    def make_metrics(self) -> list[keras.metrics.Metric]:
+        own = keras.metrics.SparseCategoricalAccuracy(name="accuracy")
+        return [own, *self._new_metrics()]
 
     def mask_missing(self, y: Any, y_pred: Any, sample_weight: Any = None) -> tuple[Any, Any, Any]:
-        y = _labels(self, y, y_pred.shape[:-1], ops.shape(y_pred)[:-1])
-        y = ops.cast(y, "int32")
-        present = self.is_present(y)
-        return ops.where(present, y, 0), y_pred, _weight(present, sample_weight)
+        return mask_labels(self, y, y_pred, sample_weight)
+
+    def for_loss(self, y: Any, y_pred: Any, weight: Any) -> tuple[Any, Any, Any]:
+        if self.class_weight is not None:
+            weight = weight * ops.take(ops.convert_to_tensor(self.class_weight, "float32"), y)
+        if self.label_smoothing:
+            y = ops.one_hot(y, self.units)
+        return y, y_pred, weight
 
     def check_labels(self, y: np.ndarray, name: str = "y") -> None:
         super().check_labels(y, name)
@@ -203,10 +279,18 @@ class MultiLabel(ClassTask):
 
     Args:
         classes: number of labels, or their names in order.
+        weight: as in `lp.Classification`.
+        class_weight: dict of weights by the number or name of a label, for all its entries.
+            Defaults to None.
+        label_smoothing: moves the targets from 0 and 1 to half of it and 1 less half of it.
+            Defaults to 0.
+        metrics: more Keras metrics beside `accuracy`; they see single entries, labels and logits
+            of shape `(batch, classes, 1)`. Defaults to none.
+        hidden_units: as in `lp.Classification`.
 
     Raises:
-        ValueError: no label, or a name twice.
-        TypeError: neither a number nor names.
+        ValueError: no label, a name twice, or a weight or smoothing out of range.
+        TypeError: neither a number nor names; metrics that are not objects of Keras.
 
     Example:
 
@@ -217,17 +301,22 @@ class MultiLabel(ClassTask):
 
     activation: ClassVar[str] = "sigmoid"
 
-    def loss(self) -> keras.losses.Loss:
-        return keras.losses.BinaryCrossentropy(from_logits=True, reduction=_REDUCTION)
+    def make_loss(self) -> keras.losses.Loss:
+        return keras.losses.BinaryCrossentropy(
+            from_logits=True, label_smoothing=self.label_smoothing, reduction=REDUCTION
+        )
 
-    def metrics(self) -> list[keras.metrics.Metric]:
-        return [
-            keras.metrics.BinaryAccuracy(name="accuracy", threshold=0.0),
-            keras.metrics.BinaryCrossentropy(name=TASK_LOSS, from_logits=True),
-        ]
+    def make_metrics(self) -> list[keras.metrics.Metric]:
+        own = keras.metrics.BinaryAccuracy(name="accuracy", threshold=0.0)
+        return [own, *self._new_metrics()]
 
     def mask_missing(self, y: Any, y_pred: Any, sample_weight: Any = None) -> tuple[Any, Any, Any]:
-        return _mask_entries(self, y, y_pred, sample_weight)
+        return mask_entries(self, y, y_pred, sample_weight, lambda y: ops.not_equal(y, -1))
+
+    def for_loss(self, y: Any, y_pred: Any, weight: Any) -> tuple[Any, Any, Any]:
+        if self.class_weight is not None:
+            weight = weight * ops.convert_to_tensor(self.class_weight, "float32")
+        return y, y_pred, weight
 
     def check_labels(self, y: np.ndarray, name: str = "y") -> None:
         super().check_labels(y, name)
@@ -244,63 +333,6 @@ class MultiLabel(ClassTask):
             )
 
 
-@keras.saving.register_keras_serializable("keras_lp")
-@dataclasses.dataclass(frozen=True)
-class Regression(Task):
-    """Numbers: the head gives them as they are.
-
-    Labels are `(batch,)` or `(batch, units)` floats; NaN is a missing label, entry by entry. The
-    loss is the squared error, the metric is `mae`, the mean absolute error.
-
-    Args:
-        units: how many numbers the head predicts. Defaults to 1.
-
-    Raises:
-        ValueError: `units` below 1.
-
-    Example:
-
-    >>> import keras_lp as lp
-    >>> lp.Regression(units=2).units
-    2
-    """
-
-    missing: ClassVar[float] = float("nan")
-
-    # The property of the base class is a field here.
-    units: int = 1  # type: ignore[assignment]
-
-    def __post_init__(self) -> None:
-        whole = isinstance(self.units, numbers.Integral) and not isinstance(self.units, bool)
-        if not whole or self.units < 1:
-            raise ValueError(
-                f"Regression needs `units` of 1 or more. Received: units={self.units!r}."
-            )
-
-    def loss(self) -> keras.losses.Loss:
-        return keras.losses.MeanSquaredError(reduction=_REDUCTION)
-
-    def metrics(self) -> list[keras.metrics.Metric]:
-        return [
-            keras.metrics.MeanAbsoluteError(name="mae"),
-            keras.metrics.MeanSquaredError(name=TASK_LOSS),
-        ]
-
-    def mask_missing(self, y: Any, y_pred: Any, sample_weight: Any = None) -> tuple[Any, Any, Any]:
-        return _mask_entries(self, y, y_pred, sample_weight)
-
-    def is_present(self, y: Any) -> Any:
-        return ops.logical_not(ops.isnan(y))
-
-    def check_labels(self, y: np.ndarray, name: str = "y") -> None:
-        super().check_labels(y, name)
-        if np.isinf(y).any():
-            raise ValueError(
-                f"Labels of Regression must be finite, or NaN where the label is missing. "
-                f"Received: {name} with {np.isinf(y).sum()} infinite values."
-            )
-
-
 def as_task(task: Any) -> Task:
     """Returns the task itself; an int or a list of names is short for `Classification`."""
     if isinstance(task, Task):
@@ -314,59 +346,21 @@ def as_task(task: Any) -> Task:
     return Classification(task)
 
 
-def _mask_entries(task: Task, y: Any, y_pred: Any, sample_weight: Any) -> tuple[Any, Any, Any]:
-    """Masks single entries of `(batch, ..., units)` labels.
-
-    Losses and metrics average the last axis before they weigh, so each entry gets an axis of its
-    own: labels and outputs come back as `(batch, ..., units, 1)`.
-    """
-    y = _labels(task, y, y_pred.shape, ops.shape(y_pred))
-    y = ops.cast(y, y_pred.dtype)
-    present = task.is_present(y)
-    y = ops.where(present, y, ops.zeros_like(y))
-    return y[..., None], y_pred[..., None], _weight(present, sample_weight)
-
-
-def _labels(task: Task, y: Any, expected: Any, shape: Any) -> Any:
-    """Returns labels in the shape of the outputs; a last axis of 1 may be there or not."""
-    if y is None:
-        return ops.full(shape, task.missing)
-    y = ops.convert_to_tensor(y)
-    if keras.backend.standardize_dtype(y.dtype) == "string":
+def check_hidden_units(hidden_units: Any) -> None:
+    """Raises unless these are sizes of layers."""
+    if not isinstance(hidden_units, Sequence) or isinstance(hidden_units, str):
         raise TypeError(
-            f"Labels of {type(task).__name__} must be numbers. Received: strings. Map each name "
-            "to its index in `class_names` first."
+            "`hidden_units` must be a list of layer sizes, such as [128]. Received: "
+            f"hidden_units={hidden_units!r}."
         )
-    given, wanted = list(y.shape), list(expected)
-    fits = [given, [*given, 1], given[:-1] if given[-1:] == [1] else given]
-    if not any(_compatible(one, wanted) for one in fits):
-        one_hot = isinstance(task, Classification) and len(given) == len(wanted) + 1
-        raise ValueError(
-            f"Labels of {type(task).__name__} must have the shape {tuple(wanted)} here. Received: "
-            f"labels of shape {tuple(given)}."
-            + (
-                " Classes are numbers: turn one-hot labels into them with "
-                "`np.argmax(y, axis=-1)`, or use `lp.MultiLabel` where an example has several."
-                if one_hot
-                else ""
+    for units in hidden_units:
+        whole = isinstance(units, numbers.Integral) and not isinstance(units, bool)
+        if not whole or units < 1:
+            raise ValueError(
+                f"`hidden_units` must be an integer of 1 or more. Received: hidden_units={units!r}."
             )
-        )
-    return ops.reshape(y, shape)
 
 
-def _compatible(given: list[int | None], wanted: list[int | None]) -> bool:
-    return len(given) == len(wanted) and all(
-        a is None or b is None or a == b for a, b in zip(given, wanted, strict=True)
-    )
-
-
-def _weight(present: Any, sample_weight: Any) -> Any:
-    weight = ops.cast(present, "float32")
-    if sample_weight is None:
-        return weight
-    sample_weight = ops.cast(sample_weight, "float32")
-    if len(sample_weight.shape) > len(weight.shape):
-        sample_weight = ops.squeeze(sample_weight, -1)
-    while len(sample_weight.shape) < len(weight.shape):
-        sample_weight = sample_weight[..., None]
-    return weight * sample_weight
+def is_number(value: Any) -> bool:
+    """Whether this is a real number, and not a bool."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)

@@ -111,7 +111,8 @@ def test_decay_1_equals_the_plain_optimizer(mlp, digits, name):
     plain.set_weights(model.get_weights())
     config = {"learning_rate": 1e-2, **({"weight_decay": 0.0} if name == "adamw" else {})}
     plain.compile(
-        keras.optimizers.get({"class_name": name, "config": config}), lp.Classification(10).loss()
+        keras.optimizers.get({"class_name": name, "config": config}),
+        lp.Classification(10).make_loss(),
     )
     for each in (model, plain):
         each.fit(*digits, batch_size=50, shuffle=False, epochs=2, verbose=0)
@@ -172,7 +173,7 @@ def test_the_head_of_a_wrapped_model_is_found_inside(convnet, digits):
         [convnet(), keras.layers.Flatten(), keras.layers.Dense(10, name="logits")]
     )
     model = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Rescaling(1.0), inner])
-    model.compile("sgd", lp.Classification(10).loss())
+    model.compile("sgd", lp.Classification(10).make_loss())
     lp.finetune_model(model, layer_decay=0.5, learning_rate=1e-2)
     assert model.optimizer.multipliers == [0.25, 0.25, 0.5, 0.5, 1.0, 1.0]
     norm = inner.layers[0].get_layer("block1_bn")

@@ -27,8 +27,11 @@ def labels():
     return {"zebra": zebra, "ant": ant, "value": value}
 
 
-def numpy_results(model, x, labels):
-    """Loss and metrics of each task over its labels present, in float64."""
+def numpy_results(model, x, labels, std=1.0):
+    """Loss and metrics of each task over its labels present, in float64.
+
+    `std` are the deviations that the regression's loss is in units of.
+    """
     outputs = {name: np.asarray(out, "float64") for name, out in model(x).items()}
     logs = {}
     for name in ("zebra", "ant"):
@@ -37,8 +40,9 @@ def numpy_results(model, x, labels):
         logp = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
         logs[f"{name}_loss"] = -logp[np.arange(len(y)), y].mean()
         logs[f"{name}_accuracy"] = np.mean(logits.argmax(-1) == y)
-    error = (outputs["value"] - labels["value"])[~np.isnan(labels["value"])]
-    logs["value_loss"], logs["value_mae"] = np.mean(error**2), np.mean(np.abs(error))
+    error = outputs["value"] - labels["value"]
+    logs["value_loss"] = np.nanmean((error / std) ** 2)
+    logs["value_mae"] = np.nanmean(np.abs(error))
     logs["loss"] = sum(value for name, value in logs.items() if name.endswith("_loss"))
     return logs
 
@@ -62,7 +66,8 @@ def test_history_of_fit_counts_labels_too(two_heads, digits, labels):
     )
     two_heads.optimizer.learning_rate = 0.0
     history = two_heads.fit(x, labels, batch_size=7, verbose=0).history
-    for name, value in numpy_results(two_heads, x, labels).items():
+    std = np.nanstd(labels["value"], axis=0)
+    for name, value in numpy_results(two_heads, x, labels, std).items():
         assert history[name][0] == pytest.approx(value, abs=1e-6), name
 
 
@@ -253,7 +258,7 @@ def test_positional_validation_data_are_checked(mlp, digits):
 def test_the_loss_shown_is_the_loss_trained(mlp, digits):
     x, y = digits
     model = lp.multitask_model(mlp(), {"a": 10, "b": 10})
-    weighted = {name: task.metrics() for name, task in lp_tasks(model).items()}
+    weighted = {name: task.make_metrics() for name, task in lp_tasks(model).items()}
     model.compile("sgd", model.loss, loss_weights={"a": 0.0, "b": 0.5}, weighted_metrics=weighted)
     logs = model.evaluate(x, {"a": y, "b": 9 - y}, verbose=0, return_dict=True)
     assert logs["loss"] == pytest.approx(0.5 * logs["b_loss"], rel=1e-5)
@@ -262,7 +267,7 @@ def test_the_loss_shown_is_the_loss_trained(mlp, digits):
     single.compile(
         "sgd",
         lambda y, y_pred: 2 * crossentropy(y, y_pred),
-        weighted_metrics=lp.Classification(10).metrics(),
+        weighted_metrics=lp.Classification(10).make_metrics(),
     )
     loss = single.evaluate(x, y, verbose=0, return_dict=True)["loss"]
     assert loss == pytest.approx(2 * float(crossentropy(y, single(x))), rel=1e-5)

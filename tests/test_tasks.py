@@ -62,7 +62,7 @@ def test_a_head_stays_in_float32_under_mixed_precision():
 
 def masked(task, y, y_pred, weight=None):
     labels, outputs, weights = task.mask_missing(y, np.asarray(y_pred, "float32"), weight)
-    return float(task.loss()(labels, outputs, weights)), np.asarray(weights)
+    return float(task.make_loss()(labels, outputs, weights)), np.asarray(weights)
 
 
 def test_classification_loss_is_the_mean_over_labels_present():

@@ -21,9 +21,11 @@ import tensorflow as tf
 
 from keras_lp import checks
 from keras_lp.assemble import make_optimizer
+from keras_lp.balancing import balancing_of
 from keras_lp.federated import tff_model, tff_runtime
 from keras_lp.federated.clients import Clients, client_arrays
 from keras_lp.heads import tasks
+from keras_lp.model import Model
 
 
 class FederatedAveraging:
@@ -285,7 +287,13 @@ def _check_model(model: Any) -> None:
             f"Received: model {model.name!r} of type {type(model).__name__}"
             f"{' with a fixed one' if getattr(model, 'inputs', None) else ''}."
         )
-    if type(model).train_step is not keras.Model.train_step:
+    if balancing_of(model) is not None:
+        raise ValueError(
+            "Clients add up the losses of their tasks, by fixed weights at most. Received: model "
+            f"{model.name!r} with balancing by {type(balancing_of(model)).__name__}. Build it with "
+            'balancing="equal" or a dict of weights.'
+        )
+    if type(model).train_step not in (keras.Model.train_step, Model.train_step):
         raise ValueError(
             "Clients train as Keras does by itself. Received: model "
             f"{model.name!r} of type {type(model).__name__} with a `train_step` of its own, which "

@@ -1,0 +1,149 @@
+"""Weights of task gradients from their Gramian M, M[i, j] = <g_i, g_j>.
+
+Each function takes a `(tasks, tasks)` Gramian and returns `(tasks,)` weights w; the shared
+parameters then follow the sum of w_i g_i. The weights do not change when the Gramian is scaled as
+a whole, and tasks with one and the same gradient get weights that add up to their number, as in
+the plain sum (with CAGrad 1 + c times that, as in its paper). A task with a gradient of zero gets
+a weight of 0 and is as good as not there.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from keras import ops
+
+_TINY = 1e-12
+_ITERATIONS = 100
+
+
+def pcgrad_weights(gramian: Any, order: Any) -> Any:
+    """Each gradient loses its part against each other one that it conflicts with; then the sum.
+
+    Yu et al., 2020, Gradient Surgery for Multi-Task Learning (arXiv:2001.06782).
+
+    Args:
+        gramian: the Gramian.
+        order: `(tasks, tasks)`: row i is the order in which gradient i meets the others.
+    """
+    count = gramian.shape[0]
+    squares = ops.maximum(ops.diagonal(gramian), _TINY)
+    coefficients = ops.eye(count)  # row i: gradient i as a sum of the original ones
+    own = ops.eye(count, dtype="bool")
+    for step in range(count):
+        other = order[:, step]
+        products = ops.sum(coefficients * ops.take(gramian, other, axis=0), axis=1)
+        conflict = ops.minimum(products, 0) / ops.take(squares, other)
+        met = ops.one_hot(other, count)
+        conflict = ops.where(ops.any(ops.logical_and(met > 0, own), axis=1), 0.0, conflict)
+        coefficients = coefficients - conflict[:, None] * met
+    return ops.sum(coefficients, axis=0) * _present(gramian)
+
+
+def mgda_weights(gramian: Any) -> Any:
+    """The shortest vector in the convex hull of the gradients, times their number.
+
+    Désidéri, 2012; Sener and Koltun, 2018, Multi-Task Learning as Multi-Objective Optimization
+    (arXiv:1810.04650).
+    """
+    gramian = _normalised(gramian)
+    linear = ops.zeros_like(ops.diagonal(gramian))
+    return _count(gramian) * _minimise_on_simplex(gramian, linear, ops.ones(()))
+
+
+def cagrad_weights(gramian: Any, c: float) -> Any:
+    """The update that helps the worst task most, within `c` times the mean gradient around it.
+
+    Liu et al., 2021, Conflict-Averse Gradient Descent for Multi-task Learning (arXiv:2110.14048).
+    """
+    gramian = _normalised(gramian)
+    equal = _present(gramian) / _count(gramian)
+    radius = c * ops.sqrt(_square(gramian, equal))
+    worst = _minimise_on_simplex(gramian, ops.matmul(gramian, equal), radius)
+    length = ops.sqrt(_square(gramian, worst))
+    return _count(gramian) * (equal + radius / ops.maximum(length, 1e-6) * worst)
+
+
+def imtl_weights(gramian: Any) -> Any:
+    """The update that goes equally far along the direction of each gradient.
+
+    Liu et al., 2021, Towards Impartial Multi-task Learning (ICLR), the part for gradients.
+    """
+    gramian = _normalised(gramian)
+    present = _present(gramian)
+    lengths = ops.sqrt(ops.maximum(ops.diagonal(gramian), 0))
+    # In directions: scaling a task's loss then does not matter for the accuracy of the solution.
+    safe = ops.where(present > 0, lengths, 1.0)
+    cosines = gramian / (safe[:, None] * safe[None, :])
+    count = gramian.shape[0]
+    system = cosines + ops.diag(1 - present) + 1e-5 * ops.eye(count)
+    solution = ops.matmul(ops.inv(system), present[:, None])[:, 0] / safe * present
+    total = ops.sum(solution)
+    total = ops.where(ops.abs(total) < 1e-6, 1.0, total)
+    return _count(gramian) * solution / total
+
+
+def mean_cosine(gramian: Any) -> tuple[Any, Any]:
+    """Returns the mean cosine of all pairs of gradients that are there, and how many they are."""
+    present = _present(gramian)
+    lengths = ops.sqrt(ops.where(present > 0, ops.diagonal(gramian), 1.0))
+    cosines = gramian / (lengths[:, None] * lengths[None, :])
+    pairs = ops.triu(present[:, None] * present[None, :], k=1)
+    count = ops.sum(pairs)
+    return ops.sum(cosines * pairs) / ops.maximum(count, 1), count
+
+
+def _present(gramian: Any) -> Any:
+    """1 for each task that has a gradient, else 0."""
+    return ops.cast(ops.diagonal(gramian) > 0, "float32")
+
+
+def _count(gramian: Any) -> Any:
+    return ops.maximum(ops.sum(_present(gramian)), 1)
+
+
+def _normalised(gramian: Any) -> Any:
+    """Scales a Gramian so that its gradients have a mean square of 1."""
+    trace = ops.sum(ops.diagonal(gramian))
+    return gramian * _count(gramian) / ops.where(trace > 0, trace, 1.0)
+
+
+def _square(gramian: Any, weights: Any) -> Any:
+    return ops.maximum(ops.sum(weights * ops.matmul(gramian, weights[:, None])[:, 0]), 0)
+
+
+def _minimise_on_simplex(gramian: Any, linear: Any, factor: Any) -> Any:
+    """Minimises linear . w + factor |sum of w_i g_i| over weights w of 0 or more that sum to 1.
+
+    Projected gradient steps with momentum, which starts anew where it points uphill. A step
+    minimises a parabola above the length, so its size follows the length itself.
+    """
+    present = _present(gramian)
+    # The largest eigenvalue is at most the largest sum of a row.
+    largest = ops.maximum(ops.max(ops.sum(ops.abs(gramian), axis=1)), _TINY)
+
+    def step(_: Any, state: Any) -> Any:
+        weights, ahead, momentum = state
+        pulled = ops.matmul(gramian, ahead[:, None])[:, 0]
+        length = ops.maximum(ops.sqrt(ops.maximum(ops.sum(ahead * pulled), 0)), 1e-6)
+        slope = linear + factor * pulled / length
+        size = length / (ops.maximum(factor, 1e-6) * largest)
+        new = _on_simplex(ahead - size * slope, present)
+        following = (1 + ops.sqrt(1 + 4 * momentum**2)) / 2
+        uphill = ops.sum((ahead - new) * (new - weights)) > 0
+        following = ops.where(uphill, 1.0, following)
+        share = ops.where(uphill, 0.0, (momentum - 1) / following)
+        return new, _on_simplex(new + share * (new - weights), present), following
+
+    start = present / _count(gramian)
+    state = (start, start, ops.ones(()))
+    return ops.fori_loop(0, _ITERATIONS, step, state)[0]
+
+
+def _on_simplex(point: Any, present: Any) -> Any:
+    """Returns the nearest weights of 0 or more that sum to 1, 0 where a task is not there."""
+    point = ops.where(present > 0, point, -1e9)
+    falling = -ops.sort(-point)
+    excess = (ops.cumsum(falling) - 1) / ops.arange(1, point.shape[0] + 1, dtype="float32")
+    last = ops.sum(ops.cast(falling > excess, "int32")) - 1
+    return ops.maximum(point - ops.take(excess, ops.maximum(last, 0)), 0) * present
