@@ -8,6 +8,7 @@ from typing import Any
 
 from keras_lp import balancing
 from keras_lp.balancing import Balancing
+from keras_lp.comparison import Comparison, compare_single_tasks
 from keras_lp.finetune import finetune_model, merge_adapters
 from keras_lp.heads import decode_predictions
 from keras_lp.lora import LoRA, load_adapters, save_adapters
@@ -35,6 +36,7 @@ _LAZY = {
 __all__ = [
     "Balancing",
     "Classification",
+    "Comparison",
     "FederatedAveraging",
     "GradualUnfreezing",
     "LearningRates",
@@ -43,6 +45,7 @@ __all__ = [
     "MultiLabel",
     "Regression",
     "balancing",
+    "compare_single_tasks",
     "decode_predictions",
     "export_tflite",
     "find_learning_rate",

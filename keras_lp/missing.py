@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from typing import Any
 
 import keras
 from keras import ops
 
 
+def is_present(task: Any, y: Any) -> Any:
+    """Returns a boolean tensor, False where a label is missing."""
+    if math.isnan(task.missing):
+        return ops.logical_not(ops.isnan(y))
+    return ops.not_equal(y, ops.cast(task.missing, y.dtype))
+
+
 def mask_labels(task: Any, y: Any, y_pred: Any, sample_weight: Any) -> tuple[Any, Any, Any]:
     """Masks whole labels, `(batch, ...)` class numbers of `(batch, ..., units)` outputs."""
     y = _labels(task, y, y_pred.shape[:-1], ops.shape(y_pred)[:-1])
     y = ops.cast(y, "int32")
-    present = ops.not_equal(y, -1)
+    present = is_present(task, y)
     return ops.where(present, y, 0), y_pred, _weight(present, sample_weight)
 
 
-def mask_entries(
-    task: Any, y: Any, y_pred: Any, sample_weight: Any, is_present: Callable[[Any], Any]
-) -> tuple[Any, Any, Any]:
+def mask_entries(task: Any, y: Any, y_pred: Any, sample_weight: Any) -> tuple[Any, Any, Any]:
     """Masks single entries of `(batch, ..., units)` labels.
 
     Losses and metrics average the last axis before they weigh, so each entry gets an axis of its
@@ -27,7 +32,7 @@ def mask_entries(
     """
     y = _labels(task, y, y_pred.shape, ops.shape(y_pred))
     y = ops.cast(y, y_pred.dtype)
-    present = is_present(y)
+    present = is_present(task, y)
     y = ops.where(present, y, ops.zeros_like(y))
     return y[..., None], y_pred[..., None], _weight(present, sample_weight)
 

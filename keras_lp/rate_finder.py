@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
@@ -12,6 +12,8 @@ import numpy as np
 import tensorflow as tf
 
 from keras_lp import checks
+from keras_lp.heads import heads
+from keras_lp.regression import standardize
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +111,8 @@ def find_learning_rate(
         model.optimizer.build(model.trainable_variables)
     kept = [*model.variables, *model.optimizer.variables]
     before = [np.array(variable) for variable in kept]
+    labels = (batch[1] for batch in (data if isinstance(data, tf.data.Dataset) else [data]))
+    standardize(heads(model), labels, single=not isinstance(model.output, Mapping))
     rates = np.geomspace(low, high, steps)
     losses: list[float] = []
     average = lowest = 0.0

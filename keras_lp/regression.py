@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 import keras
 import numpy as np
 import tensorflow as tf
-from keras import ops
 from keras.src.trainers.data_adapters.array_slicing import train_validation_split
 
 from keras_lp.missing import mask_entries
@@ -91,7 +90,7 @@ class Regression(Task):
         return [keras.metrics.MeanAbsoluteError(name="mae"), *self._new_metrics()]
 
     def mask_missing(self, y: Any, y_pred: Any, sample_weight: Any = None) -> tuple[Any, Any, Any]:
-        return mask_entries(self, y, y_pred, sample_weight, lambda y: ops.logical_not(ops.isnan(y)))
+        return mask_entries(self, y, y_pred, sample_weight)
 
     def check_labels(self, y: np.ndarray, name: str = "y") -> None:
         super().check_labels(y, name)

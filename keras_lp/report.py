@@ -10,6 +10,7 @@ import keras
 
 from keras_lp.blocks import below_head, blocks_of
 from keras_lp.freezing import leaf_layers
+from keras_lp.text_table import text_table
 
 
 def trainable_report(model: keras.Model, print_fn: Callable[[str], Any] = print) -> None:
@@ -49,15 +50,11 @@ def trainable_report(model: keras.Model, print_fn: Callable[[str], Any] = print)
     rates = _rates(model)
     rows = [("block", "parameters", "trainable", "learning rate")]
     rows += [_row(block, rates) for block in [*blocks, *([leaf] for leaf in head)]]
-    widths = [max(len(row[i]) for row in rows) for i in range(4)]
-    lines = [
-        "  ".join([row[0].ljust(widths[0]), *(row[i].rjust(widths[i]) for i in (1, 2, 3))])
-        for row in rows
-    ]
     total, trains = model.count_params(), _count(model.trainable_weights)
     share = 100 * trains / max(total, 1)
-    lines.append(f"trainable parameters: {trains:,} of {total:,}, {share:.2f} %")
-    print_fn("\n".join(lines))
+    print_fn(
+        f"{text_table(rows, left=1)}\ntrainable parameters: {trains:,} of {total:,}, {share:.2f} %"
+    )
 
 
 def _row(block: Sequence[keras.Layer], rates: dict[int, float]) -> tuple[str, str, str, str]:

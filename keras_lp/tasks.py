@@ -311,7 +311,7 @@ class MultiLabel(ClassTask):
         return [own, *self._new_metrics()]
 
     def mask_missing(self, y: Any, y_pred: Any, sample_weight: Any = None) -> tuple[Any, Any, Any]:
-        return mask_entries(self, y, y_pred, sample_weight, lambda y: ops.not_equal(y, -1))
+        return mask_entries(self, y, y_pred, sample_weight)
 
     def for_loss(self, y: Any, y_pred: Any, weight: Any) -> tuple[Any, Any, Any]:
         if self.class_weight is not None:

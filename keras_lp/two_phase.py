@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from keras_lp import checks
 from keras_lp.finetune import finetune_model
+from keras_lp.text_table import text_table
 
 
 def fit_two_phase(
@@ -167,8 +168,4 @@ def _table(history: keras.callbacks.History, head_epochs: int, best: int | None)
         values = [f"{history.history[column][i]:.4f}" for column in columns]
         trains = "head" if epoch < head_epochs else "all"
         rows.append([str(epoch + 1), trains, *values, "best" if epoch == best else ""])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    )
+    return text_table(rows)

@@ -31,6 +31,15 @@ def test_a_number_names_the_classes_by_their_index():
         (lambda: lp.Classification([1, 2]), TypeError, "must be strings"),
         (lambda: lp.Classification(["a", "a"]), ValueError, "must differ"),
         (lambda: lp.Regression(0), ValueError, "`units` of 1 or more"),
+        (lambda: lp.Classification(3, weight=-1), ValueError, "`weight` of Classification"),
+        (lambda: lp.Regression(weight="1"), ValueError, "`weight` of Regression"),
+        (lambda: lp.Classification(3, class_weight={3: 1.0}), ValueError, "3: 1.0; the classes"),
+        (lambda: lp.Classification(["a", "b"], class_weight={"c": 1}), ValueError, "'c': 1"),
+        (lambda: lp.MultiLabel(2, class_weight={0: -1.0}), ValueError, "0: -1.0"),
+        (lambda: lp.MultiLabel(2, label_smoothing=1), ValueError, "label_smoothing=1"),
+        (lambda: lp.Classification(3, metrics=["auc"]), TypeError, "keras.metrics objects"),
+        (lambda: lp.Regression(hidden_units=8), TypeError, "list of layer sizes"),
+        (lambda: lp.Regression(hidden_units=[0]), ValueError, "integer of 1 or more"),
         (lambda: as_task({"a": 2}), TypeError, "lp.multitask_model"),
         (lambda: as_task(None), TypeError, "task=None"),
     ],
@@ -42,7 +51,12 @@ def test_wrong_tasks_are_refused(make, error, message):
 
 @pytest.mark.parametrize(
     "task",
-    [lp.Classification(3), lp.Classification(["a", "b"]), lp.MultiLabel(2), lp.Regression(4)],
+    [
+        lp.Classification(3),
+        lp.Classification(["a", "b"], class_weight={"b": 2.0}, label_smoothing=0.1, weight=0.5),
+        lp.MultiLabel(2, class_weight={0: 3.0}, hidden_units=[4]),
+        lp.Regression(4, mean=1, std=[1, 2, 3, 4]),
+    ],
 )
 def test_a_head_carries_its_task_through_its_config(task):
     head = Head(task, name="out")
@@ -170,3 +184,67 @@ def test_decode_predictions_refuses_what_it_cannot_name(mlp):
     several = lp.multitask_model(mlp(), {"a": 2, "b": 2})
     with pytest.raises(ValueError, match="a dict"):
         lp.decode_predictions(several, np.zeros((2, 2)))
+
+
+LOGITS = np.array([[2.0, 0.0, -1.0], [0.5, 0.5, 3.0], [0.0, 1.0, 0.0], [1.0, 1.0, 1.0]], "float32")
+
+
+def loss_of(task, y, outputs=LOGITS):
+    head = Head(task, name="out")
+    head.build((None, 4))
+    return float(head.compute_loss(task.make_loss(), np.array(y), outputs, None)[0])
+
+
+def test_weights_of_classes_give_the_weighted_mean():
+    task = lp.Classification(["a", "b", "c"], class_weight={"a": 4.0, 2: 0.5})
+    each = -np.log(np.exp(LOGITS) / np.exp(LOGITS).sum(-1, keepdims=True))
+    y, weights = [0, 2, -1, 1], np.array([4.0, 0.5, 1.0])
+    expected = np.average(each[[0, 1, 3], [0, 2, 1]], weights=weights)
+    assert loss_of(task, y) == pytest.approx(expected, rel=1e-6)
+
+
+def test_smoothed_labels_give_the_crossentropy_with_the_smoothed_distribution():
+    log_p = np.log(np.exp(LOGITS) / np.exp(LOGITS).sum(-1, keepdims=True))
+    target = 0.9 * np.eye(3)[[0, 2, 1]] + 0.1 / 3
+    expected = -(target * log_p[[0, 1, 3]]).sum(-1).mean()
+    task = lp.Classification(3, label_smoothing=0.1)
+    assert loss_of(task, [0, 2, -1, 1]) == pytest.approx(expected, rel=1e-6)
+
+
+def test_multi_label_weighs_the_entries_of_a_label():
+    task = lp.MultiLabel(3, class_weight={1: 5.0}, label_smoothing=0.2)
+    y = np.array([[1, 0, -1], [0, 1, 1], [-1, -1, -1], [1, 1, 0]])
+    target = np.where(y == 1, 0.9, 0.1)
+    each = np.log1p(np.exp(-LOGITS)) * target + np.log1p(np.exp(LOGITS)) * (1 - target)
+    weights = np.where(y == -1, 0, [1.0, 5.0, 1.0])
+    assert loss_of(task, y) == pytest.approx(np.average(each, weights=weights), rel=1e-5)
+
+
+def test_regression_loss_is_in_units_of_the_deviation():
+    task = lp.Regression(3, mean=0, std=[1.0, 2.0, 4.0])
+    y = np.array([[1, 2, nan], [0, nan, 5], [nan, nan, nan], [1, 1, 1]], "float32")
+    expected = np.nanmean(((LOGITS - y) / [1, 2, 4]) ** 2)
+    assert loss_of(task, y) == pytest.approx(expected, rel=1e-6)
+
+
+def test_options_of_a_task_reach_the_model(mlp, digits):
+    top = keras.metrics.SparseTopKCategoricalAccuracy(3, name="top3")
+    tasks = {
+        "digit": lp.Classification(10, weight=2.0, metrics=[top], hidden_units=[6]),
+        "odd": 2,
+    }
+    model = lp.multitask_model(mlp(), tasks, hidden_units=[5])
+    assert model.get_layer("digit_hidden_0").units == 6
+    assert model.get_layer("odd_hidden_0").units == 5
+    x, y = digits
+    logs = model.evaluate(x, {"digit": y, "odd": y % 2}, verbose=0, return_dict=True)
+    assert logs["loss"] == pytest.approx(2 * logs["digit_loss"] + logs["odd_loss"], rel=1e-5)
+    logits = model(x)["digit"].numpy()
+    before = (logits > logits[np.arange(200), y][:, None]).sum(-1)  # equal ones count as found
+    assert logs["digit_top3"] == pytest.approx((before < 3).mean(), abs=1e-6)
+
+
+def test_class_weights_of_keras_are_refused_where_there_are_several_tasks(mlp, digits):
+    model = lp.multitask_model(mlp(), {"a": 10, "b": 10})
+    with pytest.raises(ValueError, match=r"lp.Classification\(..., class_weight=...\)"):
+        model.fit(digits[0], {"a": digits[1]}, class_weight={0: 2.0}, verbose=0)

@@ -1,0 +1,124 @@
+"""A multitask model beside its single-task twins."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_lp as lp
+from keras_lp import comparison
+from keras_lp.balancing import balancing_of
+from tests.conftest import assert_same, snapshot
+
+
+@pytest.fixture
+def examples(digits):
+    x, y = digits
+    return x, {"digit": np.where(np.arange(200) < 40, y, -1), "size": (y * 2.0).astype("float32")}
+
+
+@pytest.fixture
+def model(mlp):
+    model = lp.multitask_model(
+        mlp((16,)), {"digit": 10, "size": lp.Regression()}, learning_rate=1e-2
+    )
+    return model
+
+
+def as_dataset(examples):
+    return tf.data.Dataset.from_tensor_slices(examples).batch(32)
+
+
+@pytest.mark.parametrize("form", [tuple, as_dataset], ids=["arrays", "dataset"])
+def test_gains_are_relative_and_positive_where_the_multitask_model_is_better(
+    model, examples, form, capsys
+):
+    before = snapshot(model)
+    result = lp.compare_single_tasks(
+        model, form(examples), validation_data=form(examples), epochs=2, seeds=2
+    )
+    assert_same(before, snapshot(model))
+    assert result.metrics == {"digit": "accuracy", "size": "mae"}
+    digit = 100 * (result.multitask["digit"] / result.single["digit"] - 1)
+    size = 100 * (1 - result.multitask["size"] / result.single["size"])
+    np.testing.assert_allclose(result.gains["digit"], digit, rtol=1e-5)
+    np.testing.assert_allclose(result.gains["size"], size, rtol=1e-5)
+    np.testing.assert_allclose(result.delta_m, (digit + size) / 2, rtol=1e-5)
+    out = capsys.readouterr().out
+    assert f"{digit.mean():+.2f} ± {np.std(digit, ddof=1):.2f}" in out
+    assert "delta-m" in out
+
+
+@pytest.mark.parametrize("form", [tuple, as_dataset], ids=["arrays", "dataset"])
+def test_a_twin_trains_as_many_steps_on_labelled_examples_only(model, examples, form, monkeypatch):
+    fits = []
+
+    def record(self, x, y=None, batch_size=32, epochs=1, **_):
+        if y is not None:
+            x = tf.data.Dataset.from_tensor_slices((x, y)).batch(batch_size)
+        fits.append((self, list(x.as_numpy_iterator())))
+
+    monkeypatch.setattr(lp.Model, "fit", record)
+    lp.compare_single_tasks(
+        model, form(examples), validation_data=examples, epochs=1, seeds=1, verbose=0
+    )
+    (_, multi), (twin, digit), _ = fits
+    assert len(multi) == len(digit) == 7
+    assert all((y >= 0).all() for _, y in digit)
+    seen = np.concatenate([x for x, _ in digit])
+    assert {row.tobytes() for row in seen} == {row.tobytes() for row in examples[0][:40]}
+    assert float(twin.optimizer.learning_rate) == pytest.approx(1e-2)
+    assert_same(
+        twin.get_layer("mlp").get_weights(),
+        model.get_layer("mlp").get_weights(),
+    )
+
+
+def test_with_one_seed_twice_the_same_comes_out(model, examples):
+    a, b = (
+        lp.compare_single_tasks(
+            model, examples, validation_data=examples, epochs=1, seeds=1, verbose=0
+        )
+        for _ in range(2)
+    )
+    assert a.single == b.single
+    assert a.multitask == b.multitask
+
+
+def test_frozen_layers_and_rates_are_those_of_the_model(mlp, examples):
+    model = lp.multitask_model(mlp((16, 8)), {"digit": 10, "size": lp.Regression()})
+    model = lp.finetune_model(model, trainable=1, layer_decay=0.5, learning_rate=1e-3)
+    twin = comparison._twin(model, "size")
+    assert [v.shape[-1] for v in twin.trainable_variables] == [8, 8, 1, 1]
+    assert twin.optimizer.multipliers == [0.5, 0.5, 1.0, 1.0]
+
+
+def test_balanced_models_have_plain_twins(mlp, examples):
+    tasks = {"digit": 10, "size": lp.Regression()}
+    model = lp.multitask_model(mlp(), tasks, balancing="uncertainty")
+    twin = comparison._twin(model, "digit")
+    twin.fit(examples[0], examples[1]["digit"], verbose=0)
+    np.testing.assert_array_equal(balancing_of(twin).log_variances, np.zeros(2))
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda m, mlp: keras.Sequential(), TypeError, "from lp.multitask_model"),
+        (lambda m, mlp: lp.transfer_model(mlp(), 10), ValueError, "two or more tasks"),
+    ],
+)
+def test_other_models_are_refused(model, mlp, examples, make, error, message):
+    with pytest.raises(error, match=message):
+        lp.compare_single_tasks(make(model, mlp), examples, validation_data=examples, epochs=1)
+
+
+def test_data_that_do_not_do_are_refused(model, examples):
+    x, y = examples
+    endless = as_dataset(examples).repeat()
+    none = (x, {"digit": y["digit"]})
+    for data, message in ((endless, "cardinality"), (x, "must be .x, labels."), (none, "'size'")):
+        with pytest.raises(ValueError, match=message):
+            lp.compare_single_tasks(
+                model, data, validation_data=examples, epochs=1, seeds=1, verbose=0
+            )
