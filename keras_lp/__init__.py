@@ -9,6 +9,7 @@ from typing import Any
 from keras_lp.finetune import finetune_model, merge_adapters
 from keras_lp.heads import decode_predictions
 from keras_lp.lora import LoRA, load_adapters, save_adapters
+from keras_lp.mixing import mix
 from keras_lp.model import Model
 from keras_lp.multitask import multitask_model
 from keras_lp.rate_finder import LearningRates, find_learning_rate
@@ -47,6 +48,7 @@ __all__ = [
     "load_adapters",
     "load_dataset",
     "merge_adapters",
+    "mix",
     "multitask_model",
     "partition",
     "save_adapters",
