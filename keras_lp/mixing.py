@@ -100,10 +100,13 @@ def mix(
     labels = _labels(sources, tasks or {})
     choice_seed, *seeds = np.random.SeedSequence(seed).generate_state(len(sources) + 1).tolist()
     streams = [
-        _shuffle(dataset, sizes[name], stream_seed)
-        .repeat(-(-counts[name] // sizes[name]))
-        .take(counts[name])
-        .map(lambda x, y, name=name: (x, _complete(labels, name, y)))
+        _complete(
+            _shuffle(dataset, sizes[name], stream_seed)
+            .repeat(-(-counts[name] // sizes[name]))
+            .take(counts[name]),
+            name,
+            labels,
+        )
         for (name, dataset), stream_seed in zip(sources.items(), seeds, strict=True)
     ]
     turns = np.repeat(np.arange(len(streams)), list(counts.values()))
@@ -153,15 +156,19 @@ class _Label:
     missing: float
 
 
-def _complete(labels: Mapping[str, _Label], name: str, y: Any) -> dict[str, tf.Tensor]:
-    """Returns one example's labels of all tasks."""
-    known = _by_task(name, y)
-    return {
-        task: tf.cast(known[task], label.dtype)
-        if task in known
-        else tf.fill(label.shape, tf.cast(label.missing, label.dtype))
+def _complete(dataset: tf.data.Dataset, name: str, labels: Mapping[str, _Label]) -> tf.data.Dataset:
+    """Gives every example the labels of all tasks."""
+    missing = {
+        task: tf.cast(tf.fill(label.shape, label.missing), label.dtype)
         for task, label in labels.items()
     }
+
+    def complete(x: Any, y: Any) -> Any:
+        known = {task: tf.cast(one, labels[task].dtype) for task, one in _by_task(name, y).items()}
+        return x, {**missing, **known}
+
+    # Where no label needs a cast this computes nothing, and run at once it then costs nothing.
+    return dataset.map(complete, synchronous=True)
 
 
 def _by_task(name: str, y: Any) -> Mapping[str, Any]:
@@ -173,12 +180,11 @@ def _shuffle(dataset: tf.data.Dataset, size: int, seed: int) -> tf.data.Dataset:
 
     # The seed of `tf.random.set_seed` enters every shuffle. Inside a function it is the function's
     # own, so that a program's seed for its weights does not change the order of its data.
-    @tf.function(autograph=False)
     def shuffled() -> tf.data.Dataset:
         tf.random.set_seed(0)
         return dataset.shuffle(size, seed=seed)
 
-    return shuffled()
+    return tf.function(shuffled, autograph=False).get_concrete_function()()
 
 
 def _sources(datasets: Any) -> dict[str, tf.data.Dataset]:
