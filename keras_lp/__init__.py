@@ -12,6 +12,7 @@ from keras_lp.comparison import Comparison, compare_single_tasks
 from keras_lp.finetune import finetune_model, merge_adapters
 from keras_lp.heads import decode_predictions
 from keras_lp.lora import LoRA, load_adapters, save_adapters
+from keras_lp.mixing import mix
 from keras_lp.model import Model
 from keras_lp.multitask import multitask_model
 from keras_lp.rate_finder import LearningRates, find_learning_rate
@@ -55,6 +56,7 @@ __all__ = [
     "load_adapters",
     "load_dataset",
     "merge_adapters",
+    "mix",
     "multitask_model",
     "partition",
     "save_adapters",
