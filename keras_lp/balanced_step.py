@@ -55,7 +55,7 @@ def balanced_step(model: Any, balancing: Balancing, data: Any) -> dict[str, Any]
 
 def _gradients(tape: tf.GradientTape, loss: Any, variables: Sequence[Any]) -> list[Any]:
     """Dense gradients (those of embeddings are sparse), None where there is none."""
-    found = tape.gradient(loss, [variable.value for variable in variables])
+    found = tape.gradient(loss, variables)
     return [None if gradient is None else tf.convert_to_tensor(gradient) for gradient in found]
 
 

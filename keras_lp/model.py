@@ -153,6 +153,8 @@ class Model(keras.Model):
     def task_losses(self, y: Any, y_pred: Any, sample_weight: Any) -> tuple[list[Any], list[Any]]:
         """Returns each task's loss times its weight, and the sum of the weights of its labels.
 
+        A task of weight 0 is as good as one without labels.
+
         Args:
             y: labels: an array, or a dict by task.
             y_pred: outputs of the same form.
@@ -164,7 +166,7 @@ class Model(keras.Model):
             loss = self.loss[name] if isinstance(self.loss, Mapping) else self.loss
             value, count = head.compute_loss(loss, *example)
             losses.append(value * factors[name])
-            counts.append(count)
+            counts.append(count if factors[name] else tf.zeros_like(count))
         return losses, counts
 
     def train_step(self, data: Any) -> dict[str, Any]:
@@ -284,7 +286,8 @@ def _with_epoch_ends(model: keras.Model, arguments: dict[str, Any]) -> dict[str,
     if isinstance(callbacks, keras.callbacks.CallbackList):
         callbacks.append(_EpochEnd(balancing))
         return arguments
-    return {**arguments, "callbacks": [*keras.tree.flatten(callbacks or []), _EpochEnd(balancing)]}
+    # First, so that what is saved at the end of an epoch goes on from there.
+    return {**arguments, "callbacks": [_EpochEnd(balancing), *keras.tree.flatten(callbacks or [])]}
 
 
 def _by_task(model: keras.Model, y: Any, y_pred: Any, sample_weight: Any) -> list[tuple[Any, ...]]:

@@ -111,7 +111,8 @@ def find_learning_rate(
         model.optimizer.build(model.trainable_variables)
     kept = [*model.variables, *model.optimizer.variables]
     before = [np.array(variable) for variable in kept]
-    labels = (batch[1] for batch in (data if isinstance(data, tf.data.Dataset) else [data]))
+    batches = data.take(steps) if isinstance(data, tf.data.Dataset) else [data]
+    labels = (batch[1] for batch in batches)
     standardize(heads(model), labels, single=not isinstance(model.output, Mapping))
     rates = np.geomspace(low, high, steps)
     losses: list[float] = []

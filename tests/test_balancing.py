@@ -276,6 +276,17 @@ def test_penalties_are_added_unweighted(digits):
     assert history["loss"][0] == pytest.approx(history["a_loss"][0] + penalty, rel=1e-4)
 
 
+@pytest.mark.parametrize("name", ["uncertainty", "gradnorm"])
+def test_a_task_of_weight_zero_keeps_its_state(name, mlp, digits):
+    x, y = digits
+    tasks = {"a": 10, "b": lp.Classification(10, weight=0.0)}
+    model = lp.multitask_model(mlp(), tasks, balancing=name)
+    train(model, x, {"a": y, "b": y}, epochs=3)
+    state = np.asarray(balancing_of(model).weights[0])
+    start = 0.0 if name == "uncertainty" else 1.0
+    assert state[1] == start
+
+
 def test_gradients_of_embeddings_are_balanced_too():
     rng = np.random.default_rng(0)
     x = rng.integers(0, 50, (40, 6))

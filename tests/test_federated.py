@@ -169,7 +169,7 @@ def test_dropout_draws_anew_every_step(digits):
     model = lp.transfer_model(
         backbone, lp.Regression(), dropout=0.5, optimizer="sgd", learning_rate=1e-30
     )
-    model.get_layer("predictions").set_weights([np.ones((64, 1)), np.zeros(1)])
+    model.get_layer("predictions").kernel.assign(np.ones((64, 1)))
     clients = {"a": (x[:1], np.zeros(1, "float32"))}
     federated = lp.FederatedAveraging(model, local_epochs=2, batch_size=1)
     losses = federated.fit(clients, rounds=4, verbose=0).history["loss"]

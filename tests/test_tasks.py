@@ -244,6 +244,14 @@ def test_options_of_a_task_reach_the_model(mlp, digits):
     assert logs["digit_top3"] == pytest.approx((before < 3).mean(), abs=1e-6)
 
 
+def test_metrics_of_a_task_survive_its_config():
+    task = lp.MultiLabel(2, metrics=[keras.metrics.AUC(from_logits=True, name="auc")])
+    config = keras.saving.serialize_keras_object(Head(task))
+    again = keras.saving.deserialize_keras_object(config).task
+    assert [metric.name for metric in again.make_metrics()] == ["accuracy", "auc"]
+    assert again.make_metrics()[1] is not again.make_metrics()[1]
+
+
 def test_class_weights_of_keras_are_refused_where_there_are_several_tasks(mlp, digits):
     model = lp.multitask_model(mlp(), {"a": 10, "b": 10})
     with pytest.raises(ValueError, match=r"lp.Classification\(..., class_weight=...\)"):
