@@ -7,6 +7,7 @@ leaves that process behind at exit, holding the pipes of its parent; here it is 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import importlib
 import importlib.machinery
@@ -19,6 +20,7 @@ import sys
 import threading
 import time
 import types
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -149,16 +151,29 @@ class Worker:
         "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); os.execv(sys.argv[1], sys.argv[1:])"
     )
     _SECONDS_TO_START = 60
+    _RESTARTS_A_CALL = 3
 
     def __init__(self) -> None:
         self.process: subprocess.Popen[bytes] | None = None
+        self.restarts = 0
+        self._allowed = self._RESTARTS_A_CALL
         self._stub: Any = None
         atexit.register(self.end)
+
+    @contextlib.contextmanager
+    def watch(self) -> Iterator[None]:
+        """Lets the worker die a few times in a call of TFF, which begins anew each time.
+
+        TFF itself would try without end.
+        """
+        self._allowed = self.restarts + self._RESTARTS_A_CALL
+        yield
 
     def stub(self) -> Any:
         """Returns the connection to a running worker."""
         with _LOCK:
             if self._stub is None or not self._stub.is_ready:
+                self._count_restart()
                 self.end()
                 self._start()
             return self._stub
@@ -168,6 +183,17 @@ class Worker:
         if self.process is not None and self.process.poll() is None:
             self.process.kill()  # SIGTERM would leave it alive for seconds
             self.process.wait()
+
+    def _count_restart(self) -> None:
+        if self.process is None:
+            return
+        if self.restarts >= self._allowed:
+            raise RuntimeError(
+                "TFF's worker process must live through a round. Received: "
+                f"{self._RESTARTS_A_CALL + 1} deaths in one, the last with exit code "
+                f"{self.process.poll()}. It may lack memory: sample fewer clients a round."
+            )
+        self.restarts += 1
 
     def _start(self) -> None:
         import grpc
