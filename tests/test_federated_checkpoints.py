@@ -44,7 +44,7 @@ def same(a, b, atol=1e-6):
         np.testing.assert_allclose(left, right, atol=atol)
 
 
-class Killed(Exception):
+class KilledError(Exception):
     pass
 
 
@@ -57,7 +57,7 @@ class KillAfter(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         if epoch + 1 == self.round_number:
-            raise Killed
+            raise KilledError
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def uninterrupted(tmp_path_factory):
 
 
 def test_what_was_killed_ends_with_the_weights_of_the_uninterrupted_run(uninterrupted, tmp_path):
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         fit(make(), 6, tmp_path, callbacks=KillAfter(4))
     files = sorted(path.name for path in tmp_path.iterdir())
     assert files == [f"round_000000{i}.ckpt" for i in (1, 2, 3)]
@@ -89,7 +89,7 @@ def test_what_was_killed_ends_with_the_weights_of_the_uninterrupted_run(uninterr
 def test_a_program_of_two_calls_goes_on_in_the_second(uninterrupted, tmp_path):
     federated = make()
     fit(federated, 2, tmp_path)
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         fit(federated, 4, tmp_path, callbacks=KillAfter(5))
     again = make()
     first = fit(again, 2, tmp_path)[1]

@@ -68,7 +68,7 @@ def test_client_data_of_tff_trains_as_a_mapping():
 def test_a_bad_client_is_named_when_it_is_loaded():
     federated = lp.FederatedAveraging(regression())
     bad = {1: client(1), 2: (client(2)[0] * np.nan, client(2)[1])}
-    with pytest.raises(ValueError, match="finite.*client 2"):
+    with pytest.raises(ValueError, match=r"finite.*client 2"):
         federated.fit(([1, 2], bad.__getitem__), 1, verbose=0)
     for clients, error, message in [
         (([], client), ValueError, "at least one client"),

@@ -17,7 +17,7 @@ import tensorflow as tf
 from keras_lp.federated.arrays import Arrays, count_examples
 
 # Few enough that a block costs little, enough that several cores have one each.
-_BLOCKS = 8
+_BLOCKS = 2
 _BYTES = 32 * 2**20  # of a block; a message can hold 2 GiB
 
 

@@ -143,6 +143,12 @@ class Worker:
 
     It is killed at exit, and by the kernel if this process dies first; it holds none of our
     pipes.
+
+    Attributes:
+        process: the process, None before the first start.
+        restarts: how often it was started again.
+        bytes_sent: sizes of all messages to it: weights, clients' data, computations.
+        bytes_received: sizes of all messages from it.
     """
 
     # PR_SET_PDEATHSIG (1) with SIGKILL (9), set by a launcher between fork and exec: a
@@ -155,7 +161,7 @@ class Worker:
 
     def __init__(self) -> None:
         self.process: subprocess.Popen[bytes] | None = None
-        self.restarts = 0
+        self.restarts = self.bytes_sent = self.bytes_received = 0
         self._allowed = self._RESTARTS_A_CALL
         self._stub: Any = None
         atexit.register(self.end)
@@ -210,7 +216,8 @@ class Worker:
         )
         unlimited = [(f"grpc.max_{kind}message_length", -1) for kind in ("", "send_", "receive_")]
         channel = grpc.insecure_channel(f"localhost:{port}", unlimited)
-        self._stub = tff.framework.RemoteExecutorGrpcStub(channel)
+        counted = grpc.intercept_channel(channel, _counting_interceptor(self))
+        self._stub = tff.framework.RemoteExecutorGrpcStub(counted)
         deadline = time.monotonic() + self._SECONDS_TO_START
         while not self._stub.is_ready:
             if self.process.poll() is not None or time.monotonic() > deadline:
@@ -220,6 +227,20 @@ class Worker:
                     f"{binary} --port={port}"
                 )
             time.sleep(0.01)
+
+
+def _counting_interceptor(worker: Worker) -> Any:
+    import grpc
+
+    class Count(grpc.UnaryUnaryClientInterceptor):
+        def intercept_unary_unary(self, continuation: Any, details: Any, request: Any) -> Any:
+            response = continuation(details, request)
+            worker.bytes_sent += request.ByteSize()
+            if response.code() is grpc.StatusCode.OK:
+                worker.bytes_received += response.result().ByteSize()
+            return response
+
+    return Count()
 
 
 def _has_pip() -> bool:
