@@ -89,7 +89,7 @@ def test_blocks_hold_all_clients_in_order_whatever_their_sizes():
         for i, part in enumerate(parts)
     ]
     blocks = [next(iter(block.as_numpy_iterator())) for block in to_blocks(work, 0.5)]
-    assert 4 <= len(blocks) <= 12
+    assert len(blocks) in (2, 3)
     np.testing.assert_array_equal(np.concatenate([b["data"][0] for b in blocks]), range(sum(sizes)))
     np.testing.assert_array_equal(np.concatenate([b["examples"] for b in blocks]), sizes)
     np.testing.assert_array_equal(np.concatenate([b["positions"] for b in blocks]), np.arange(57))

@@ -62,7 +62,7 @@ def test_hidden_layers_of_a_head_belong_to_it_and_uniform_counts_who_has_labels(
     data = digits[0][:3], y
     examples, uniform = Groups(model, "examples"), Groups(model, "uniform")
     by_name = {
-        v.path.split("/")[0]: group
+        v.path.split("/")[-2]: group
         for v, group in zip(model.trainable_variables, examples.of_variables, strict=True)
     }
     assert by_name["block0"] == 0
