@@ -29,6 +29,7 @@ __version__ = "0.1.0"
 # Loaded when first used: these stand on packages that are heavy or optional.
 _LAZY = {
     "FederatedAveraging": "keras_lp.federated",
+    "describe_clients": "keras_lp.federated",
     "partition": "keras_lp.federated",
     "export_tflite": "keras_lp.tflite",
     "load_dataset": "keras_lp.datasets",
@@ -48,6 +49,7 @@ __all__ = [
     "balancing",
     "compare_single_tasks",
     "decode_predictions",
+    "describe_clients",
     "export_tflite",
     "find_learning_rate",
     "finetune_model",

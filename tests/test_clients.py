@@ -64,6 +64,11 @@ def test_partition_is_seeded_and_takes_dicts_and_datasets(digits):
         ({"clients": 201}, "clients=201 for 200 examples"),
         ({"clients": 0}, "clients=0"),
         ({"clients": 2, "alpha": 0.0}, "alpha=0.0"),
+        ({"clients": 2, "alpha": 1.0, "shards": 2}, "Received: alpha and shards"),
+        ({"clients": 101, "shards": 2}, "clients=101 of shards=2 for 200"),
+        ({"clients": 2, "by": [1, 2]}, r"shape \(2,\)"),
+        ({"clients": 3, "by": [0, 1] * 100}, "clients=3 for 2 different keys"),
+        ({}, "clients=None"),
     ],
 )
 def test_wrong_partitions_are_refused(digits, arguments, message):
@@ -79,8 +84,57 @@ def test_partition_refuses_labels_of_another_length_and_batches(digits):
         lp.partition(tf.data.Dataset.from_tensor_slices(digits).batch(15), 3)
 
 
-def test_alpha_needs_class_numbers(digits):
+def test_alpha_and_shards_need_class_numbers(digits):
     x, y = digits
     for labels in (y.astype("float32"), {"digit": y}, np.eye(10)[y]):
-        with pytest.raises(ValueError, match="one class number an example"):
-            lp.partition((x, labels), 3, alpha=1.0)
+        for way in ("alpha", "shards"):
+            with pytest.raises(ValueError, match=f"`{way}` skews.*one class number an example"):
+                lp.partition((x, labels), 3, **{way: 1})
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 20), st.integers(1, 4), st.integers(0, 50), st.integers(0, 9))
+def test_shards_are_disjoint_covering_and_of_few_classes(clients, shards, more, seed):
+    examples = clients * shards * 3 + more
+    labels = np.random.default_rng(seed).integers(4, size=examples)
+    parts = lp.partition((np.arange(examples), labels), clients, shards=shards, seed=seed)
+    assert len(parts) == clients
+    assert sorted(np.concatenate([x for x, _ in parts.values()])) == list(range(examples))
+    # A shard cuts at most from one class into the next ones that fit in it.
+    borders = sum(len(np.unique(y)) for _, y in parts.values())
+    assert borders <= clients * shards + 3
+
+
+def test_two_shards_of_pure_classes_give_two_classes_at_most():
+    """McMahan's: 100 examples of 10 classes, 5 clients of two shards of 10."""
+    y = np.repeat(np.arange(10), 10)
+    parts = lp.partition((np.arange(100), y), 5, shards=2)
+    assert [len(y) for _, y in parts.values()] == [20] * 5
+    assert all(len(np.unique(y)) <= 2 for _, y in parts.values())
+
+
+def test_a_natural_key_makes_each_key_a_client_or_keeps_it_whole():
+    keys = np.array(["b", "a", "b", "c", "b", "d"])
+    data = (np.arange(6), np.zeros(6), np.ones(6))
+    alone = lp.partition(data, by=keys)
+    assert {name: list(part[0]) for name, part in alone.items()} == {
+        "a": [1], "b": [0, 2, 4], "c": [3], "d": [5],
+    }  # fmt: skip
+    assert all(len(part) == 3 for part in alone.values())
+    two = [set(keys[x]) for x, *_ in lp.partition(data, 2, by=keys).values()]
+    assert two == [{"b"}, {"a", "c", "d"}]  # three examples each
+
+
+def test_describe_clients_counts_labels_present(capsys, tmp_path):
+    y = {"digit": np.array([0, 2, -1, 2]), "value": np.zeros(4, "float32")}
+    clients = {"a": (np.zeros(4), y), "b": (np.zeros(2), {"value": np.zeros(2, "float32")})}
+    labels = lp.describe_clients(clients)
+    assert labels.examples == {"a": 4, "b": 2}
+    np.testing.assert_array_equal(labels.counts["digit"], [[1, 2], [0, 0]])
+    np.testing.assert_array_equal(labels.classes["digit"], [0, 2])
+    assert set(labels.counts) == {"digit"}
+    assert "2 clients, 6 examples" in capsys.readouterr().out
+    figure = labels.plot(tmp_path / "labels.png")
+    assert (tmp_path / "labels.png").stat().st_size > 1000
+    assert len(figure.axes[0].patches) == 4  # two classes of two clients
+    assert lp.describe_clients({"a": (np.zeros(3), np.zeros(3))}, verbose=False).counts == {}

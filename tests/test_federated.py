@@ -56,6 +56,9 @@ def test_equal_parts_and_one_sgd_step_equal_centralised_sgd(mlp, digits):
         keras.optimizers.AdamW(1e-2, weight_decay=0.1, clipnorm=0.5),
         keras.optimizers.RMSprop(1e-3),
         keras.optimizers.Adagrad(1e-2),
+        keras.optimizers.Adadelta(1.0),
+        keras.optimizers.Adamax(1e-2),
+        keras.optimizers.Lion(1e-3),
         keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(1e-2, 10)),
     ],
     ids=lambda optimizer: type(optimizer).__name__,
@@ -249,16 +252,6 @@ def test_the_server_optimizer_applies_the_mean_update(mlp, digits):
     np.testing.assert_allclose(moved["half"], 0.5 * moved["mean"], rtol=1e-4)
 
 
-def test_an_update_that_is_not_finite_leaves_the_weights(digits):
-    model = plain([keras.layers.Dense(1)], keras.optimizers.SGD(1e38))
-    before = model.get_weights()
-    x, y = digits[0], digits[1].astype("float32")
-    history = lp.FederatedAveraging(model, local_epochs=3).fit({"a": (x, y)}, 1, verbose=0)
-    assert not np.isfinite(history.history["loss"][0])
-    for old, new in zip(before, model.get_weights(), strict=True):
-        np.testing.assert_array_equal(old, new)
-
-
 def test_callbacks_validation_and_progress(mlp, digits, capsys):
     model = lp.transfer_model(mlp(), 10)
     seen = []
@@ -289,7 +282,7 @@ def test_unbatched_datasets_are_clients(mlp, digits):
     lp.FederatedAveraging(a).fit(parts, 1, verbose=0)
     sets = {name: tf.data.Dataset.from_tensor_slices(part) for name, part in parts.items()}
     lp.FederatedAveraging(b).fit(sets, 1, verbose=0)
-    same(a, b, 0)
+    same(a, b, 1e-6)  # the features of arrays are computed once, elsewhere
 
 
 def test_a_plain_keras_model_with_ids_and_a_recurrent_layer(digits):
@@ -310,7 +303,8 @@ def test_a_plain_keras_model_with_ids_and_a_recurrent_layer(digits):
     )
     central.fit(x, digits[1], batch_size=200, epochs=2, verbose=0)
     same(model, central, 1e-5)
-    assert set(history.history) == {"loss", "accuracy", "clients", "bytes_up", "bytes_down"}
+    own = {"clients", "dropped", "update_norm", "bytes_up", "bytes_down", "seconds"}
+    assert set(history.history) == {"loss", "accuracy", *own}
 
 
 def plain(layers, optimizer=None, loss="mse", **compile_arguments):
@@ -501,7 +495,7 @@ def test_models_that_cannot_federate_are_refused(mlp, convnet, digits):
         (ema, ValueError, "use_ema=True"),
         (accumulating, ValueError, "gradient_accumulation_steps=2"),
         (mlp(), ValueError, "compiled with a loss"),
-        (compiled("nadam"), ValueError, "Use Adam"),
+        (compiled("nadam"), ValueError, "one of SGD, Adam, AdamW, RMSprop, Adagrad.*Nadam"),
         (own_step, ValueError, "`train_step` of its own"),
         (fixed, ValueError, "a fixed one"),
         ("mlp", TypeError, "compiled Keras model"),
@@ -514,8 +508,13 @@ def test_models_that_cannot_federate_are_refused(mlp, convnet, digits):
     ):  # fmt: skip
         with pytest.raises(ValueError, match=next(iter(arguments))):
             lp.FederatedAveraging(compiled("sgd"), **arguments)
-    with pytest.raises(ValueError, match="Did you mean 'adam"):
-        lp.FederatedAveraging(compiled("sgd"), server_optimizer="adamm")
+    for arguments, message in (
+        ({"server_optimizer": "yogy"}, "Did you mean 'yogi"),
+        ({"proximal_strength": -1.0}, "proximal_strength=-1.0"),
+        ({"weighting": "exmples"}, "Did you mean 'examples"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            lp.FederatedAveraging(compiled("sgd"), **arguments)
     stale = compiled("sgd")
     stale.get_layer("mlp").trainable = True
     with pytest.raises(ValueError, match="last `compile`"):

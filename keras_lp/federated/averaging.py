@@ -6,53 +6,73 @@ McMahan et al., 2017, Communication-Efficient Learning of Deep Networks from Dec
 
 from __future__ import annotations
 
-import collections
-import shutil
-import tempfile
-import time
-import weakref
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+import os
+import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from keras_lp import checks
-from keras_lp.assemble import make_optimizer
-from keras_lp.balancing import balancing_of
-from keras_lp.federated import tff_model, tff_runtime
-from keras_lp.federated.clients import Clients, client_arrays
-from keras_lp.heads import tasks
-from keras_lp.model import Model
+from keras_lp.federated import tff_runtime
+from keras_lp.federated.checkpoints import Checkpoints, describe_model, describe_optimizer, digest
+from keras_lp.federated.client_work import LocalTraining
+from keras_lp.federated.clients import Clients
+from keras_lp.federated.evaluation import summary
+from keras_lp.federated.model_checks import check_model
+from keras_lp.federated.optimizers import server_optimizer as make_server_optimizer
+from keras_lp.federated.rounds import Rounds
+from keras_lp.federated.running import print_round, validation
+from keras_lp.federated.source import Source
+
+Callbacks = keras.callbacks.Callback | Sequence[keras.callbacks.Callback]
 
 
 class FederatedAveraging:
     """Trains a compiled model over clients whose data stay with them.
 
     In a round, some clients get the trainable weights, train with the model's own loss and
-    optimizer on their own data, and send the difference; the server averages the differences,
-    weighted by the number of examples. TensorFlow Federated runs the rounds; the clients are
-    simulated on this machine. Weights that do not train never travel: a client has them already.
+    optimizer on their own data, and send the difference; the server averages the differences and
+    applies them. TensorFlow Federated runs the rounds; the clients are simulated on this machine.
+    Weights that do not train never travel: a client has them already. The model is trained in
+    place.
+
+    | algorithm | arguments | reference |
+    |---|---|---|
+    | FedAvg | none | McMahan et al., 2017 (arXiv:1602.05629) |
+    | FedSGD | `batch_size=None` | the same |
+    | FedProx | `proximal_strength=0.1` | Li et al., 2020 (arXiv:1812.06127) |
+    | FedAvgM | `server_optimizer=keras.optimizers.SGD(1.0, momentum=0.9)` | Hsu et al., 2019 \
+(arXiv:1909.06335) |
+    | FedAdam, FedYogi, FedAdagrad | `server_optimizer="adam"`, `"yogi"`, `"adagrad"` | Reddi et \
+al., 2021 (arXiv:2003.00295) |
 
     Args:
-        model: a compiled Keras model, such as any builder of keras_lp returns. It is trained in
-            place.
+        model: a compiled Keras model, such as any builder of keras_lp returns. Its optimizer is
+            the clients': SGD, Adam, AdamW, RMSprop, Adagrad, Adadelta, Adamax or Lion.
         clients_per_round: how many clients each round samples, without replacement. Defaults to
             None: all of them.
         local_epochs: passes over a client's own data in a round. Defaults to 1.
         batch_size: examples in a local step; None takes all of a client's at once. Defaults to
             20.
-        server_optimizer: a Keras optimizer, or the name of one (`"sgd"` with rate 1, others with
-            1e-3), that applies the mean update as its gradient. Defaults to None: the mean update
-            itself, SGD of rate 1.
+        server_optimizer: what applies the mean update, as its gradient: a Keras optimizer, or a
+            name: `"sgd"` (rate 1), `"adam"` and `"yogi"` (rate 1e-2, beta_2 0.99, epsilon 1e-3),
+            `"adagrad"` (rate 1e-2, accumulator from 1e-6), or another of Keras's (rate 1e-3).
+            Adam and Adagrad are Keras's own, with its bias correction. Defaults to None: SGD of
+            rate 1, which adds the mean update.
+        proximal_strength: the factor mu of the term `mu / 2 * |w - w_sent|**2` in each client's
+            loss, which keeps it near the weights it was sent; it is not part of the `loss` that
+            is reported. Defaults to 0.
+        weighting: `"examples"`, the clients weigh what they have examples; or `"uniform"`, all
+            the same. With several tasks a head weighs by the client's labels of its task, so a
+            client without any leaves it alone. Defaults to `"examples"`.
         seed: seed of the sampling, the local shuffles and Dropout, 0 or more. Defaults to 0.
 
     Raises:
         ValueError: a model that is not compiled; BatchNormalization that trains (its statistics
             are not averaged); an optimizer that a client cannot keep (Nadam, EMA, gradient
-            accumulation, loss scaling); a `train_step` of the model's own; numbers below 1.
+            accumulation, loss scaling); a `train_step` of the model's own; numbers out of range.
         TypeError: anything else than a Keras model.
         ImportError: from `fit`, where TensorFlow Federated is not installed; the message says
             how to install it.
@@ -77,6 +97,8 @@ class FederatedAveraging:
         local_epochs: int = 1,
         batch_size: int | None = 20,
         server_optimizer: str | keras.optimizers.Optimizer | None = None,
+        proximal_strength: float = 0.0,
+        weighting: str = "examples",
         seed: int = 0,
     ) -> None:
         if clients_per_round is not None:
@@ -84,22 +106,36 @@ class FederatedAveraging:
         checks.check_positive("local_epochs", local_epochs, integer=True)
         if batch_size is not None:
             checks.check_positive("batch_size", batch_size, integer=True)
+        if proximal_strength != 0:
+            checks.check_positive("proximal_strength", proximal_strength)
+        checks.check_choice("weighting", weighting, ["examples", "uniform"])
         if not isinstance(seed, (int, np.integer)) or seed < 0:
             raise ValueError(f"`seed` must be an integer of 0 or more. Received: seed={seed!r}.")
-        _check_model(model)
+        check_model(model)
         self.model = model
         self.clients_per_round = clients_per_round
-        self.local_epochs = local_epochs
-        self.batch_size = None if batch_size is None else int(batch_size)
-        self.server_optimizer = _server_optimizer(server_optimizer)
-        self.seed = seed
+        self.seed = int(seed)
         self.rounds_done = 0
-        self._process: Any = None
-        self._process_key: Any = None
-        self._state: Any = None
-        # Weights that do not train, as files: clients have them, they travel in no round.
-        self._frozen_dir = Path(tempfile.mkdtemp(prefix="keras_lp_"))
-        weakref.finalize(self, shutil.rmtree, self._frozen_dir, ignore_errors=True)
+        local = LocalTraining(
+            int(local_epochs),
+            None if batch_size is None else int(batch_size),
+            float(proximal_strength),
+        )
+        server = make_server_optimizer(server_optimizer)
+        self._rounds = Rounds(model, local, server, weighting)
+        self._settings = {
+            "clients_per_round": clients_per_round and int(clients_per_round),
+            "local_epochs": local.epochs,
+            "batch_size": local.batch_size,
+            "proximal_strength": local.proximal_strength,
+            "server_optimizer": describe_optimizer(server),
+            "weighting": weighting,
+            "seed": self.seed,
+            "learning_rate": float(model.optimizer.learning_rate),
+        }
+        self._ends: list[list[Any]] = []  # [last round, stopped by a callback] of calls of `fit`
+        self._calls = 0
+        self._logs: list[dict[str, Any]] = []  # of all rounds
 
     def fit(
         self,
@@ -107,7 +143,10 @@ class FederatedAveraging:
         rounds: int,
         *,
         validation_data: Any = None,
-        callbacks: keras.callbacks.Callback | Sequence[keras.callbacks.Callback] | None = None,
+        validation_freq: int | Sequence[int] = 1,
+        callbacks: Callbacks | None = None,
+        checkpoint_dir: str | os.PathLike | None = None,
+        checkpoint_freq: int = 1,
         verbose: str | int = "auto",
     ) -> keras.callbacks.History:
         """Runs rounds of federated averaging; afterwards the model holds the global weights.
@@ -115,237 +154,200 @@ class FederatedAveraging:
         A second call goes on: with the model's weights as they are then, the server optimizer's
         state and the number of the round.
 
+        With `checkpoint_dir` the same program, started again after it was killed, goes on after
+        the last round that was saved and ends with the same weights, sampling included. What
+        callbacks remember (the patience of EarlyStopping) is not saved, nor are optimizer and
+        weights of before a call that finished.
+
         Args:
-            clients: a mapping from a client's id to its `(x, y)` arrays, or to an unbatched
-                `tf.data.Dataset` of such pairs.
+            clients: a mapping from a client's id to its `(x, y)` or `(x, y, sample_weight)`
+                arrays, or to an unbatched `tf.data.Dataset` of such tuples; TFF's `ClientData` of
+                pairs; or `(ids, load)`, a sequence of ids and a function that returns the data of
+                one. Arrays in a dict are checked before the first round; all else is loaded and
+                checked whenever a client is sampled, and not kept.
             rounds: how many rounds to run.
             validation_data: `(x, y)` or `(x, y, sample_weight)` arrays, or a batched
-                `tf.data.Dataset`, evaluated centrally after each round. Defaults to None.
+                `tf.data.Dataset`, evaluated centrally. Defaults to None.
+            validation_freq: evaluates every so many rounds, or after the rounds of a list that
+                counts from 1. Defaults to 1.
             callbacks: a Keras callback or a list of them; an epoch is a round. Defaults to None.
+            checkpoint_dir: a folder for the state of the federation; the newest whole
+                checkpoint in it is taken up. Defaults to None.
+            checkpoint_freq: saves every so many rounds, and after the last. Defaults to 1.
             verbose: 0 is silent, `"auto"` and 1 print a line a round. Defaults to `"auto"`.
 
         Returns:
             A `keras.callbacks.History` with an epoch a round: `loss` and the metrics over the
-            examples that the clients trained on (as they trained), `val_*`, `clients`,
-            `bytes_up` and `bytes_down` (the sizes of the weights sent, over all clients).
+            examples that the clients trained on (as they trained), `val_*`, `clients` (sampled),
+            `dropped` (those of them whose update was not finite: it counts nothing),
+            `update_norm` (the L2 norm of the mean update), `bytes_up` and `bytes_down` (the sizes
+            of the weights sent, over all clients) and `seconds`, validation left out.
 
         Raises:
             ValueError: no client, more clients a round than there are, a client without
-                examples or with bad ones, a model changed since `compile`.
-            TypeError: clients that are not a mapping, or data that are not pairs.
+                examples or with bad ones, a model changed since `compile`, a checkpoint of
+                another model or other settings.
+            TypeError: clients or data of another kind.
+            RuntimeError: TFF's worker process died again and again in one round.
             ImportError: TensorFlow Federated is not installed.
         """
         checks.check_positive("rounds", rounds, integer=True)
+        checks.check_positive("checkpoint_freq", checkpoint_freq, integer=True)
         checks.check_trainable_unchanged(self.model)
-        _check_model(self.model)
-        data = self._check_clients(clients)
-        validate = _validation(self.model, validation_data)
-        self._prepare(tff_runtime.load_tff(), data)
-
-        first = self.rounds_done
-        history = keras.callbacks.CallbackList(
-            [callbacks] if isinstance(callbacks, keras.callbacks.Callback) else callbacks,
-            add_history=True,
-            add_progbar=False,
-            model=self.model,
-            epochs=first + rounds,
-            steps=1,
-            verbose=0,
-        )
-        self.model.stop_training = False
-        history.on_train_begin()
-        logs: dict[str, Any] = {}
-        for number in range(first, first + rounds):
-            start = time.perf_counter()
-            history.on_epoch_begin(number)
-            logs = self._round(data)
-            logs.update(validate())
-            if verbose:
-                _print_round(number + 1, first + rounds, time.perf_counter() - start, logs)
-            history.on_epoch_end(number, logs)
-            if self.model.stop_training:
-                break
-        history.on_train_end(logs)
+        check_model(self.model)
+        validate = validation(self.model, validation_data, validation_freq)
+        with Source(self.model, clients) as source:
+            self._check_sample(source)
+            tff_runtime.load_tff()
+            checkpoints = self._resume(checkpoint_dir, source)
+            first = self._ends[self._calls - 1][0] if self._calls else 0
+            last = first + rounds
+            if self._calls < len(self._ends):  # finished before the program was started again
+                end, stopped = self._ends[self._calls]
+                if stopped or self._calls + 1 < len(self._ends):
+                    last = end
+            history = self._begin(callbacks, first, last)
+            compiled = self.model._compile_config  # a new object with each `compile`
+            try:
+                while self.rounds_done < last and not self.model.stop_training:
+                    self._check_compiled(compiled)
+                    history.on_epoch_begin(self.rounds_done)
+                    logs = self._rounds.run(source, self._sample(source), self._random())
+                    self.rounds_done += 1
+                    self._warn_of_dropped(logs)
+                    logs.update(validate(self.rounds_done))
+                    if verbose:
+                        print_round(self.rounds_done, last, logs)
+                    self._logs.append(dict(logs))
+                    history.on_epoch_end(self.rounds_done - 1, logs)
+                    self._save(checkpoints, checkpoint_freq, last)
+            finally:
+                self._end_call(last)
+            history.on_train_end(self._logs[-1] if self._logs else {})
         return self.model.history
 
-    def _check_clients(self, clients: Clients) -> dict[str, tuple[Any, Any]]:
-        if not isinstance(clients, Mapping):
-            raise TypeError(
-                "`clients` must map a client's id to its data. Received: clients of type "
-                f"{type(clients).__name__}. Make it with lp.partition((x, y), clients=10)."
-            )
-        if not clients:
-            raise ValueError("`clients` must have at least one client. Received: clients={}.")
-        if self.clients_per_round is not None and self.clients_per_round > len(clients):
+    def evaluate(self, clients: Clients) -> dict[str, float]:
+        """Evaluates the model on each client's own data.
+
+        Args:
+            clients: as in `fit`; all of them are evaluated.
+
+        Returns:
+            A dict with, for the loss and each metric that is one number: `<name>` over all
+            examples, as `model.evaluate` gives it on the clients' data together;
+            `mean_<name>`, the mean over clients, each counting the same; and
+            `worst_decile_<name>`, the mean over the worst tenth of the clients (one at least),
+            where Keras knows which direction is worse; and `clients`, their number.
+
+        Raises:
+            ValueError: no client, a client without examples or with bad ones.
+            TypeError: clients or data of another kind.
+            ImportError: TensorFlow Federated is not installed.
+
+        Reference: the worst tenth after Li et al., 2020, Fair Resource Allocation in Federated
+        Learning (arXiv:1905.10497).
+        """
+        check_model(self.model)
+        with Source(self.model, clients) as source:
+            tff_runtime.load_tff()
+            totals, each = self._rounds.evaluate(source)
+        return {**summary(self.model, totals, each), "clients": len(source.ids)}
+
+    def _check_sample(self, source: Source) -> None:
+        if self.clients_per_round is not None and self.clients_per_round > len(source.ids):
             raise ValueError(
                 "`clients_per_round` must be at most the number of clients. Received: "
-                f"clients_per_round={self.clients_per_round} for {len(clients)} clients."
+                f"clients_per_round={self.clients_per_round} for {len(source.ids)} clients."
             )
-        data = {name: client_arrays(self.model, name, part) for name, part in clients.items()}
-        specs = {name: tff_model.element_spec(*part) for name, part in data.items()}
-        name, spec = next(iter(specs.items()))
-        for other, its_spec in specs.items():
-            if its_spec != spec:
-                raise ValueError(
-                    "All clients' data must have one structure, shape and dtype. Received: "
-                    f"client {name!r} with {dict(spec)}, client {other!r} with {dict(its_spec)}."
-                )
-        return data
 
-    def _prepare(self, tff: Any, data: Mapping[str, tuple[Any, Any]]) -> None:
-        """Builds the learning process where the model or the data's form are new."""
-        x, y = next(iter(data.values()))
-        # Builds the metrics; evaluating one example changes nothing else.
-        self.model.test_on_batch(*tf.nest.map_structure(lambda array: array[:1], (x, y)))
-        self.model.reset_metrics()
-        tff_model.write_frozen(self.model, self._frozen_dir)
-        spec = tff_model.element_spec(x, y)
-        trainable = [id(variable) for variable in self.model.trainable_variables]
-        compiled = self.model._compile_config  # a new object with each `compile`
-        key = (repr(spec), trainable, compiled, self.local_epochs, self.batch_size)
-        if key == self._process_key:
-            return
-        self._process = tff_model.build_process(
-            tff,
-            self.model,
-            spec,
-            frozen_dir=self._frozen_dir,
-            local_epochs=self.local_epochs,
-            batch_size=self.batch_size,
-            server_optimizer=self.server_optimizer,
-        )
-        state = self._process.initialize()
-        if self._process_key is not None and trainable == self._process_key[1]:
-            state = state._replace(finalizer=self._state.finalizer)  # the server optimizer's
-        self._process_key, self._state = key, state
-
-    def _round(self, data: Mapping[str, tuple[Any, Any]]) -> dict[str, Any]:
-        if self.model._compile_config is not self._process_key[2]:
+    def _check_compiled(self, compiled: Any) -> None:
+        if self.model._compile_config is not compiled:
             raise ValueError(
                 "A model must stay as it is compiled while `fit` runs. Received: model "
                 f"{self.model.name!r}, recompiled since round {self.rounds_done}, perhaps by a "
                 "callback. Recompile between two calls of `fit`."
             )
+
+    def _sample(self, source: Source) -> list[Any]:
+        """Returns the clients of the next round."""
+        count = self.clients_per_round or len(source.ids)
         rng = np.random.default_rng((self.seed, self.rounds_done))
-        count = self.clients_per_round or len(data)
-        sampled = [list(data)[i] for i in np.sort(rng.choice(len(data), count, replace=False))]
-        seeds = rng.integers(2**31 - 1, size=(count, 2), dtype=np.int32)
-        rate = np.float32(self.model.optimizer.learning_rate)
-        datasets = [
-            tf.data.Dataset.from_tensors(
-                collections.OrderedDict(
-                    x=data[name][0], y=data[name][1], seed=seed, learning_rate=rate
-                )
+        return [source.ids[i] for i in np.sort(rng.choice(len(source.ids), count, replace=False))]
+
+    def _random(self) -> np.random.Generator:
+        """Returns what the clients of the next round draw from."""
+        return np.random.default_rng((self.seed, self.rounds_done, 1))
+
+    def _begin(self, callbacks: Callbacks | None, first: int, last: int) -> Any:
+        """Starts the callbacks; the history of rounds before a restart is there already."""
+        callback_list = keras.callbacks.CallbackList(
+            [callbacks] if isinstance(callbacks, keras.callbacks.Callback) else callbacks,
+            add_history=True,
+            add_progbar=False,
+            model=self.model,
+            epochs=last,
+            steps=1,
+            verbose=0,
+        )
+        self.model.stop_training = False
+        callback_list.on_train_begin()
+        for number, logs in enumerate(self._logs[first : min(self.rounds_done, last)], first):
+            self.model.history.on_epoch_end(number, logs)
+        return callback_list
+
+    def _end_call(self, last: int) -> None:
+        if self._calls == len(self._ends):
+            self._ends.append([self.rounds_done, False])
+        elif self._calls + 1 == len(self._ends):  # it may ask for more rounds than before
+            self._ends[-1][0] = max(self._ends[-1][0], min(self.rounds_done, last))
+        self._calls += 1
+
+    def _warn_of_dropped(self, logs: dict[str, Any]) -> None:
+        names = self._rounds.dropped
+        if names:
+            warnings.warn(
+                f"Round {self.rounds_done}: the updates of {len(names)} of {logs['clients']} "
+                f"clients were not finite and count nothing: {names[:10]}"
+                f"{' and more' if len(names) > 10 else ''}. A smaller learning rate may help.",
+                stacklevel=3,
             )
-            for name, seed in zip(sampled, seeds, strict=True)
-        ]
-        weights = tuple(variable.numpy() for variable in self.model.trainable_variables)
-        before = self._process.get_model_weights(self._state)._replace(trainable=weights)
-        output = self._process.next(self._process.set_model_weights(self._state, before), datasets)
-        self._state = output.state
-        self.rounds_done += 1
-        after = self._process.get_model_weights(self._state).trainable
-        for variable, value in zip(self.model.trainable_variables, after, strict=True):
-            variable.assign(value)
-        sent = count * sum(array.nbytes for array in weights)
-        logs = tff_model.metric_results(self.model, output.metrics["client_work"])
-        return {**logs, "clients": count, "bytes_up": sent, "bytes_down": sent}
 
+    def _resume(self, directory: str | os.PathLike | None, source: Source) -> Checkpoints | None:
+        """Opens the folder of checkpoints, and takes up the newest if it is ahead."""
+        if directory is None:
+            return None
+        settings = {**self._settings, **describe_model(self.model)}
+        settings["clients"] = digest([repr(client) for client in source.ids])
+        checkpoints = Checkpoints(directory, settings)
+        found = checkpoints.load()
+        if found is not None and found[0] > self.rounds_done:
+            self.rounds_done, arrays, about = found
+            self._rounds.restore(arrays)
+            self._ends, self._logs = about["ends"], about["logs"]
+            if about["learning_rate"] is not None:
+                self.model.optimizer.learning_rate = about["learning_rate"]
+        return checkpoints
 
-def _validation(model: keras.Model, data: Any) -> Any:
-    """Checks the validation data and returns what evaluates the model on them."""
-    if data is None:
-        return dict
-    if isinstance(data, tf.data.Dataset):
-        arguments = {"x": checks.checked_dataset(tasks(model), data)}
-    else:
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        checks.check_examples(tasks(model), x, y, " of validation_data")
-        arguments = {"x": x, "y": y, "sample_weight": sample_weight}
-
-    def validate() -> dict[str, float]:
-        results = model.evaluate(**arguments, verbose=0, return_dict=True)
-        return {f"val_{name}": value for name, value in results.items()}
-
-    return validate
-
-
-def _check_model(model: Any) -> None:
-    if not isinstance(model, keras.Model):
-        raise TypeError(
-            f"FederatedAveraging takes a compiled Keras model. Received: model={model!r}."
+    def _save(self, checkpoints: Checkpoints | None, every: int, last: int) -> None:
+        ended = self.rounds_done == last or self.model.stop_training
+        if checkpoints is None or not (ended or self.rounds_done % every == 0):
+            return
+        ends = self._ends[: self._calls]
+        if ended:
+            ends = [*ends, [self.rounds_done, bool(self.model.stop_training)]]
+        optimizer = self.model.optimizer
+        schedule = isinstance(
+            optimizer._learning_rate, keras.optimizers.schedules.LearningRateSchedule
         )
-    if not model.compiled or getattr(model, "loss", None) is None or not model.built:
-        raise ValueError(
-            "FederatedAveraging takes a built model that is compiled with a loss. Received: model "
-            f"{model.name!r}, which is not. Use a builder such as lp.transfer_model, or call "
-            "model.compile(optimizer, loss)."
-        )
-    if not getattr(model, "inputs", None) or any(t.shape[0] is not None for t in model.inputs):
-        raise ValueError(
-            "FederatedAveraging takes a Functional or Sequential model with a free batch size. "
-            f"Received: model {model.name!r} of type {type(model).__name__}"
-            f"{' with a fixed one' if getattr(model, 'inputs', None) else ''}."
-        )
-    if balancing_of(model) is not None:
-        raise ValueError(
-            "Clients add up the losses of their tasks, by fixed weights at most. Received: model "
-            f"{model.name!r} with balancing by {type(balancing_of(model)).__name__}. Build it with "
-            'balancing="equal" or a dict of weights.'
-        )
-    if type(model).train_step not in (keras.Model.train_step, Model.train_step):
-        raise ValueError(
-            "Clients train as Keras does by itself. Received: model "
-            f"{model.name!r} of type {type(model).__name__} with a `train_step` of its own, which "
-            "they would leave aside."
-        )
-    if not model.trainable_variables:
-        raise ValueError(
-            "FederatedAveraging averages trainable weights. Received: model "
-            f"{model.name!r} without any."
-        )
-    training = [
-        layer.name
-        for layer in model._flatten_layers()
-        if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
-    ]
-    if training:
-        raise ValueError(
-            "Clients cannot train BatchNormalization: its statistics would never be averaged. "
-            f"Received: model {model.name!r} with the trainable layers {training[:5]}. Freeze "
-            "them (a pretrained backbone's stay frozen in every builder), or build the model "
-            "with GroupNormalization."
-        )
-    optimizer = model.optimizer
-    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-        raise ValueError(
-            "Clients train in float32 or bfloat16. Received: a model compiled under "
-            "mixed_float16. Build it under keras.config.set_dtype_policy('float32')."
-        )
-    if isinstance(optimizer, keras.optimizers.Nadam):
-        raise ValueError(
-            "Clients cannot run Nadam, which keeps state outside its variables. Received: a model "
-            f"compiled with {type(optimizer).__name__}. Use Adam or AdamW."
-        )
-    if optimizer.use_ema or optimizer.gradient_accumulation_steps:
-        raise ValueError(
-            "The client's optimizer starts afresh every round, so it can neither average weights "
-            "nor accumulate gradients. Received: an optimizer with "
-            f"use_ema={optimizer.use_ema}, "
-            f"gradient_accumulation_steps={optimizer.gradient_accumulation_steps}. Compile the "
-            "model without them."
-        )
-
-
-def _server_optimizer(optimizer: Any) -> keras.optimizers.Optimizer:
-    if optimizer is None:
-        return keras.optimizers.SGD(1.0)
-    return make_optimizer(optimizer, 1.0 if optimizer == "sgd" else 1e-3)
-
-
-def _print_round(number: int, rounds: int, seconds: float, logs: Mapping[str, Any]) -> None:
-    shown = [
-        f"{name}: {value:.4f}" if isinstance(value, float) else f"{name}: {value}"
-        for name, value in logs.items()
-    ]
-    print(f"Round {number}/{rounds} - {seconds:.1f}s - {' - '.join(shown)}")
+        about = {
+            "ends": ends,
+            "logs": [
+                {
+                    name: value.tolist() if hasattr(value, "tolist") else value
+                    for name, value in logs.items()
+                }
+                for logs in self._logs
+            ],
+            "learning_rate": None if schedule else float(optimizer.learning_rate),
+        }
+        checkpoints.save(self.rounds_done, self._rounds.arrays(), about)

@@ -1,9 +1,8 @@
-"""Clients: partitions of a data set, and each client's own data as arrays."""
+"""Clients: who there is, and each one's own data as arrays that the model can train on."""
 
 from __future__ import annotations
 
-import collections
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -11,108 +10,90 @@ import numpy as np
 import tensorflow as tf
 
 from keras_lp import checks
+from keras_lp.federated.arrays import Arrays, as_arrays, check_unbatched, count_examples
 from keras_lp.heads import tasks
 from keras_lp.model import input_structure
 from keras_lp.tasks import Classification, Task
 
-Clients = Mapping[str, Any]
+# A mapping from ids to data, TFF's ClientData, or (ids, load).
+Clients = Mapping[Hashable, Any] | tuple[Sequence[Hashable], Callable[[Any], Any]] | Any
 
 
-def partition(
-    data: Any, clients: int, *, alpha: float | None = None, seed: int = 0
-) -> dict[str, tuple[Any, Any]]:
-    """Divides a data set over clients: disjoint, covering, no client empty.
+class Population:
+    """The ids of the clients, and how one's data are loaded.
 
     Args:
-        data: `(x, y)` of arrays (`y` may be a dict by task), or an unbatched `tf.data.Dataset`
-            of such pairs.
-        clients: how many parts, from 1 to the number of examples.
-        alpha: concentration of the Dirichlet distribution that gives each client its share of
-            each class: the smaller, the more the clients differ. It needs one class number an
-            example. Defaults to None: equal parts of the shuffled examples.
-        seed: seed of the shuffle and the shares. Defaults to 0.
-
-    Returns:
-        A dict from `"client_0"`, `"client_1"`, ... to `(x, y)` arrays.
+        clients: a mapping from ids to data; TFF's `ClientData`; or a pair `(ids, load)`, where
+            `load(id)` returns the data of one client.
 
     Raises:
-        ValueError: more clients than examples, `alpha` of 0 or less, labels that are not class
-            numbers where `alpha` is given, or a batched data set.
-        TypeError: data that are not pairs.
-
-    Example:
-
-    >>> import numpy as np, keras_lp as lp
-    >>> x, y = np.arange(20.0)[:, None], np.arange(20) % 2
-    >>> [len(y) for x, y in lp.partition((x, y), clients=3).values()]
-    [7, 7, 6]
-
-    Reference: label skew after Hsu, Qi and Brown, 2019 (arXiv:1909.06335).
+        ValueError: no client, or an id twice.
+        TypeError: clients of another kind.
     """
-    x, y = _as_arrays(data, "partition")
-    examples = _examples(x, y, "")
-    checks.check_positive("clients", clients, integer=True)
-    if clients > examples:
-        raise ValueError(
-            "Every client needs an example. Received: "
-            f"clients={clients} for {examples} examples. Ask for fewer clients."
-        )
-    rng = np.random.default_rng(seed)
-    if alpha is None:
-        parts = np.array_split(rng.permutation(examples), clients)
-    else:
-        checks.check_positive("alpha", alpha)
-        parts = _dirichlet(_class_numbers(y), clients, alpha, rng)
-    width = len(str(clients - 1))
-    return {
-        f"client_{i:0{width}d}": tf.nest.map_structure(lambda a, part=part: a[part], (x, y))
-        for i, part in enumerate(parts)
-    }
+
+    def __init__(self, clients: Clients) -> None:
+        if isinstance(clients, Mapping):
+            self.ids, self._load = list(clients), clients.__getitem__
+        elif hasattr(clients, "create_tf_dataset_for_client"):  # TFF's ClientData
+            self.ids, self._load = clients.client_ids, clients.create_tf_dataset_for_client
+        elif isinstance(clients, (tuple, list)) and len(clients) == 2 and callable(clients[1]):
+            self.ids, self._load = clients
+        else:
+            raise TypeError(
+                "`clients` must map a client's id to its data, or be a pair (ids, load) or TFF's "
+                f"ClientData. Received: clients of type {type(clients).__name__}. Make a mapping "
+                "with lp.partition((x, y), clients=10)."
+            )
+        self.ids = list(self.ids)
+        if not self.ids:
+            raise ValueError(
+                f"`clients` must have at least one client. Received: clients={clients!r}."
+            )
+        if len(set(self.ids)) < len(self.ids):
+            raise ValueError(
+                "The ids of clients must differ. Received: "
+                f"{len(self.ids)} ids, {len(set(self.ids))} of them different."
+            )
+        self.given = clients if isinstance(clients, dict) else {}
+
+    def load(self, client: Hashable) -> Arrays:
+        """Returns the arrays of one client."""
+        return as_arrays(self._load(client), f"client {client!r}")
+
+    def holds(self, client: Hashable) -> bool:
+        """Whether the arrays of a client are in memory, and the same each time."""
+        return isinstance(self.given.get(client), (tuple, list))
+
+    def check(self) -> None:
+        """Raises where a data set in a dict cannot be a client's, before it is read."""
+        for client, data in self.given.items():
+            if isinstance(data, tf.data.Dataset):
+                check_unbatched(data, f"client {client!r}")
 
 
-def client_arrays(model: keras.Model, client: str, data: Any) -> tuple[Any, Any]:
-    """Returns one client's `(x, y)` as arrays that the model can train on.
+def fitting_arrays(model: keras.Model, client: Hashable, data: Arrays) -> Arrays:
+    """Returns one client's arrays as the model trains on them.
 
     Tasks that the client has no labels for get their missing value.
 
     Args:
         model: the model that will train.
         client: the client's id, for the errors.
-        data: `(x, y)` arrays or an unbatched `tf.data.Dataset`.
+        data: `(x, y)` or `(x, y, sample_weight)` arrays.
 
     Raises:
-        ValueError: an empty client, a batched data set, inputs that are not finite or not of the
-            model's shape, labels outside the classes.
-        TypeError: data that are not pairs.
+        ValueError: an empty client, inputs that are not finite or not of the model's shape,
+            labels outside the classes, weights that are not finite or below 0.
+        TypeError: labels that are not numbers.
     """
     where = f" of client {client!r}"
-    x, y = _as_arrays(data, f"client {client!r}")
-    examples = _examples(x, y, where)
+    examples = count_examples(data, where)
+    x, y, *weight = data
     if not examples:
         raise ValueError(
             f"A client needs at least one example. Received: no example{where}. Leave it out."
         )
-    structure = input_structure(model)
-    expected = sorted(structure) if isinstance(structure, Mapping) else len(model.inputs)
-    flat = tf.nest.flatten(x)
-    given = sorted(x) if isinstance(x, Mapping) else len(flat)
-    if expected != given:
-        raise ValueError(
-            "Inputs must have the model's structure, a dict of the names or as many arrays: "
-            f"{expected}. Received: x{where} with {given}."
-        )
-    for array, tensor in zip(flat, model.inputs, strict=True):
-        expected = tuple(tensor.shape[1:])
-        given = array.shape[1:]
-        fits = len(given) == len(expected) and all(
-            size is None or size == own for size, own in zip(expected, given, strict=True)
-        )
-        if not fits:
-            raise ValueError(
-                f"Inputs must have the shape that the model takes, {expected}. Received: x{where} "
-                f"of shape {given} an example. A batched data set must be unbatched: "
-                "`dataset.unbatch()`."
-            )
+    _check_inputs(model, x, where)
     known = tasks(model)
     checks.check_examples(known, x, y, where)
     if known and isinstance(model.output, Mapping):
@@ -126,7 +107,37 @@ def client_arrays(model: keras.Model, client: str, data: Any) -> tuple[Any, Any]
             f"This model has one output, so its labels are an array. Received: y{where} with the "
             f"keys {list(y)}."
         )
-    return x, y
+    weight = tf.nest.map_structure(lambda array: array.astype("float32"), weight)
+    if any(not np.isfinite(array).all() or (array < 0).any() for array in tf.nest.flatten(weight)):
+        raise ValueError(
+            f"Sample weights must be finite numbers of 0 or more. Received: sample_weight{where} "
+            "with others."
+        )
+    return x, y, *weight
+
+
+def _check_inputs(model: keras.Model, x: Any, where: str) -> None:
+    structure = input_structure(model)
+    expected = sorted(structure) if isinstance(structure, Mapping) else len(model.inputs)
+    flat = tf.nest.flatten(x)
+    given = sorted(x) if isinstance(x, Mapping) else len(flat)
+    if expected != given:
+        raise ValueError(
+            "Inputs must have the model's structure, a dict of the names or as many arrays: "
+            f"{expected}. Received: x{where} with {given}."
+        )
+    for array, tensor in zip(flat, tf.nest.flatten(structure), strict=True):
+        expected = tuple(tensor.shape[1:])
+        given = array.shape[1:]
+        fits = len(given) == len(expected) and all(
+            size is None or size == own for size, own in zip(expected, given, strict=True)
+        )
+        if not fits:
+            raise ValueError(
+                f"Inputs must have the shape that the model takes, {expected}. Received: x{where} "
+                f"of shape {given} an example. A batched data set must be unbatched: "
+                "`dataset.unbatch()`."
+            )
 
 
 def _labels(task: Task, y: np.ndarray | None, output_shape: tuple[int, ...]) -> np.ndarray:
@@ -135,83 +146,3 @@ def _labels(task: Task, y: np.ndarray | None, output_shape: tuple[int, ...]) -> 
     shape = output_shape[:-1] if classification else output_shape
     y = np.full(shape, task.missing) if y is None else y
     return y.reshape(shape).astype("int32" if classification else "float32")
-
-
-def _class_numbers(y: Any) -> np.ndarray:
-    if isinstance(y, Mapping) or y.ndim != 1 or not np.issubdtype(y.dtype, np.integer):
-        raise ValueError(
-            "`alpha` skews the classes, so labels must be one class number an example. Received: "
-            f"y={type(y).__name__ if isinstance(y, Mapping) else f'{y.dtype} of shape {y.shape}'}"
-            ". Leave `alpha` out for equal parts."
-        )
-    return y
-
-
-def _dirichlet(
-    labels: np.ndarray, clients: int, alpha: float, rng: np.random.Generator
-) -> list[np.ndarray]:
-    parts: list[list[int]] = [[] for _ in range(clients)]
-    for label in np.unique(labels):
-        members = rng.permutation(np.flatnonzero(labels == label))
-        shares = rng.dirichlet(np.full(clients, alpha))
-        cuts = np.round(np.cumsum(shares)[:-1] * len(members)).astype(int)
-        for part, chunk in zip(parts, np.split(members, cuts), strict=True):
-            part.extend(chunk)
-    for part in parts:  # an empty client takes one example from the largest
-        if not part:
-            part.append(max(parts, key=len).pop())
-    return [np.sort(part) for part in parts]
-
-
-def _examples(x: Any, y: Any, where: str) -> int:
-    sizes = {len(array) for array in tf.nest.flatten((x, y))}
-    if len(sizes) > 1:
-        raise ValueError(
-            "There must be as many labels as inputs. Received: arrays of the lengths "
-            f"{sorted(sizes)}{where}."
-        )
-    return sizes.pop()
-
-
-def _as_arrays(data: Any, what: str) -> tuple[Any, Any]:
-    if isinstance(data, tf.data.Dataset):
-        return _from_dataset(data, what)
-    if isinstance(data, (tuple, list)) and len(data) == 2:
-        return _sorted_arrays(data[0]), _sorted_arrays(data[1])
-    raise TypeError(
-        f"The data of {what} must be a pair (x, y) of arrays or an unbatched tf.data.Dataset of "
-        f"such pairs. Received: {type(data).__name__}."
-    )
-
-
-def _sorted_arrays(part: Any) -> Any:
-    """Returns arrays; those of a dict in the order of its names, which TFF wants."""
-    if isinstance(part, Mapping):
-        return collections.OrderedDict((name, np.asarray(part[name])) for name in sorted(part))
-    if isinstance(part, (tuple, list)) and all(np.ndim(array) > 0 for array in part):
-        return tuple(np.asarray(array) for array in part)
-    return np.asarray(part)
-
-
-def _from_dataset(data: tf.data.Dataset, what: str) -> tuple[Any, Any]:
-    spec = data.element_spec
-    if not (isinstance(spec, tuple) and len(spec) == 2):
-        raise ValueError(
-            f"The data set of {what} must yield pairs (x, y). Received: element_spec={spec}."
-        )
-    if any(leaf.shape.rank and leaf.shape[0] is None for leaf in tf.nest.flatten(spec)):
-        raise ValueError(
-            f"The data set of {what} must yield single examples. Received: a batched data set, "
-            f"element_spec={spec}. Use `dataset.unbatch()`."
-        )
-    if data.cardinality() == tf.data.INFINITE_CARDINALITY:
-        raise ValueError(
-            f"The data set of {what} must end. Received: one that repeats without end. Drop "
-            "`repeat()`: `local_epochs` says how often a client sees its data."
-        )
-    examples = list(data.as_numpy_iterator())
-    if not examples:
-        empty = tf.nest.map_structure(lambda leaf: np.zeros((0, *leaf.shape)), spec)
-        return _sorted_arrays(empty[0]), _sorted_arrays(empty[1])
-    x, y = tf.nest.map_structure(lambda *leaves: np.stack(leaves), *examples)
-    return _sorted_arrays(x), _sorted_arrays(y)

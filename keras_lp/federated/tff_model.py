@@ -1,79 +1,56 @@
-"""A compiled Keras model as a TFF learning process.
+"""A compiled Keras model as computations of TFF.
 
-The client's work is Keras's own: the model's forward pass, its compiled loss, metrics and
-optimizer, traced without state into one loop over batches. The process around it (broadcast,
-client work, weighted mean, server optimizer) is composed from TFF's templates.
-
-A client's data are one element of its data set, so a round costs the worker no input pipeline
-(TFF's default loop costs several times more).
+The process around the client's work (broadcast, sum, server optimizer) is composed from TFF's
+templates. Clients come in blocks, each one element of its data set, so a round costs the worker
+no input pipeline (TFF's default loop costs several times more).
 """
 
 from __future__ import annotations
 
 import collections
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
-from keras.src.optimizers.base_optimizer import BaseOptimizer
 
-Tensors = tuple[tf.Tensor, ...]
+from keras_lp.federated.optimizers import stateless_optimizer
 
 
 def build_process(
     tff: Any,
-    model: keras.Model,
-    element_spec: Any,
-    *,
-    frozen_dir: Path,
-    local_epochs: int,
-    batch_size: int | None,
+    variables: Sequence[keras.Variable],
+    block_spec: Any,
+    train: Callable[..., Any],
+    groups: Sequence[int],
     server_optimizer: keras.optimizers.Optimizer,
 ) -> Any:
     """Returns a `tff.learning.templates.LearningProcess` of federated averaging.
 
-    Its model weights are the trainable variables. Its measurements are the metrics' variables
-    summed over the clients.
+    Its measurements of the client work are `metrics` and `dropped`, of the finalizer the L2 norm
+    of the mean update.
 
     Args:
         tff: the module.
-        model: a compiled model whose metrics are built.
-        element_spec: `tf.TensorSpec`s of one client, from `element_spec`.
-        frozen_dir: where `write_frozen` has put the other weights.
-        local_epochs: passes over a client's data in a round.
-        batch_size: examples a local step; None takes all of a client's at once.
+        variables: the trainable variables; they are the process's model weights.
+        block_spec: `tf.TensorSpec`s of a block.
+        train: what `client_work.train_block` returned.
+        groups: the group of shares of each variable.
         server_optimizer: applied to the mean update.
     """
     learning = tff.learning
-    local_training = _local_training(model, frozen_dir, local_epochs, batch_size)
-    trainable = tuple(variable.numpy() for variable in model.trainable_variables)
-
-    @tff.tensorflow.computation
-    def initial_weights() -> Any:
-        return learning.models.ModelWeights(tuple(tf.constant(value) for value in trainable), ())
-
-    weights_type = initial_weights.type_signature.result
-    data_type = tff.SequenceType(
-        tf.nest.map_structure(
-            lambda spec: tff.TensorType(spec.dtype.as_numpy_dtype, spec.shape), element_spec
-        )
-    )
+    initial_weights, weights_type = _weights(tff, variables)
+    data_type = _data_type(tff, block_spec)
+    group_count = block_spec["shares"].shape[-1]
 
     @tff.tensorflow.computation(weights_type, data_type)
-    def client_update(weights: Any, data: tf.data.Dataset) -> Any:
-        start = tuple(weights.trainable)
-        client = data.get_single_element()
-        trained, metrics = local_training(start, client)
-        update = tuple(before - after for before, after in zip(start, trained, strict=True))
-        examples = tf.cast(_count(client["x"]), tf.float32)
-        return learning.templates.ClientResult(update, examples), metrics
+    def train_clients(weights: Any, data: tf.data.Dataset) -> Any:
+        result = train(tuple(weights.trainable), data.get_single_element())
+        measured = collections.OrderedDict(metrics=result["metrics"], dropped=result["dropped"])
+        return learning.templates.ClientResult(result["update"], result["shares"]), measured
 
-    @tff.federated_computation
-    def no_state() -> Any:
-        return tff.federated_value((), tff.SERVER)
+    no_state = _no_state(tff)
 
     @tff.federated_computation(
         no_state.type_signature.result,
@@ -81,159 +58,96 @@ def build_process(
         tff.FederatedType(data_type, tff.CLIENTS),
     )
     def client_work(state: Any, weights: Any, data: Any) -> Any:
-        result, metrics = tff.federated_map(client_update, (weights, data))
-        return tff.templates.MeasuredProcessOutput(state, result, tff.federated_sum(metrics))
+        result, measured = tff.federated_map(train_clients, (weights, data))
+        return tff.templates.MeasuredProcessOutput(state, result, tff.federated_sum(measured))
 
-    update_type = weights_type.trainable
     return learning.templates.compose_learning_process(
         initial_weights,
         learning.templates.build_broadcast_process(weights_type),
         learning.templates.ClientWorkProcess(no_state, client_work),
-        tff.aggregators.MeanFactory().create(update_type, tff.TensorType(np.float32)),
-        _server_step(tff, server_optimizer, model.trainable_variables, weights_type),
+        _mean(tff, weights_type.trainable, groups, group_count),
+        _server_step(tff, server_optimizer, variables, weights_type),
     )
 
 
-def write_frozen(model: keras.Model, directory: Path) -> None:
-    """Writes the weights that do not train to files, where clients read them.
-
-    So they stay out of the messages of every round.
-    """
-    for i, variable in enumerate(_frozen(model)):
-        tensor = tf.io.serialize_tensor(tf.convert_to_tensor(variable))
-        tf.io.write_file(str(directory / f"{i}.tensor"), tensor)
-
-
-def metric_results(model: keras.Model, metrics: Sequence[Any]) -> dict[str, Any]:
-    """Returns the model's logs for given values of its metrics' variables."""
-    mapping = list(zip(model.metrics_variables, map(tf.convert_to_tensor, metrics), strict=True))
-    with keras.StatelessScope(state_mapping=mapping):
-        results = {name: np.asarray(value) for name, value in model.get_metrics_result().items()}
-    return {name: float(value) if value.ndim == 0 else value for name, value in results.items()}
-
-
-def _local_training(
-    model: keras.Model, frozen_dir: Path, local_epochs: int, batch_size: int | None
+def build_evaluation(
+    tff: Any, variables: Sequence[keras.Variable], block_spec: Any, evaluate: Callable[..., Any]
 ) -> Any:
-    """Returns `(weights, client) -> (weights, metrics)`: a client's work in one round.
+    """Returns the TFF computation `(weights, blocks) -> result` of `client_work.evaluate_block`."""
+    weights_type = _weights(tff, variables)[1].trainable
+    data_type = _data_type(tff, block_spec)
 
-    The optimizer starts afresh, at the round's learning rate. Examples are shuffled and Dropout
-    draws by the client's seed.
-    """
-    optimizer = stateless_optimizer(model.optimizer, model.trainable_variables)
-    optimizer_start = [variable.numpy() for variable in optimizer.variables]
-    rate = [variable is optimizer._learning_rate for variable in optimizer.variables]
-    metrics_start = [tf.zeros(v.shape, v.dtype).numpy() for v in model.metrics_variables]
-    frozen, random = _frozen(model), _random_states(model)
+    @tff.tensorflow.computation(weights_type, data_type)
+    def evaluate_clients(weights: Any, data: tf.data.Dataset) -> Any:
+        return evaluate(tuple(weights), data.get_single_element())
 
-    @tf.function
-    def train(weights: Tensors, client: Any) -> tuple[Tensors, Any]:
-        x, y, seed = client["x"], client["y"], client["seed"]
-        examples = _count(x)
-        batch = examples if batch_size is None else tf.constant(batch_size)
-        steps = -(-examples // batch)
-        fixed = _read_frozen(frozen, frozen_dir)
+    @tff.federated_computation(
+        tff.FederatedType(weights_type, tff.SERVER), tff.FederatedType(data_type, tff.CLIENTS)
+    )
+    def evaluation(weights: Any, data: Any) -> Any:
+        at_clients = tff.federated_broadcast(weights)
+        return tff.federated_sum(tff.federated_map(evaluate_clients, (at_clients, data)))
 
-        def step(
-            i: tf.Tensor, weights: Tensors, slots: Tensors, states: Tensors, metrics: Tensors
-        ) -> Any:
-            order = _shuffled(examples, seed, i // steps)
-            chosen = order[(i % steps) * batch : (i % steps + 1) * batch]
-            xs, ys = tf.nest.map_structure(lambda data: tf.gather(data, chosen), (x, y))
-            with tf.GradientTape() as tape:
-                tape.watch(weights)
-                mapping = [
-                    *zip(model.trainable_variables, weights, strict=True),
-                    *zip(frozen, fixed, strict=True),
-                    *zip(random, states, strict=True),
-                    *zip(model.metrics_variables, metrics, strict=True),
-                ]
-                with keras.StatelessScope(state_mapping=mapping, collect_losses=True) as scope:
-                    before = [scope.get_current_value(v) for v in frozen]
-                    loss = _forward(model, xs, ys)
-                    _check_still(frozen, before, scope)
-            gradients = [
-                tf.convert_to_tensor(gradient)  # sparse ones (embeddings) too
-                for gradient in tape.gradient(
-                    loss, weights, unconnected_gradients=tf.UnconnectedGradients.ZERO
-                )
-            ]
-            states = tuple(scope.get_current_value(v) for v in random)
-            metrics = tuple(scope.get_current_value(v) for v in model.metrics_variables)
-            weights, slots = optimizer.stateless_apply(list(slots), gradients, list(weights))
-            return i + 1, tuple(weights), tuple(slots), states, metrics
+    return evaluation
 
-        state = (
-            tf.constant(0),
-            weights,
-            tuple(
-                tf.cast(client["learning_rate"], value.dtype) if is_rate else tf.constant(value)
-                for value, is_rate in zip(optimizer_start, rate, strict=True)
-            ),
-            _seeded(random, seed),
-            tuple(tf.constant(value) for value in metrics_start),
+
+def _weights(tff: Any, variables: Sequence[keras.Variable]) -> tuple[Any, Any]:
+    values = tuple(variable.numpy() for variable in variables)
+
+    @tff.tensorflow.computation
+    def initial_weights() -> Any:
+        trainable = tuple(tf.constant(value) for value in values)
+        return tff.learning.models.ModelWeights(trainable, ())
+
+    return initial_weights, initial_weights.type_signature.result
+
+
+def _data_type(tff: Any, block_spec: Any) -> Any:
+    return tff.SequenceType(
+        tf.nest.map_structure(
+            lambda spec: tff.TensorType(spec.dtype.as_numpy_dtype, spec.shape), block_spec
         )
-        total = steps * local_epochs
-        _, weights, _, _, metrics = tf.while_loop(lambda i, *_: i < total, step, state)
-        return weights, metrics
-
-    def call(*arguments: Any) -> Any:
-        # Layers may hold eager tensors (Normalization does); in TFF's graph they are constants.
-        specs = tf.nest.map_structure(lambda a: tf.TensorSpec(a.shape, a.dtype), arguments)
-        concrete = train.get_concrete_function(*specs)
-        captured = [tf.constant(tensor.numpy()) for tensor in concrete.captured_inputs]
-        return concrete._call_flat(tf.nest.flatten(arguments), captured)
-
-    return call
+    )
 
 
-def _check_still(frozen: Sequence[keras.Variable], before: Sequence[Any], scope: Any) -> None:
-    """Refuses state that changes in training but is neither averaged nor a seed."""
-    changed = [
-        variable.path
-        for variable, value in zip(frozen, before, strict=True)
-        if scope.get_current_value(variable) is not value
-    ]
-    if changed:
-        raise ValueError(
-            "Clients can train weights only: other state that changes in training would be lost "
-            f"with each client. Received: a model that changes {changed[:5]}. Freeze or replace "
-            "the layers that hold it (stateful recurrence, SpectralNormalization, ...)."
+def _no_state(tff: Any) -> Any:
+    @tff.federated_computation
+    def no_state() -> Any:
+        return tff.federated_value((), tff.SERVER)
+
+    return no_state
+
+
+def _mean(tff: Any, update_type: Any, groups: Sequence[int], group_count: int) -> Any:
+    """Returns TFF's aggregation: the sum of updates over the sum of shares, group by group.
+
+    A group that nobody has a share in stays as it is. A round without any client's update gives
+    NaN, which the server leaves aside.
+    """
+    shares_type = tff.TensorType(np.float32, (group_count,))
+
+    @tff.tensorflow.computation(update_type, shares_type)
+    def divide(total: Any, shares: Any) -> Any:
+        nothing = tf.where(shares[0] > 0, 0.0, np.nan)
+        return tuple(
+            tf.math.divide_no_nan(update, tf.cast(shares[group], update.dtype))
+            + tf.cast(nothing, update.dtype)
+            for update, group in zip(total, groups, strict=True)
         )
 
+    no_state = _no_state(tff)
 
-def _forward(model: keras.Model, x: Any, y: Any) -> tf.Tensor:
-    """Keras's training step without the gradients: output, loss, metrics."""
-    y_pred = model(x, training=True)
-    loss = model.compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=None, training=True)
-    model._loss_tracker.update_state(loss, sample_weight=_count(x))
-    model.compute_metrics(x, y, y_pred, sample_weight=None)
-    return loss
+    @tff.federated_computation(
+        no_state.type_signature.result,
+        tff.FederatedType(update_type, tff.CLIENTS),
+        tff.FederatedType(shares_type, tff.CLIENTS),
+    )
+    def aggregate(state: Any, updates: Any, shares: Any) -> Any:
+        total = tff.federated_sum(updates), tff.federated_sum(shares)
+        nothing = tff.federated_value((), tff.SERVER)
+        return tff.templates.MeasuredProcessOutput(state, tff.federated_map(divide, total), nothing)
 
-
-def stateless_optimizer(
-    optimizer: keras.optimizers.Optimizer, variables: Sequence[keras.Variable]
-) -> keras.optimizers.Optimizer:
-    """Returns a fresh optimizer of the same settings whose `stateless_apply` works.
-
-    Keras's TensorFlow optimizers overlay the stateless code of their base class with
-    `tf.distribute`. The twin takes each overlaid method from that base class again, unless a
-    class above (a layerwise optimizer) has its own.
-    """
-    cls = type(optimizer)
-    overlay = next(base for base in cls.__mro__ if base.__name__ == "TFOptimizer")
-    plain = {
-        name: method
-        for name, method in vars(BaseOptimizer).items()
-        if name in vars(overlay) and getattr(cls, name) is vars(overlay)[name]
-        if not name.startswith("__")
-    }
-    twin = type(cls.__name__, (cls,), plain).from_config(optimizer.get_config())
-    if optimizer.weight_decay is not None:  # what is excluded from it is not in the config
-        decays = optimizer._use_weight_decay
-        twin.exclude_from_weight_decay(var_list=[v for v in variables if not decays(v)])
-    twin.build(list(variables))
-    return twin
+    return tff.templates.AggregationProcess(no_state, aggregate)
 
 
 def _server_step(
@@ -244,8 +158,8 @@ def _server_step(
 ) -> Any:
     """Returns TFF's finalizer: a Keras optimizer applies the mean update as its gradient.
 
-    An update that is not finite leaves the weights as they were. (TFF's own finalizer does the
-    same by AutoGraph, which does not work on every Python.)
+    An update that is not finite leaves weights and optimizer as they were. (TFF's own finalizer
+    does the same by AutoGraph, which does not work on every Python.)
     """
     twin = stateless_optimizer(optimizer, variables)
     start = [variable.numpy() for variable in twin.variables]
@@ -263,7 +177,8 @@ def _server_step(
         finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(g)) for g in gradients])
         slots = tuple(tf.where(finite, *pair) for pair in zip(slots, old_slots, strict=True))
         new = tuple(tf.where(finite, *pair) for pair in zip(new, old, strict=True))
-        return slots, tff.learning.models.ModelWeights(new, ())
+        norm = tf.linalg.global_norm([tf.cast(g, tf.float32) for g in gradients])
+        return slots, tff.learning.models.ModelWeights(new, ()), norm
 
     @tff.federated_computation
     def initialize() -> Any:
@@ -276,56 +191,7 @@ def _server_step(
         )
     )
     def step(state: Any, weights: Any, update: Any) -> Any:
-        result = tff.federated_map(apply, (state, weights, update))
-        nothing = tff.federated_value((), tff.SERVER)
-        return tff.templates.MeasuredProcessOutput(result[0], result[1], nothing)
+        slots, new, norm = tff.federated_map(apply, (state, weights, update))
+        return tff.templates.MeasuredProcessOutput(slots, new, norm)
 
     return tff.learning.templates.FinalizerProcess(initialize, step)
-
-
-def _frozen(model: keras.Model) -> list[keras.Variable]:
-    random = {id(variable) for variable in _random_states(model)}
-    return [v for v in model.non_trainable_variables if id(v) not in random]
-
-
-def _random_states(model: keras.Model) -> list[keras.Variable]:
-    """The states of the seed generators (Dropout, augmentation)."""
-    return [v for v in model.non_trainable_variables if v.name == "seed_generator_state"]
-
-
-def _seeded(random: Sequence[keras.Variable], seed: tf.Tensor) -> Tensors:
-    return tuple(tf.cast(seed, v.dtype) + tf.cast([0, i], v.dtype) for i, v in enumerate(random))
-
-
-def _read_frozen(frozen: Sequence[keras.Variable], directory: Path) -> list[tf.Tensor]:
-    values = []
-    for i, variable in enumerate(frozen):
-        content = tf.io.read_file(str(directory / f"{i}.tensor"))
-        values.append(tf.ensure_shape(tf.io.parse_tensor(content, variable.dtype), variable.shape))
-    return values
-
-
-def _shuffled(examples: tf.Tensor, seed: tf.Tensor, epoch: tf.Tensor) -> tf.Tensor:
-    keys = tf.random.stateless_uniform([examples], seed + tf.stack([epoch, 0]))
-    return tf.argsort(keys)
-
-
-def _count(x: Any) -> tf.Tensor:
-    return tf.shape(tf.nest.flatten(x)[0])[0]
-
-
-def element_spec(x: Any, y: Any) -> Any:
-    """Returns the specs of one client's element for its arrays.
-
-    An OrderedDict of `x` and `y`, the client's `seed` and the round's `learning_rate`.
-    """
-
-    def spec(array: Any) -> tf.TensorSpec:
-        return tf.TensorSpec((None, *array.shape[1:]), array.dtype)
-
-    return collections.OrderedDict(
-        x=tf.nest.map_structure(spec, x),
-        y=tf.nest.map_structure(spec, y),
-        seed=tf.TensorSpec((2,), tf.int32),
-        learning_rate=tf.TensorSpec((), tf.float32),
-    )

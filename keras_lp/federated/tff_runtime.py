@@ -7,6 +7,7 @@ leaves that process behind at exit, holding the pipes of its parent; here it is 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import importlib
 import importlib.machinery
@@ -19,6 +20,7 @@ import sys
 import threading
 import time
 import types
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +143,12 @@ class Worker:
 
     It is killed at exit, and by the kernel if this process dies first; it holds none of our
     pipes.
+
+    Attributes:
+        process: the process, None before the first start.
+        restarts: how often it was started again.
+        bytes_sent: sizes of all messages to it: weights, clients' data, computations.
+        bytes_received: sizes of all messages from it.
     """
 
     # PR_SET_PDEATHSIG (1) with SIGKILL (9), set by a launcher between fork and exec: a
@@ -149,16 +157,29 @@ class Worker:
         "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); os.execv(sys.argv[1], sys.argv[1:])"
     )
     _SECONDS_TO_START = 60
+    _RESTARTS_A_CALL = 3
 
     def __init__(self) -> None:
         self.process: subprocess.Popen[bytes] | None = None
+        self.restarts = self.bytes_sent = self.bytes_received = 0
+        self._allowed = self._RESTARTS_A_CALL
         self._stub: Any = None
         atexit.register(self.end)
+
+    @contextlib.contextmanager
+    def watch(self) -> Iterator[None]:
+        """Lets the worker die a few times in a call of TFF, which begins anew each time.
+
+        TFF itself would try without end.
+        """
+        self._allowed = self.restarts + self._RESTARTS_A_CALL
+        yield
 
     def stub(self) -> Any:
         """Returns the connection to a running worker."""
         with _LOCK:
             if self._stub is None or not self._stub.is_ready:
+                self._count_restart()
                 self.end()
                 self._start()
             return self._stub
@@ -168,6 +189,17 @@ class Worker:
         if self.process is not None and self.process.poll() is None:
             self.process.kill()  # SIGTERM would leave it alive for seconds
             self.process.wait()
+
+    def _count_restart(self) -> None:
+        if self.process is None:
+            return
+        if self.restarts >= self._allowed:
+            raise RuntimeError(
+                "TFF's worker process must live through a round. Received: "
+                f"{self._RESTARTS_A_CALL + 1} deaths in one, the last with exit code "
+                f"{self.process.poll()}. It may lack memory: sample fewer clients a round."
+            )
+        self.restarts += 1
 
     def _start(self) -> None:
         import grpc
@@ -184,7 +216,8 @@ class Worker:
         )
         unlimited = [(f"grpc.max_{kind}message_length", -1) for kind in ("", "send_", "receive_")]
         channel = grpc.insecure_channel(f"localhost:{port}", unlimited)
-        self._stub = tff.framework.RemoteExecutorGrpcStub(channel)
+        counted = grpc.intercept_channel(channel, _counting_interceptor(self))
+        self._stub = tff.framework.RemoteExecutorGrpcStub(counted)
         deadline = time.monotonic() + self._SECONDS_TO_START
         while not self._stub.is_ready:
             if self.process.poll() is not None or time.monotonic() > deadline:
@@ -194,6 +227,20 @@ class Worker:
                     f"{binary} --port={port}"
                 )
             time.sleep(0.01)
+
+
+def _counting_interceptor(worker: Worker) -> Any:
+    import grpc
+
+    class Count(grpc.UnaryUnaryClientInterceptor):
+        def intercept_unary_unary(self, continuation: Any, details: Any, request: Any) -> Any:
+            response = continuation(details, request)
+            worker.bytes_sent += request.ByteSize()
+            if response.code() is grpc.StatusCode.OK:
+                worker.bytes_received += response.result().ByteSize()
+            return response
+
+    return Count()
 
 
 def _has_pip() -> bool:

@@ -1,0 +1,84 @@
+"""Data as arrays: `(x, y)` or `(x, y, sample_weight)` of arrays, or an unbatched data set."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+# (x, y), or (x, y, sample_weight)
+Arrays = tuple[Any, ...]
+
+
+def as_arrays(data: Any, what: str) -> Arrays:
+    """Returns data as arrays; those of a dict in the order of its names, which TFF wants.
+
+    Args:
+        data: a tuple of arrays, or an unbatched `tf.data.Dataset`.
+        what: whose data they are, for the errors.
+
+    Raises:
+        ValueError: a batched or endless data set, or one of something else than pairs.
+        TypeError: neither a tuple of two or three nor a data set.
+    """
+    if isinstance(data, tf.data.Dataset):
+        check_unbatched(data, what)
+        return _read(data)
+    if isinstance(data, (tuple, list)) and len(data) in (2, 3):
+        return tuple(_sorted(part) for part in data if part is not None)
+    raise TypeError(
+        f"The data of {what} must be a pair (x, y) of arrays, with a sample_weight if there is "
+        "one, or an unbatched tf.data.Dataset of such pairs. Received: "
+        f"{type(data).__name__}."
+    )
+
+
+def check_unbatched(data: tf.data.Dataset, what: str) -> None:
+    """Raises `ValueError` unless a data set gives single examples `(x, y)` and ends."""
+    spec = data.element_spec
+    if not (isinstance(spec, tuple) and len(spec) in (2, 3)):
+        raise ValueError(
+            f"The data set of {what} must yield pairs (x, y). Received: element_spec={spec}. "
+            "Turn its elements into pairs with `dataset.map(...)`."
+        )
+    if any(leaf.shape.rank and leaf.shape[0] is None for leaf in tf.nest.flatten(spec)):
+        raise ValueError(
+            f"The data set of {what} must yield single examples. Received: a batched data set, "
+            f"element_spec={spec}. Use `dataset.unbatch()`."
+        )
+    if data.cardinality() == tf.data.INFINITE_CARDINALITY:
+        raise ValueError(
+            f"The data set of {what} must end. Received: one that repeats without end. Drop "
+            "`repeat()`: `local_epochs` says how often a client sees its data."
+        )
+
+
+def count_examples(data: Arrays, where: str = "") -> int:
+    """Returns the number of examples; raises `ValueError` unless all arrays have as many."""
+    sizes = {len(array) for array in tf.nest.flatten(data)}
+    if len(sizes) > 1:
+        raise ValueError(
+            "There must be as many labels as inputs. Received: arrays of the lengths "
+            f"{sorted(sizes)}{where}."
+        )
+    return sizes.pop()
+
+
+def _sorted(part: Any) -> Any:
+    if isinstance(part, Mapping):
+        return collections.OrderedDict((name, np.asarray(part[name])) for name in sorted(part))
+    if isinstance(part, (tuple, list)) and all(np.ndim(array) > 0 for array in part):
+        return tuple(np.asarray(array) for array in part)
+    return np.asarray(part)
+
+
+def _read(data: tf.data.Dataset) -> Arrays:
+    examples = list(data.as_numpy_iterator())
+    if not examples:
+        empty = tf.nest.map_structure(lambda leaf: np.zeros((0, *leaf.shape)), data.element_spec)
+        return tuple(_sorted(part) for part in empty)
+    stacked = tf.nest.map_structure(lambda *leaves: np.stack(leaves), *examples)
+    return tuple(_sorted(part) for part in stacked)

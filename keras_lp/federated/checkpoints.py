@@ -1,0 +1,176 @@
+"""The state of a federation in files, so that a killed run goes on.
+
+A file is its own SHA-256, then a NumPy archive. It is written beside its place and then renamed,
+so a file under its name is whole, unless the disk damaged it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+_KEPT = 3  # files: the newest, and what is there should it be damaged
+
+
+class Checkpoints:
+    """The checkpoints of one federation in a folder, which is made.
+
+    Args:
+        directory: the folder.
+        settings: what a checkpoint must agree with, JSON values by name.
+    """
+
+    def __init__(self, directory: str | os.PathLike, settings: dict[str, Any]) -> None:
+        self._directory = Path(directory)
+        self._directory.mkdir(parents=True, exist_ok=True)
+        self._settings = json.loads(json.dumps(settings))
+
+    def save(self, round_number: int, arrays: list[np.ndarray], about: dict[str, Any]) -> None:
+        """Writes the state after a round, and removes what is older than the last few.
+
+        Args:
+            round_number: how many rounds are done.
+            arrays: the state.
+            about: more of it, JSON values by name.
+        """
+        text = json.dumps({"settings": self._settings, "about": about, "round": round_number})
+        buffer = io.BytesIO()
+        numbered = {f"array_{i}": array for i, array in enumerate(arrays)}
+        np.savez(buffer, header=np.frombuffer(text.encode(), "uint8"), **numbered)
+        content = buffer.getvalue()
+        path = self._directory / f"round_{round_number:07d}.ckpt"
+        partial = path.with_suffix(f".{os.getpid()}.partial")
+        with open(partial, "wb") as file:
+            file.write(hashlib.sha256(content).digest() + content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+        for old in (*self._files()[:-_KEPT], *self._directory.glob("*.partial")):
+            old.unlink(missing_ok=True)
+
+    def load(self) -> tuple[int, list[np.ndarray], dict[str, Any]] | None:
+        """Returns the newest whole `(round_number, arrays, about)`, None if there is none.
+
+        Warns of each damaged file that it passes over.
+
+        Raises:
+            ValueError: a checkpoint of another model or other settings.
+        """
+        for path in reversed(self._files()):
+            try:
+                header, arrays = _read(path)
+            except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+                warnings.warn(
+                    f"The checkpoint {path} is damaged ({error}) and passed over.", stacklevel=3
+                )
+                continue
+            self._check(path, header["settings"])
+            return header["round"], arrays, header["about"]
+        return None
+
+    def _files(self) -> list[Path]:
+        return sorted(self._directory.glob("round_*.ckpt"))
+
+    def _check(self, path: Path, found: dict[str, Any]) -> None:
+        names = {*found, *self._settings}
+        others = sorted(n for n in names if found.get(n) != self._settings.get(n))
+        if others:
+            shown = ", ".join(
+                f"{name}={_short(found.get(name))} (now {_short(self._settings.get(name))})"
+                for name in others
+            )
+            raise ValueError(
+                "A checkpoint goes on with the model and settings that it was written with. "
+                f"Received: {path} of {shown}. Use another `checkpoint_dir`, or the settings of "
+                "before."
+            )
+
+
+def describe_model(model: keras.Model) -> dict[str, str]:
+    """Returns digests of what makes a model the same one after a restart.
+
+    Names do not count: Keras numbers them anew in each process. Neither do weights that train.
+    """
+    layers = model._flatten_layers(include_self=False)
+    shapes = [
+        (tuple(v.shape), keras.backend.standardize_dtype(v.dtype), v.trainable)
+        for v in model.weights
+    ]
+    config = {key: _plain(value) for key, value in (model._compile_config.config or {}).items()}
+    names = {layer.name: f"#{i}" for i, layer in enumerate(layers)}
+    structure = json.dumps(_without_names(model.get_config(), names), default=str, sort_keys=True)
+    frozen = hashlib.sha256()
+    for variable in model.non_trainable_variables:
+        if variable.name != "seed_generator_state":
+            frozen.update(np.ascontiguousarray(variable.numpy()).tobytes())
+    return {
+        "model": digest([structure, shapes]),
+        "compiled": digest([config, _plain(model.optimizer)]),
+        "frozen weights": frozen.hexdigest()[:16],
+    }
+
+
+def describe_optimizer(optimizer: keras.optimizers.Optimizer) -> list[str]:
+    """Returns the name of an optimizer's class and a digest of its settings."""
+    config = {key: value for key, value in optimizer.get_config().items() if key != "name"}
+    return [type(optimizer).__name__, digest(config)]
+
+
+def _without_names(config: Any, names: dict[str, str]) -> Any:
+    """A config with the layers' names by number, and without seeds and the model's own name."""
+    if isinstance(config, dict):
+        return {
+            key: _without_names(value, names)
+            for key, value in config.items()
+            if key not in ("seed", "build_config", "compile_config")
+            and not (key == "name" and value not in names)
+        }
+    if isinstance(config, (list, tuple)):
+        return [_without_names(value, names) for value in config]
+    return names.get(config, config) if isinstance(config, str) else config
+
+
+def _plain(value: Any) -> Any:
+    """What is compiled, in a form that is the same in another process."""
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(part) for part in value]
+    if isinstance(value, (keras.optimizers.Optimizer, keras.losses.Loss, keras.metrics.Metric)):
+        own = value.get_config().items()
+        # The rate may be changed by callbacks; the one from the start is a setting of its own.
+        config = {key: part for key, part in own if key not in ("name", "learning_rate")}
+        return [type(value).__name__, json.dumps(config, default=_plain, sort_keys=True)]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return getattr(value, "__name__", type(value).__name__)
+
+
+def digest(value: Any) -> str:
+    """Returns a short digest of JSON values."""
+    text = json.dumps(value, default=str, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _read(path: Path) -> tuple[dict[str, Any], list[np.ndarray]]:
+    content = path.read_bytes()
+    digest, archive = content[:32], content[32:]
+    if hashlib.sha256(archive).digest() != digest:
+        raise ValueError("its checksum does not fit")
+    with np.load(io.BytesIO(archive), allow_pickle=False) as stored:
+        header = json.loads(stored["header"].tobytes())
+        return header, [stored[f"array_{i}"] for i in range(len(stored.files) - 1)]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."

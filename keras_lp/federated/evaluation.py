@@ -1,0 +1,44 @@
+"""Figures of a federation: over all examples, over clients, over the worst clients."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+
+
+def summary(
+    model: keras.Model, totals: Mapping[str, float], each: Mapping[str, np.ndarray]
+) -> dict[str, float]:
+    """Returns what `FederatedAveraging.evaluate` returns, without the number of clients.
+
+    Args:
+        model: the model, whose metrics say which direction is better.
+        totals: results over all examples by name.
+        each: results of the clients by name, `(clients,)`.
+    """
+    figures = dict(totals)
+    for name, values in each.items():
+        figures[f"mean_{name}"] = float(np.mean(values))
+        direction = _better(model, name)
+        if direction:
+            count = max(1, round(len(values) / 10))
+            ranked = np.sort(values * direction)  # the worst first
+            figures[f"worst_decile_{name}"] = float(np.mean(ranked[:count]) * direction)
+    return figures
+
+
+def _better(model: keras.Model, name: str) -> int:
+    """Returns 1 where more is better, -1 where less is, 0 where nobody knows."""
+    if name == "loss" or name.endswith("_loss"):
+        return -1
+    metrics: list[Any] = list(model.metrics)
+    found = [
+        metric
+        for metric in (*metrics, *(m for outer in metrics for m in getattr(outer, "metrics", [])))
+        if name == metric.name or name.endswith(f"_{metric.name}")
+    ]
+    direction = next((d for m in found if (d := getattr(m, "_direction", None))), None)
+    return {"up": 1, "down": -1}.get(direction, 0)

@@ -1,0 +1,218 @@
+"""One round after another: the state between them, and TFF's computations for them."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+import weakref
+from collections.abc import Hashable, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_lp.federated import tff_model, tff_runtime
+from keras_lp.federated.arrays import Arrays
+from keras_lp.federated.blocks import Work, block_spec, to_blocks
+from keras_lp.federated.client_work import (
+    LocalTraining,
+    StatelessModel,
+    evaluate_block,
+    scalars,
+    train_block,
+)
+from keras_lp.federated.groups import Groups
+from keras_lp.federated.source import Source
+
+_EVALUATED_AT_ONCE = 256  # clients
+
+
+class Rounds:
+    """The rounds of a federation: the server's state is here, the weights are the model's.
+
+    Args:
+        model: a compiled model.
+        local: how a client trains.
+        server_optimizer: what applies the mean update.
+        weighting: `"examples"` or `"uniform"`.
+
+    Attributes:
+        dropped: the clients whose update was not finite in the last round.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        local: LocalTraining,
+        server_optimizer: keras.optimizers.Optimizer,
+        weighting: str,
+    ) -> None:
+        self._model = model
+        self._local = local
+        self._server_optimizer = server_optimizer
+        self._weighting = weighting
+        self._training = _Built()
+        self._evaluation = _Built()
+        self._slots: tuple[np.ndarray, ...] | None = None  # of the server's optimizer
+        self._slots_of: list[int] | None = None
+        self.dropped: list[Hashable] = []
+        # Weights that do not train, as files: clients have them, they travel in no round.
+        self._frozen_dir = Path(tempfile.mkdtemp(prefix="keras_lp_"))
+        weakref.finalize(self, shutil.rmtree, self._frozen_dir, ignore_errors=True)
+
+    def run(
+        self, source: Source, clients: Sequence[Hashable], rng: np.random.Generator
+    ) -> dict[str, Any]:
+        """Runs a round over these clients, and returns its logs.
+
+        Args:
+            source: where their data come from.
+            clients: their ids.
+            rng: what their shuffles and Dropout draw from.
+        """
+        start = time.perf_counter()
+        seeds = rng.integers(2**31 - 1, size=(len(clients), 2), dtype=np.int32)
+        groups = self._groups()
+        data = [source.load(client) for client in clients]
+        work = [
+            Work(arrays, groups.shares(arrays), seed)
+            for arrays, seed in zip(data, seeds, strict=True)
+        ]
+        process, state = self._prepare(data[0], len(clients), source.on_features)
+        weights = tuple(variable.numpy() for variable in self._model.trainable_variables)
+        sent = state.global_model_weights._replace(trainable=weights)
+        state = state._replace(global_model_weights=sent, finalizer=self._slots)
+        blocks = to_blocks(work, float(self._model.optimizer.learning_rate))
+        with tff_runtime.load_worker().watch():
+            output = process.next(state, blocks)
+        self._slots = tuple(output.state.finalizer)
+        after = output.state.global_model_weights.trainable
+        for variable, value in zip(self._model.trainable_variables, after, strict=True):
+            variable.assign(value)
+        measured = output.metrics["client_work"]
+        flags = np.asarray(measured["dropped"])
+        self.dropped = [client for client, flag in zip(clients, flags, strict=True) if flag]
+        logs = self._training.stateless.results(measured["metrics"])
+        logs = {name: _plain(value) for name, value in logs.items()}
+        if len(self.dropped) == len(clients):
+            logs = {name: np.full_like(value, np.nan)[()] for name, value in logs.items()}
+            logs = {name: _plain(value) for name, value in logs.items()}
+        size = len(clients) * sum(array.nbytes for array in weights)
+        return {
+            **logs,
+            "clients": len(clients),
+            "dropped": len(self.dropped),
+            "update_norm": float(output.metrics["finalizer"]),
+            "bytes_up": size,
+            "bytes_down": size,
+            "seconds": time.perf_counter() - start,
+        }
+
+    def evaluate(self, source: Source) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """Returns the results over all examples, and those of each client, `(clients,)`."""
+        count = min(_EVALUATED_AT_ONCE, len(source.ids))
+        groups, tables, totals = self._groups(), [], None
+        for first in range(0, len(source.ids), count):
+            data = [source.load(client) for client in source.ids[first : first + count]]
+            computation = self._prepare_evaluation(data[0], count, source.on_features)
+            seed = np.zeros(2, "int32")
+            blocks = to_blocks([Work(arrays, groups.shares(arrays), seed) for arrays in data], 0.0)
+            weights = tuple(variable.numpy() for variable in self._model.trainable_variables)
+            with tff_runtime.load_worker().watch():
+                result = computation(weights, blocks)
+            tables.append(np.asarray(result["clients"])[: len(data)])
+            metrics = [np.asarray(value) for value in result["metrics"]]
+            if totals is not None:
+                metrics = [a + b for a, b in zip(totals, metrics, strict=True)]
+            totals = metrics
+        logs = self._evaluation.stateless.results(totals)
+        columns = np.concatenate(tables).T
+        each = dict(zip(scalars(logs), columns, strict=True))
+        return {name: _plain(value) for name, value in scalars(logs).items()}, each
+
+    def arrays(self) -> list[np.ndarray]:
+        """Returns the state after a round: the trainable weights, then the server optimizer's."""
+        return [*(v.numpy() for v in self._model.trainable_variables), *self._slots]
+
+    def restore(self, arrays: Sequence[np.ndarray]) -> None:
+        """Takes up what `arrays` returned."""
+        variables = self._model.trainable_variables
+        for variable, value in zip(variables, arrays, strict=False):
+            variable.assign(value)
+        self._slots = tuple(arrays[len(variables) :])
+        self._slots_of = [id(variable) for variable in variables]
+
+    def _groups(self) -> Groups:
+        if self._training.groups is None or self._training.compiled is not self._compiled():
+            self._training.groups = Groups(self._model, self._weighting)
+            self._training.compiled = self._compiled()
+        return self._training.groups
+
+    def _compiled(self) -> Any:
+        return self._model._compile_config  # a new object with each `compile`
+
+    def _prepare(self, data: Arrays, count: int, on_features: bool) -> Any:
+        """Returns TFF's process and its state, built anew where model or data's form are."""
+        built, groups = self._training, self._groups()
+        spec = block_spec(data, len(groups))
+        trainable = [id(variable) for variable in self._model.trainable_variables]
+        key = (repr(spec), trainable, self._compiled(), count, on_features)
+        if key != built.key:
+            stateless = self._stateless(data, on_features)
+            built.process = tff_model.build_process(
+                tff_runtime.load_tff(),
+                self._model.trainable_variables,
+                spec,
+                train_block(stateless, self._local, groups.of_variables, count),
+                groups.of_variables,
+                self._server_optimizer,
+            )
+            built.state = built.process.initialize()
+            built.stateless, built.key = stateless, key
+        if self._slots is None or trainable != self._slots_of:
+            self._slots, self._slots_of = tuple(built.state.finalizer), trainable
+        built.stateless.write_frozen()
+        return built.process, built.state
+
+    def _prepare_evaluation(self, data: Arrays, count: int, on_features: bool) -> Any:
+        built, groups = self._evaluation, self._groups()
+        spec = block_spec(data, len(groups))
+        trainable = [id(variable) for variable in self._model.trainable_variables]
+        key = (repr(spec), trainable, self._compiled(), count, on_features)
+        if key != built.key:
+            stateless = self._stateless(data, on_features)
+            built.process = tff_model.build_evaluation(
+                tff_runtime.load_tff(),
+                self._model.trainable_variables,
+                spec,
+                evaluate_block(stateless, count),
+            )
+            built.stateless, built.key = stateless, key
+        built.stateless.write_frozen()
+        return built.process
+
+    def _stateless(self, data: Arrays, on_features: bool) -> StatelessModel:
+        # Builds the metrics; evaluating one example changes nothing else.
+        self._model.test_on_batch(*tf.nest.map_structure(lambda array: array[:1], data))
+        self._model.reset_metrics()
+        return StatelessModel(self._model, self._frozen_dir, on_features)
+
+
+class _Built:
+    """What was built for one form of data, and for which."""
+
+    def __init__(self) -> None:
+        self.key: Any = None
+        self.process: Any = None
+        self.state: Any = None
+        self.stateless: Any = None
+        self.groups: Groups | None = None
+        self.compiled: Any = None
+
+
+def _plain(value: Any) -> Any:
+    array = np.asarray(value)
+    return array if array.ndim else float(array)

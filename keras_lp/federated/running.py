@@ -1,0 +1,60 @@
+"""What `fit` does around the rounds: validation and the line of a round."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_lp import checks
+from keras_lp.heads import tasks
+
+
+def validation(
+    model: keras.Model, data: Any, freq: int | Sequence[int]
+) -> Callable[[int], dict[str, float]]:
+    """Checks the validation data and returns what evaluates the model on them after a round.
+
+    Args:
+        model: the model.
+        data: arrays, a batched `tf.data.Dataset`, or None.
+        freq: every so many rounds, or the rounds (counted from 1) in a list.
+    """
+    if not isinstance(freq, Sequence):
+        checks.check_positive("validation_freq", freq, integer=True)
+    if data is None:
+        return lambda _: {}
+    if isinstance(data, tf.data.Dataset):
+        arguments = {"x": checks.checked_dataset(tasks(model), data)}
+    else:
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        checks.check_examples(tasks(model), x, y, " of validation_data")
+        arguments = {"x": x, "y": y, "sample_weight": sample_weight}
+
+    def validate(round_number: int) -> dict[str, float]:
+        due = round_number in freq if isinstance(freq, Sequence) else round_number % freq == 0
+        if not due:
+            return {}
+        results = model.evaluate(**arguments, verbose=0, return_dict=True)
+        return {f"val_{name}": value for name, value in results.items()}
+
+    return validate
+
+
+def print_round(number: int, rounds: int, logs: Mapping[str, Any]) -> None:
+    """Prints the line of a round."""
+    shown = [
+        f"{name}: {_figure(value)}"
+        for name, value in logs.items()
+        if name != "seconds" and (name != "dropped" or value)
+    ]
+    print(f"Round {number}/{rounds} - {logs['seconds']:.1f}s - {' - '.join(shown)}", flush=True)
+
+
+def _figure(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    return f"{value:,}" if isinstance(value, (int, np.integer)) else f"{value}"

@@ -1,0 +1,95 @@
+"""Where a round's data come from: loaded when sampled, features of a frozen backbone once."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+from collections.abc import Hashable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from keras_lp import features
+from keras_lp.caching import FeatureCache
+from keras_lp.federated.arrays import Arrays
+from keras_lp.federated.clients import Clients, Population, fitting_arrays
+
+
+class Source(contextlib.AbstractContextManager):
+    """The clients of one call of `fit` or `evaluate`, checked, as the model trains on them.
+
+    Arrays in a dict are checked at once; other clients when they are loaded. Where the model's
+    frozen backbone gives the same features in every round, they are computed once a client, on
+    the same terms as in `lp.Model.fit`: for arrays, or with `cache_features=True` for all.
+
+    A context manager: files with features are removed on leaving.
+
+    Args:
+        model: the model.
+        clients: as in `FederatedAveraging.fit`.
+
+    Attributes:
+        ids: the clients' ids.
+        on_features: whether the inputs are features.
+    """
+
+    def __init__(self, model: keras.Model, clients: Clients) -> None:
+        self._model = model
+        self._population = Population(clients)
+        self._population.check()
+        self.ids = self._population.ids
+        self._spec: Any = None
+        self._kept: dict[Hashable, Arrays] = {}
+        for client in self.ids:
+            if self._population.holds(client):
+                self._kept[client] = self._checked(client)
+        everything_held = len(self._kept) == len(self.ids)
+        self.on_features = _features_wanted(model, everything_held)
+        self._cache = FeatureCache(model, verbose=0) if self.on_features else None
+        self._features: dict[Hashable, Any] = {}
+
+    def load(self, client: Hashable) -> Arrays:
+        """Returns one client's arrays, with features in place of inputs where they are wanted."""
+        if client not in self._features:
+            data = self._kept[client] if client in self._kept else self._checked(client)
+            if not self.on_features:
+                return data
+            self._features[client] = (self._compute(data[0]), *data[1:])
+        return self._features[client]
+
+    def __exit__(self, *_: Any) -> None:
+        self._features.clear()
+        if self._cache is not None:
+            self._cache.__exit__()
+
+    def _checked(self, client: Hashable) -> Arrays:
+        data = fitting_arrays(self._model, client, self._population.load(client))
+        spec = tf.nest.map_structure(lambda array: (array.dtype.name, *array.shape[1:]), data)
+        if self._spec is None:
+            self._spec = client, spec
+        if spec != self._spec[1]:
+            raise ValueError(
+                "All clients' data must have one structure, shape and dtype. Received: client "
+                f"{self._spec[0]!r} with {_readable(self._spec[1])}, client {client!r} with "
+                f"{_readable(spec)}."
+            )
+        return data
+
+    def _compute(self, x: Any) -> Any:
+        ((found,), _) = self._cache.take((x,))
+        return collections.OrderedDict(sorted(found.items()))
+
+
+def _features_wanted(model: keras.Model, in_memory: bool) -> bool:
+    layer = features.features_layer(model)
+    if layer is None or layer.cache is False or (layer.cache == "auto" and not in_memory):
+        return False
+    is_own = getattr(model, "_is_extended", lambda: True)()  # a subclass may want the inputs
+    return not is_own and features.obstacle(model) is None
+
+
+def _readable(spec: Any) -> str:
+    names = ("x", "y", "sample_weight")
+    parts = (dict(part) if isinstance(part, dict) else part for part in spec)
+    return ", ".join(f"{name}: {part}" for name, part in zip(names, parts, strict=False))

@@ -1,0 +1,164 @@
+"""What kinds of models federate, each against plain Keras or NumPy."""
+
+import keras
+import numpy as np
+import pytest
+
+import keras_lp as lp
+from keras_lp.federated import tff_runtime
+from keras_lp.federated.groups import Groups
+
+pytestmark = pytest.mark.skipif(
+    tff_runtime.unsupported_platform() is not None, reason="TFF has wheels for Linux x86-64 only"
+)
+
+
+def same(a, b, atol=1e-5):
+    for left, right in zip(a, b, strict=True):
+        np.testing.assert_allclose(left, right, atol=atol, rtol=0)
+
+
+def multitask(mlp, hidden_units=()):
+    tasks = {"digit": 10, "value": lp.Regression(), "never": 2}
+    return lp.multitask_model(
+        mlp(), tasks, hidden_units=hidden_units, optimizer="sgd", learning_rate=0.1
+    )
+
+
+def test_a_head_counts_by_its_labels_and_the_shared_part_by_examples(mlp, digits):
+    """Keras's own update of each client, put together by hand with a weight a head."""
+    x, y = digits
+    model = multitask(mlp)
+    start = model.get_weights()
+    kernels = {name: np.array(model.get_layer(name).kernel) for name in ("digit", "never")}
+    some = np.where(np.arange(60) < 20, y[:60], -1)
+    clients = {
+        "a": (x[:60], {"digit": some, "value": y[:60].astype("float32")}),
+        "b": (x[60:100], {"digit": y[60:100]}),
+    }
+    updates = []
+    for x_own, y_own in clients.values():
+        model.set_weights(start)
+        model.fit(x_own, y_own, batch_size=60, epochs=2, verbose=0)
+        updates.append([w - s for w, s in zip(model.get_weights(), start, strict=True)])
+    model.set_weights(start)
+    lp.FederatedAveraging(model, batch_size=None, local_epochs=2).fit(clients, 1, verbose=0)
+    counts = {"mlp": (60, 40), "digit": (20, 40), "value": (60, 0), "never": (1, 1)}
+    weight_of = [
+        counts[layer.name] for layer in model.layers if layer.weights for _ in layer.weights
+    ]
+    expected = [
+        s + (a * u + b * v) / (a + b)
+        for s, u, v, (a, b) in zip(start, *updates, weight_of, strict=True)
+    ]
+    same(model.get_weights(), expected)
+    assert np.abs(model.get_layer("digit").kernel - kernels["digit"]).max() > 1e-3
+    np.testing.assert_array_equal(model.get_layer("never").kernel, kernels["never"])
+
+
+def test_hidden_layers_of_a_head_belong_to_it_and_uniform_counts_who_has_labels(mlp, digits):
+    model = multitask(mlp, hidden_units=[4])
+    y = {"digit": np.array([1, -1, 2]), "value": np.full(3, np.nan), "never": -np.ones(3)}
+    data = digits[0][:3], y
+    examples, uniform = Groups(model, "examples"), Groups(model, "uniform")
+    by_name = {
+        v.path.split("/")[-2]: group
+        for v, group in zip(model.trainable_variables, examples.of_variables, strict=True)
+    }
+    assert by_name["block0"] == 0
+    of_task = {name: by_name[name] for name in ("digit", "value", "never")}
+    assert sorted(of_task.values()) == [1, 2, 3]
+    assert all(by_name[f"{name}_hidden_0"] == group for name, group in of_task.items())
+    for groups, expected in ((examples, [3, 2, 0, 0]), (uniform, [1, 1, 0, 0])):
+        shares = groups.shares(data)
+        ordered = [shares[0], *(shares[of_task[name]] for name in ("digit", "value", "never"))]
+        np.testing.assert_array_equal(ordered, expected)
+
+
+def wire_bytes(model, data, **arguments):
+    """Bytes to and from the worker in the second round."""
+    federated = lp.FederatedAveraging(model, batch_size=None, **arguments)
+    worker = tff_runtime.load_worker()
+    federated.fit(data, 1, verbose=0)
+    before = worker.bytes_sent, worker.bytes_received
+    federated.fit(data, 1, verbose=0)
+    return worker.bytes_sent - before[0], worker.bytes_received - before[1]
+
+
+def test_features_once_give_the_same_weights_and_frozen_weights_stay_off_the_wire(mlp, digits):
+    clients = lp.partition(digits, 4, seed=1)
+    models = []
+    for cache in (True, False):
+        keras.utils.set_random_seed(1)
+        backbone = mlp((1000, 500, 8))  # 2.3 MB
+        models.append(
+            lp.transfer_model(
+                backbone, 10, cache_features=cache, optimizer="sgd", learning_rate=0.5
+            )
+        )
+    frozen = sum(v.numpy().nbytes for v in models[0].non_trainable_variables)
+    assert frozen > 2e6
+    data = 200 * 64 * 4
+    sent = {}
+    for cache, model in zip((True, False), models, strict=True):
+        sent[cache], received = wire_bytes(model, clients)
+        assert sent[cache] < 250_000 + data
+        assert received < 10_000
+    assert sent[True] < sent[False] - 0.5 * data
+    same(models[0].get_weights(), models[1].get_weights())
+
+
+def test_the_backbone_runs_once_a_client_and_not_for_data_that_may_change(mlp, digits, monkeypatch):
+    from keras_lp.federated.source import Source
+
+    model = lp.transfer_model(mlp(), 10)
+    arrays = lp.partition(digits, 3)
+    calls = []
+    compute = Source._compute
+    monkeypatch.setattr(Source, "_compute", lambda self, x: calls.append(1) or compute(self, x))
+    federated = lp.FederatedAveraging(model)
+    federated.fit(arrays, 3, verbose=0)
+    assert len(calls) == 3
+    found = federated.evaluate(arrays)
+    expected = model.evaluate(*digits, verbose=0, return_dict=True)
+    assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-5)
+    assert len(calls) == 6
+    federated.fit((list(arrays), arrays.__getitem__), 1, verbose=0)
+    assert len(calls) == 6
+
+
+def test_lora_trains_its_adapters_as_keras_does(mlp, digits):
+    def adapted():
+        keras.utils.set_random_seed(2)
+        model = lp.transfer_model(mlp(), 10)
+        return lp.finetune_model(model, lora=lp.LoRA(rank=2), optimizer="sgd", learning_rate=0.1)
+
+    model, central = adapted(), adapted()
+    lp.FederatedAveraging(model, batch_size=None, local_epochs=2).fit({0: digits}, 1, verbose=0)
+    central.fit(*digits, batch_size=200, epochs=2, verbose=0)
+    same(model.get_weights(), central.get_weights())
+
+
+@pytest.mark.parametrize("kind", ["lstm", "attention"])
+def test_sequence_models_train_as_in_keras(digits, kind):
+    ids = (digits[0] * 15).astype("int32")[:40, :8]
+
+    def sequence_model():
+        keras.utils.set_random_seed(3)
+        inputs = keras.Input((8,), dtype="int32")
+        x = keras.layers.Embedding(16, 4, mask_zero=kind == "lstm")(inputs)
+        if kind == "lstm":
+            x = keras.layers.LSTM(4)(x)
+        else:
+            x = keras.layers.MultiHeadAttention(2, 2)(x, x, use_causal_mask=True)
+            x = keras.layers.GlobalAveragePooling1D()(keras.layers.LayerNormalization()(x))
+        model = keras.Model(inputs, keras.layers.Dense(10)(x))
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile(keras.optimizers.SGD(0.5), loss, metrics=["accuracy"])
+        return model
+
+    model, central = sequence_model(), sequence_model()
+    data = ids, digits[1][:40]
+    lp.FederatedAveraging(model, batch_size=None, local_epochs=2).fit({0: data}, 1, verbose=0)
+    central.fit(*data, batch_size=40, epochs=2, verbose=0)
+    same(model.get_weights(), central.get_weights())
