@@ -23,12 +23,11 @@ Writes for each study tables (Markdown), all runs (JSON) and a plot of sample ef
 from __future__ import annotations
 
 import argparse
-import dataclasses
+import functools
 import os
-import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +37,26 @@ import keras
 import numpy as np
 import tensorflow as tf
 from common import RESULTS, machine, table, write
-from scipy import stats
-from sklearn.metrics import balanced_accuracy_score, roc_auc_score
-from sklearn.model_selection import train_test_split
+from studies import (
+    METRICS,
+    XRAY_LABELS,
+    Approach,
+    Case,
+    Problem,
+    Run,
+    difference,
+    draw,
+    learn,
+    normalisations,
+    rate_table,
+    score_table,
+    scores,
+    spread,
+    sweep,
+    unique,
+    values,
+    xray_problem,
+)
 
 import keras_lp as lp
 
@@ -52,133 +68,34 @@ EPOCHS = 8
 LOW = (3e-4, 1e-3, 3e-3)  # rates; which three an approach gets was seen with one seed on `val`
 HIGH = (1e-3, 3e-3, 1e-2)
 SCRATCH = "from scratch"
-METRICS = {  # label, factor, digits
-    "balanced_accuracy": ("balanced accuracy, %", 100, 1),
-    "auc": ("AUC", 1, 3),
-    "accuracy": ("accuracy, %", 100, 1),
-}
-
 XRAY_SIZES = (40, 200, 1000)
-XRAY_LABELS = ["normal", "pneumonia"]
 
 SCRIPTS = ("cmaterdb/bangla", "cmaterdb/devanagari")
 SOURCES = ("mnist", "fashion_mnist")
 A_CLASS = (10, 20, 50, 100)  # examples a class
 HELD_OUT = 500  # training pictures of cmaterdb to choose the rate on
 
-Arrays = tuple[np.ndarray, np.ndarray]
-Run = dict[str, Any]
-
-
-@dataclasses.dataclass
-class Problem:
-    """What is to be learned; `train` holds more pictures than are used."""
-
-    name: str
-    labels: list[str]
-    train: Arrays
-    val: Arrays
-    test: Arrays
-
-
-@dataclasses.dataclass
-class Approach:
-    """A way to learn it: `fit` takes pictures, labels, the rate and arguments of Keras' `fit`."""
-
-    name: str
-    rates: Sequence[float]
-    fit: Callable[..., keras.Model]
-
-
-def draw(data: Arrays, count: int, seed: int) -> tuple[Arrays, Arrays]:
-    """Draws `count` pictures at random, each class in its share; returns them and the rest."""
-    x, y = data
-    chosen, rest = train_test_split(
-        np.arange(len(y)), train_size=count, random_state=seed, stratify=y
-    )
-    return (x[chosen], y[chosen]), (x[rest], y[rest])
-
 
 def cosine(rate: float) -> keras.optimizers.schedules.CosineDecay:
     return keras.optimizers.schedules.CosineDecay(rate, EPOCHS * SHOWN // BATCH)
 
 
-def scores(model: keras.Model, data: Arrays) -> dict[str, float]:
-    """Of two classes balanced accuracy and AUC, of more (they are of one size) accuracy.
-
-    The first score is the one that a rate is chosen by.
-    """
-    x, y = data
-    logits = model.predict(x, batch_size=256, verbose=0)
-    if logits.shape[-1] > 2:
-        return {"accuracy": float(np.mean(y == logits.argmax(-1)))}
-    return {
-        "balanced_accuracy": float(balanced_accuracy_score(y, logits.argmax(-1))),
-        "auc": float(roc_auc_score(y, logits[:, 1] - logits[:, 0])),
-    }
-
-
-def learn(problem: Problem, approach: Approach, examples: int, seed: int, rate: float) -> Run:
-    """Learns once; returns what was done and the scores."""
-    (x, y), _ = draw(problem.train, examples, seed)
-    weights = len(y) / (len(problem.labels) * np.bincount(y))  # each class counts the same
-    again = np.resize(np.arange(examples), SHOWN)
-    keras.backend.clear_session()
-    keras.utils.set_random_seed(seed)
-    start = time.perf_counter()
-    options = {"batch_size": BATCH, "class_weight": dict(enumerate(weights)), "verbose": 0}
-    model = approach.fit(x[again], y[again], rate, **options)
-    return {
-        "problem": problem.name,
-        "approach": approach.name,
-        "examples": examples,
-        "seed": seed,
-        "rate": rate,
-        "seconds": round(time.perf_counter() - start, 1),
-        "val": scores(model, problem.val),
-        "test": scores(model, problem.test),
-    }
-
-
-def sweep(problem: Problem, approach: Approach, examples: int, seeds: int) -> list[Run]:
-    """Chooses the rate on `val`, then learns with every seed; returns all runs."""
-    runs = [learn(problem, approach, examples, 0, rate) for rate in approach.rates]
-    metric = next(iter(runs[0]["val"]))
-    best = max(runs, key=lambda run: run["val"][metric])["rate"]
-    runs += [learn(problem, approach, examples, seed, best) for seed in range(1, seeds)]
-    for run in runs:
-        run["chosen"] = run["rate"] == best
-    found = values(runs, problem.name, approach.name, examples, metric)
-    seconds = statistics.median(run["seconds"] for run in runs)
-    print(
-        f"{problem.name:<19} {approach.name:<27} n = {examples:<4}  rate {best:<6g} "
-        f"{mean_and_spread(found, metric)} %  {seconds:.0f} s",
-        flush=True,
-    )
-    return runs
-
-
 def study(
     problems: Sequence[Problem], approaches: Sequence[Approach], sizes: Sequence[int], seeds: int
 ) -> list[Run]:
+    options = {"shown": SHOWN, "batch_size": BATCH, "verbose": 0}
     return [
         run
         for problem in problems
         for approach in approaches
         for examples in sizes
-        for run in sweep(problem, approach, examples, seeds)
+        for run in sweep(
+            functools.partial(learn, problem, approach, examples, **options), approach.rates, seeds
+        )
     ]
 
 
 # ImageNet to chest X-rays
-
-
-def xray_problem(data_dir: str | None) -> Problem:
-    parts = {
-        split: lp.load_dataset("pneumonia_mnist", split=split, batch_size=-1, data_dir=data_dir)
-        for split in ("train", "val", "test")
-    }
-    return Problem("pneumonia_mnist", XRAY_LABELS, **parts)
 
 
 def xray_approaches(weights: Path) -> list[Approach]:
@@ -211,14 +128,6 @@ def xray_approaches(weights: Path) -> list[Approach]:
         Approach(SCRATCH, HIGH, scratch),
         Approach("transfer", HIGH, transfer),
     ]
-
-
-def normalisations(model: keras.Model) -> Iterator[keras.layers.BatchNormalization]:
-    for layer in model.layers:
-        if isinstance(layer, keras.Model):
-            yield from normalisations(layer)
-        elif isinstance(layer, keras.layers.BatchNormalization):
-            yield layer
 
 
 # mnist, and fashion_mnist as a control, to other scripts
@@ -293,84 +202,21 @@ def script_approaches(folder: Path) -> list[Approach]:
 # Results
 
 
-def values(runs: list[Run], problem: str, approach: str, examples: int, metric: str) -> np.ndarray:
-    """The scores on the test split with the chosen rate, by seed."""
-    wanted = (problem, approach, examples)
-    chosen = [
-        run
-        for run in runs
-        if run["chosen"] and (run["problem"], run["approach"], run["examples"]) == wanted
-    ]
-    factor = METRICS[metric][1]
-    return np.array([factor * run["test"][metric] for run in sorted(chosen, key=_seed)])
-
-
-def _seed(run: Run) -> int:
-    return run["seed"]
-
-
-def spread(found: np.ndarray) -> float:
-    return float(np.std(found, ddof=1)) if len(found) > 1 else 0.0
-
-
-def mean_and_spread(found: np.ndarray, metric: str) -> str:
-    digits = METRICS[metric][2]
-    return f"{found.mean():.{digits}f} ± {spread(found):.{digits}f}"
-
-
-def unique(runs: list[Run], key: str) -> list[Any]:
-    return list(dict.fromkeys(run[key] for run in runs))
-
-
-def score_table(runs: list[Run], problem: str, metric: str, columns: dict[int, str]) -> str:
-    rows = [
-        [
-            approach,
-            *(mean_and_spread(values(runs, problem, approach, n, metric), metric) for n in columns),
-        ]
-        for approach in unique(runs, "approach")
-    ]
-    return table([f"{problem}: test {METRICS[metric][0]}", *columns.values()], rows)
-
-
-def difference_table(runs: list[Run], problem: str, metric: str, columns: dict[int, str]) -> str:
+def difference_table(runs: list[Run], title: str, cases: Sequence[Case]) -> str:
     """Each approach minus "from scratch", seed by seed, and where it is not better."""
-    name, _, digits = METRICS[metric]
     rows, without = [], []
     for approach in unique(runs, "approach"):
         if approach == SCRATCH:
             continue
         row = [approach]
-        for n, column in columns.items():
-            change = values(runs, problem, approach, n, metric)
-            change = change - values(runs, problem, SCRATCH, n, metric)
-            word = verdict(change)
-            row.append(f"{change.mean():+.{digits}f}, {word}")
+        for case in cases:
+            change, word = difference(runs, approach, SCRATCH, case)
+            row.append(f"{change}, {word}")
             if word != "better":
-                without.append(f"{approach} with {column}")
+                without.append(f"{approach} with {case.label}")
         rows.append(row)
-    text = table([f"{problem}: {name}", *columns.values()], rows)
+    text = table([title, *(case.label for case in cases)], rows)
     return f"{text}\n\nNot better than from scratch: {'; '.join(without) or 'nothing here'}."
-
-
-def verdict(change: np.ndarray) -> str:
-    """Whether zero is outside the 95 % interval of the mean difference."""
-    if len(change) < 2:
-        return "one seed"
-    margin = stats.t.ppf(0.975, len(change) - 1) * spread(change) / np.sqrt(len(change))
-    if abs(change.mean()) <= margin:
-        return "not told apart"
-    return "better" if change.mean() > 0 else "worse"
-
-
-def rate_table(runs: list[Run], problem: str, columns: dict[int, str]) -> str:
-    rows = []
-    for approach in unique(runs, "approach"):
-        of = [run for run in runs if (run["problem"], run["approach"]) == (problem, approach)]
-        chosen = {run["examples"]: f"{run['rate']:g}" for run in of if run["chosen"]}
-        seconds = statistics.median(run["seconds"] for run in of)
-        rows.append([approach, *(chosen[n] for n in columns), f"{seconds:.1f}"])
-    return table([f"{problem}: rate", *columns.values(), "seconds"], rows)
 
 
 def plot(
@@ -392,7 +238,8 @@ def plot(
     ticks = [size // per for size in sizes]
     for axis, (problem, metric) in zip(axes, panels, strict=True):
         for approach, (colour, style) in zip(unique(runs, "approach"), styles, strict=False):
-            found = [values(runs, problem, approach, size, metric) for size in sizes]
+            cases = [Case(problem, size, metric, "") for size in sizes]
+            found = [values(runs, approach, case) for case in cases]
             mean = np.array([one.mean() for one in found])
             band = np.array([spread(one) for one in found])
             axis.fill_between(ticks, mean - band, mean + band, color=colour, alpha=0.15, lw=0)
@@ -432,19 +279,29 @@ def markdown(
     runs = results["runs"]
     seeds = len(unique(runs, "seed"))
     problems = unique(runs, "problem")
+
+    def cases(problem: str, metric: str) -> list[Case]:
+        return [Case(problem, n, metric, label) for n, label in columns.items()]
+
     blocks = [
         f"# {title}",
         f"    {results['command']}",
         f"Machine: {results['machine']}. All of it took {results['seconds'] / 60:.0f} minutes.",
         intro,
-        *(score_table(runs, *panel, columns) for panel in panels),
+        *(
+            score_table(runs, f"{problem}: test {METRICS[metric][0]}", cases(problem, metric))
+            for problem, metric in panels
+        ),
         f"Mean and standard deviation over {seeds} seeds, on the whole test split.",
         f"![Sample efficiency]({plot_name})",
         "## Where transfer helps, and where not",
         'Minus "from scratch" with the same training pictures, seed by seed. "Better" and '
         '"worse": zero is outside the 95 % interval (Student\'s t) of the mean over the seeds. '
         "That covers the seeds; all of them share the test pictures.",
-        *(difference_table(runs, *panel, columns) for panel in panels),
+        *(
+            difference_table(runs, f"{problem}: {METRICS[metric][0]}", cases(problem, metric))
+            for problem, metric in panels
+        ),
         "## How",
         "A seed changes the training pictures (drawn at random, each class in its share), the "
         f"initial weights and the order. Every approach gets {EPOCHS} epochs of {SHOWN:,} "
@@ -454,7 +311,10 @@ def markdown(
         f"pictures by the {METRICS[panels[0][1]][0].split(',')[0]} on validation pictures with the "
         "first seed, never on the test split; which three an approach gets was seen on the same. "
         f"{details}",
-        *(rate_table(runs, problem, columns) for problem in problems),
+        *(
+            rate_table(runs, f"{problem}: rate", cases(problem, panels[0][1]))
+            for problem in problems
+        ),
         "Seconds: median, of one training, with building the model.",
     ]
     return "\n\n".join(blocks)

@@ -119,11 +119,12 @@ def _is_normalisation(layer: keras.Layer) -> bool:
 def below_head(model: keras.Model) -> list[keras.Layer]:
     """Returns the layers below the head, in order from the bottom.
 
-    In a model that keras_lp built that is the backbone. In another one the head is, for each
-    output, the nearest layer with weights; where that is a model, the head is in it.
+    In a model that keras_lp built, and in a task of KerasHub, that is the backbone. In another one
+    the head is, for each output, the nearest layer with weights; where that is a model, the head
+    is in it.
     """
-    backbone = backbone_of(model)
-    if backbone is not None:
+    backbone = backbone_of(model) or getattr(model, "backbone", None)
+    if isinstance(backbone, keras.Model) and backbone in model.layers:
         return [backbone]
     head = _output_layers(model)
     below = []
@@ -133,6 +134,15 @@ def below_head(model: keras.Model) -> list[keras.Layer]:
         elif isinstance(layer, keras.Model):
             below += below_head(layer)
     return below
+
+
+def head_layers(model: keras.Model) -> list[keras.Layer]:
+    """Returns the leaf layers with weights above those of `below_head`.
+
+    A language model whose embeddings also give its logits has none.
+    """
+    below = {id(leaf) for layer in below_head(model) for leaf in leaf_layers(layer)}
+    return [leaf for leaf in leaf_layers(model) if leaf.weights and id(leaf) not in below]
 
 
 def _output_layers(model: keras.Model) -> list[keras.Layer]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -40,8 +41,14 @@ def finetune_model(
     recompiled in place; its loss and metrics stay. BatchNormalization below the head stays as it
     is, statistics, scale and offset.
 
-    A `.keras` file of a model that keras_lp built keeps all of this. One of another model forgets
-    which layers inside a layer of layers are frozen, as Keras does, and then does not load.
+    A task of KerasHub (`TextClassifier`, `CausalLM`, ...) keeps its preprocessing and its sampler
+    too. A `CausalLM` whose embeddings also give its logits has no head: its top block learns at
+    `learning_rate`, and with `lora` the adapters train alone.
+
+    A `.keras` file of a model that keras_lp built keeps all of this. One of a KerasHub task keeps
+    the outputs, with adapters folded in, and comes back as KerasHub compiles it: call
+    finetune_model again. One of another model forgets which layers inside a layer of layers are
+    frozen, as Keras does, and then does not load.
 
     Args:
         model: a model from any builder, or any compiled Keras model with a loss. With `task`: a
@@ -71,7 +78,7 @@ def finetune_model(
 
     Raises:
         ValueError: a model that is not compiled with a loss; a rate or decay out of range; an
-            optimizer without layerwise rates; a layer name that is not there.
+            optimizer without layerwise rates; a layer name that is not there; nothing to train.
         TypeError: a backbone without `task`.
 
     Example:
@@ -117,20 +124,20 @@ def finetune_model(
     elif layer_decay is None and layer_rates is None:
         layer_decay = 0.7 if lora is None else 1.0
     try:
+        _check_trains(model, trainable)
         made = layerwise(base_optimizer, model, layer_decay=layer_decay, layer_rates=layer_rates)
     except ValueError:
         for layer, flag in flags:
             restore_flag(layer, flag)
         raise
-    model.compile(**{**model._compile_config.config, "optimizer": made})
-    model.optimizer.build(model.trainable_variables)
-    return model
+    return _recompile(model, made)
 
 
 def merge_adapters(model: keras.Model) -> keras.Model:
     """Folds the adapters of a model into its kernels, removes them, and returns the model.
 
-    The outputs stay the same. The model is recompiled in place, with its head trainable.
+    The outputs stay the same. The model is recompiled in place, with its head trainable and
+    nothing else; `finetune_model` lets it train on.
 
     Args:
         model: a model with adapters, from `finetune_model(..., lora=...)`.
@@ -146,8 +153,30 @@ def merge_adapters(model: keras.Model) -> keras.Model:
     """
     check_adapted(model)
     fold_adapters(model)
+    set_trainable(model, True)
+    freeze(below_head(model), set(), keep_statistics=True)
     optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
-    return finetune_model(model, trainable="head", layer_decay=1.0, optimizer=optimizer)
+    return _recompile(model, layerwise(optimizer, model, layer_decay=1.0))
+
+
+def _recompile(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> keras.Model:
+    """Compiles a model with another optimizer and all else as before."""
+    arguments = {**model._compile_config.config, "optimizer": optimizer}
+    if "sampler" in inspect.signature(model.compile).parameters:  # of KerasHub, unknown to Keras
+        arguments["sampler"] = model.sampler
+    model.compile(**arguments)
+    model.optimizer.build(model.trainable_variables)
+    return model
+
+
+def _check_trains(model: keras.Model, trainable: Any) -> None:
+    if not model.trainable_variables:
+        raise ValueError(
+            "Something must train. Received: "
+            f"trainable={trainable!r}, and {model.name!r} has no weights there; a language model "
+            "whose embeddings also give its logits has no head. Say which blocks: "
+            "finetune_model(model, trainable=1)."
+        )
 
 
 def _check_lora(lora: Any, trainable: Any) -> None:

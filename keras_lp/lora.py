@@ -18,8 +18,8 @@ import keras
 import numpy as np
 
 from keras_lp import checks
-from keras_lp.blocks import below_head
-from keras_lp.freezing import leaf_layers, restore_flag, set_trainable
+from keras_lp.blocks import below_head, head_layers
+from keras_lp.freezing import restore_flag, set_trainable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,10 +208,8 @@ def check_adapted(model: keras.Model) -> None:
 
 def _saved(model: keras.Model) -> dict[str, Any]:
     check_adapted(model)
-    below = {id(leaf) for part in below_head(model) for leaf in leaf_layers(part)}
-    head = [leaf for leaf in leaf_layers(model) if id(leaf) not in below]
     named = [(layer, adapters_of(layer)) for layer in adapted_layers(model)]
-    named += [(leaf, leaf.weights) for leaf in head]
+    named += [(leaf, leaf.weights) for leaf in head_layers(model)]
     # By position: names repeat, and paths change with saving.
     return {
         f"{i:04}_{layer.name}_{variable.name}": variable

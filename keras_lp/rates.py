@@ -9,7 +9,7 @@ from typing import Any
 import keras
 
 from keras_lp import checks
-from keras_lp.blocks import below_head, blocks_of
+from keras_lp.blocks import below_head, blocks_of, head_layers
 from keras_lp.freezing import leaf_layers
 from keras_lp.layerwise import with_multipliers
 
@@ -81,18 +81,22 @@ def decayed(model: keras.Model, layer_decay: float) -> list[float]:
 
 
 def depths(model: keras.Model) -> list[int]:
-    """Returns the block of each trainable variable, counted from the top; the head is 0."""
+    """Returns the block of each trainable variable, counted from the top.
+
+    The head is 0; in a model without one the top block is.
+    """
     below = below_head(model)
     blocks = blocks_of(below)
+    top = 1 if head_layers(model) else 0
     found = {
         id(variable): depth
-        for depth, block in enumerate(reversed(blocks), start=1)
+        for depth, block in enumerate(reversed(blocks), start=top)
         for layer in block
         for variable in layer.variables
     }
     for layer in below:  # weights of a model's own, outside its layers, are at the bottom
         for variable in layer.variables:
-            found.setdefault(id(variable), max(1, len(blocks)))
+            found.setdefault(id(variable), top + max(0, len(blocks) - 1))
     return [found.get(id(variable), 0) for variable in model.trainable_variables]
 
 
@@ -107,8 +111,9 @@ def check_decay(layer_decay: Any) -> None:
 
 def decay_between(model: keras.Model, low: float, high: float) -> float:
     """Returns the decay with which the head has the rate `high` and the lowest block `low`."""
-    count = len(blocks_of(below_head(model)))
-    return (low / high) ** (1 / max(count, 1))
+    blocks = blocks_of(below_head(model))
+    steps = len(blocks) if head_layers(model) else len(blocks) - 1
+    return (low / high) ** (1 / max(steps, 1))
 
 
 def reference_rate(optimizer: keras.optimizers.Optimizer) -> float:

@@ -8,8 +8,7 @@ from typing import Any
 
 import keras
 
-from keras_lp.blocks import below_head, blocks_of
-from keras_lp.freezing import leaf_layers
+from keras_lp.blocks import below_head, blocks_of, head_layers
 from keras_lp.text_table import text_table
 
 
@@ -43,13 +42,10 @@ def trainable_report(model: keras.Model, print_fn: Callable[[str], Any] = print)
             "trainable_report takes a Keras model with weights. Received: "
             f"{model!r}. Call it on a batch, or give it an `Input`, first."
         )
-    below = below_head(model)
-    blocks = blocks_of(below)
-    known = {id(layer) for layer in below for layer in leaf_layers(layer)}
-    head = [leaf for leaf in leaf_layers(model) if leaf.weights and id(leaf) not in known]
+    blocks = blocks_of(below_head(model))
     rates = _rates(model)
     rows = [("block", "parameters", "trainable", "learning rate")]
-    rows += [_row(block, rates) for block in [*blocks, *([leaf] for leaf in head)]]
+    rows += [_row(block, rates) for block in [*blocks, *([leaf] for leaf in head_layers(model))]]
     total, trains = model.count_params(), _count(model.trainable_weights)
     share = 100 * trains / max(total, 1)
     print_fn(

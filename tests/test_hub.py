@@ -6,18 +6,9 @@ import pytest
 
 import keras_lp as lp
 from keras_lp.blocks import blocks_of
+from tests.hub import LANGUAGE
 
 keras_hub = pytest.importorskip("keras_hub")
-
-LANGUAGE = {
-    "vocabulary_size": 50,
-    "num_layers": 2,
-    "num_heads": 2,
-    "hidden_dim": 16,
-    "intermediate_dim": 32,
-    "max_sequence_length": 12,
-    "dropout": 0.5,
-}
 
 
 @pytest.fixture(scope="module")
