@@ -120,8 +120,7 @@ class Model(keras.Model):
             "validation_batch_size": validation_batch_size,
             "validation_freq": validation_freq,
         }
-        single = not isinstance(self.output, Mapping)
-        standardize(heads(self), label_batches(arguments), single)
+        standardize(heads(self), label_batches(arguments))
         if self._is_extended():
             return super().fit(**_with_epoch_ends(self, arguments))
         with computed_once(self, arguments) as arguments:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -112,8 +112,7 @@ def find_learning_rate(
     kept = [*model.variables, *model.optimizer.variables]
     before = [np.array(variable) for variable in kept]
     batches = data.take(steps) if isinstance(data, tf.data.Dataset) else [data]
-    labels = (batch[1] for batch in batches)
-    standardize(heads(model), labels, single=not isinstance(model.output, Mapping))
+    standardize(heads(model), (batch[1] for batch in batches))
     rates = np.geomspace(low, high, steps)
     losses: list[float] = []
     average = lowest = 0.0

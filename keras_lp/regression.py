@@ -101,14 +101,13 @@ class Regression(Task):
             )
 
 
-def standardize(heads: Mapping[str, Any], batches: Iterable[Any], single: bool) -> None:
+def standardize(heads: Mapping[str, Any], batches: Iterable[Any]) -> None:
     """Sets mean and deviation of regression heads from labels.
 
     Args:
         heads: the heads of a model by task; those of another task, or with a mean and deviation
             already, stay.
         batches: batches of labels: arrays, or dicts of them by task.
-        single: whether the labels are arrays.
     """
     waiting = {name: head for name, head in heads.items() if _is_waiting(head)}
     if not waiting:
@@ -116,7 +115,7 @@ def standardize(heads: Mapping[str, Any], batches: Iterable[Any], single: bool) 
     sums = {name: np.zeros((3, head.task.units)) for name, head in waiting.items()}
     shifts: dict[str, np.ndarray] = {}
     for batch in batches:
-        labels = dict.fromkeys(waiting, batch) if single else batch
+        labels = batch if isinstance(batch, Mapping) else dict.fromkeys(waiting, batch)
         for name, head in waiting.items():
             if labels.get(name) is None:
                 continue

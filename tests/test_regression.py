@@ -121,7 +121,7 @@ def test_no_label_at_all_leaves_the_head_as_it_is(mlp, digits):
     model = lp.multitask_model(mlp(), {"a": 10, "b": lp.Regression()})
     model.fit(digits[0], {"a": digits[1]}, verbose=0)
     assert_same(fitted(model.get_layer("b")), [[0.0], [1.0]])
-    standardize({"b": model.get_layer("b")}, [{"b": np.full(3, nan)}], single=False)
+    standardize({"b": model.get_layer("b")}, [{"b": np.full(3, nan)}])
     assert_same(fitted(model.get_layer("b")), [[0.0], [1.0]])
 
 
