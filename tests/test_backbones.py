@@ -318,7 +318,7 @@ def softmax_model():
         (lambda: lp.multitask_model(dense(), {"a b": 2}), ValueError, "identifiers"),
         (lambda: lp.multitask_model(dense(), {}), ValueError, "at least one task"),
         (lambda: lp.multitask_model(dense(), ["a"]), TypeError, "dict of tasks"),
-        (lambda: lp.multitask_model(dense(), {"a": 2}, balancing="dwa"), ValueError, "'equal'"),
+        (lambda: lp.multitask_model(dense(), {"a": 2}, balancing="equals"), ValueError, "'equal'"),
         (lambda: lp.transfer_model(softmax_model(), 2), ValueError, "must be headless"),
         (
             lambda: lp.transfer_model("MobileNet", 2, weights="gone.h5"),
