@@ -143,7 +143,7 @@ class Rounds:
         for variable, value in zip(variables, arrays, strict=False):
             variable.assign(value)
         self._slots = tuple(arrays[len(variables) :])
-        self._slots_of = [id(variable) for variable in variables]
+        self._slots_of = self._trainable()
 
     def _groups(self) -> Groups:
         if self._training.groups is None or self._training.compiled is not self._compiled():
@@ -154,11 +154,14 @@ class Rounds:
     def _compiled(self) -> Any:
         return self._model._compile_config  # a new object with each `compile`
 
+    def _trainable(self) -> list[int]:
+        return [id(variable) for variable in self._model.trainable_variables]
+
     def _prepare(self, data: Arrays, count: int, on_features: bool) -> Any:
         """Returns TFF's process and its state, built anew where model or data's form are."""
         built, groups = self._training, self._groups()
         spec = block_spec(data, len(groups))
-        trainable = [id(variable) for variable in self._model.trainable_variables]
+        trainable = self._trainable()
         key = (repr(spec), trainable, self._compiled(), count, on_features)
         if key != built.key:
             stateless = self._stateless(data, on_features)
@@ -178,10 +181,9 @@ class Rounds:
         return built.process, built.state
 
     def _prepare_evaluation(self, data: Arrays, count: int, on_features: bool) -> Any:
-        built, groups = self._evaluation, self._groups()
-        spec = block_spec(data, len(groups))
-        trainable = [id(variable) for variable in self._model.trainable_variables]
-        key = (repr(spec), trainable, self._compiled(), count, on_features)
+        built = self._evaluation
+        spec = block_spec(data, len(self._groups()))
+        key = (repr(spec), self._trainable(), self._compiled(), count, on_features)
         if key != built.key:
             stateless = self._stateless(data, on_features)
             built.process = tff_model.build_evaluation(
