@@ -1,7 +1,8 @@
-"""Six ways of learning with a pretrained network, with the same budget."""
+"""Six ways of learning with a pretrained network, and the cases that they are compared on."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from studies import Approach, normalisations
+from studies import Approach, Case, normalisations
 
 import keras_lp as lp
 
@@ -20,12 +21,27 @@ STAGES = 25  # of one training: gradual unfreezing adds a block at each
 HEAD_STAGES = 5  # of them with the head alone, before more is fine-tuned
 TOP_BLOCKS = 4  # of 14
 DECAY = 0.7
+OTHER_DECAY = 0.9  # a check, on validation pictures only
 RATES = (3e-4, 1e-3, 3e-3, 1e-2)  # of the two that are compared; the others get three of them
 LOW, HIGH = RATES[:3], RATES[1:]
 HEAD_RATE = 3e-3  # while the head is alone
 
 HEAD, TOP, ONE = "head only", f"top {TOP_BLOCKS} blocks", "all, one rate"
 LAYERED, GRADUAL, SCRATCH = f"all, layer decay {DECAY}", "gradual unfreezing", "from scratch"
+OTHER = f"all, layer decay {OTHER_DECAY}"
+
+CIFAR, XRAY = "cifar10_subset", "pneumonia_mnist"
+HELD_OUT = 1000  # pictures of cifar10_subset that choose the rate
+CASES = [
+    Case(CIFAR, 1000, "accuracy", f"{CIFAR}, 1,000"),
+    Case(CIFAR, 7000, "accuracy", f"{CIFAR}, 8,000"),
+    Case(XRAY, 200, "balanced_accuracy", f"{XRAY}, 200"),
+    Case(XRAY, 1000, "balanced_accuracy", f"{XRAY}, 1,000"),
+]
+AUC = [dataclasses.replace(case, metric="auc") for case in CASES if case.problem == XRAY]
+STEPS = {(CIFAR, 1000): 150, (CIFAR, 7000): 250, (XRAY, 200): 125, (XRAY, 1000): 125}
+SOURCE, TARGET = CASES[1], CASES[3]  # of what is forgotten
+FORGETTING_SEEDS = 3
 
 
 def approaches(backbone: Path | keras.Model) -> dict[str, Approach]:
@@ -39,6 +55,12 @@ def approaches(backbone: Path | keras.Model) -> dict[str, Approach]:
         (SCRATCH, HIGH, scratch),
     ]
     return {name: Approach(name, rates, fit) for name, rates, fit in ways}
+
+
+def other_decay(backbone: Path) -> Approach:
+    """Layer decay again, to see what the ratio does."""
+    fit = functools.partial(head_first, backbone, "all", OTHER_DECAY)
+    return Approach(OTHER, RATES, fit)
 
 
 def build(

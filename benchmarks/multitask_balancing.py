@@ -52,9 +52,9 @@ NAME = "multitask_balancing"
 WAYS = ("equal", "uncertainty", "dwa", "gradnorm", "pcgrad", "cagrad", "mgda", "imtl_g")
 SINGLE = "single tasks"
 PICTURES, CLINC = "mnist + fashion_mnist", "clinc_oos"
-RATES = {PICTURES: (1e-3, 3e-3), CLINC: (3e-3, 1e-2, 3e-2)}
+RATES = {PICTURES: (1e-3, 3e-3, 1e-2), CLINC: (1e-2, 3e-2, 1e-1)}
 LABELS = 64  # of each task in a batch
-STEPS = {PICTURES: 25, CLINC: 50}  # an epoch
+STEPS = {PICTURES: 100, CLINC: 50}  # an epoch
 EPOCHS = 12  # of `fit`, which DWA looks at
 
 

@@ -90,10 +90,18 @@ def shuffled(index: np.ndarray, seed: int) -> Iterator[int]:
 def restart(model: keras.Model, build: Callable[[], keras.Model], seed: int) -> None:
     """Gives a compiled model the weights of a new one: it need not be traced again."""
     keras.utils.set_random_seed(seed)
-    model.set_weights(build().get_weights())
+    new = build()
+    model.set_weights(new.get_weights())
+    for variable, start in zip(_random_states(model), _random_states(new), strict=True):
+        variable.assign(start)
     model.optimizer.build(model.trainable_variables)
     for variable in model.optimizer.variables:
         variable.assign(np.zeros(variable.shape))
+
+
+def _random_states(model: keras.Model) -> list[keras.Variable]:
+    """What Dropout and PCGrad draw by, which `get_weights` leaves out."""
+    return [v for v in model.variables if v.name == "seed_generator_state"]
 
 
 def cosine(rate: float, done: float) -> float:

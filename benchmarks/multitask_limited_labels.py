@@ -12,7 +12,7 @@ coarse and B the fine type of a question. clinc_oos: A the domain and B the inte
   are divided by the batch size.
 - multitask, half of each batch labelled: as `lp.mix` does it for the labelled texts and all texts.
 
-All have the same steps and batch size. Learning rate (one of three, with the first seed) and when
+All have the same steps and batch size. Learning rate (one of four, with the first seed) and when
 to stop are chosen by the accuracy of B on validation texts, for each approach and share. A seed
 changes the texts with labels, the initial weights and the order.
 
@@ -51,7 +51,7 @@ import keras_lp as lp
 
 PROBLEMS = ("trec", "clinc_oos")
 SHARES = (1, 5, 20, 100)  # % of the training texts
-RATES = (3e-3, 1e-2, 3e-2)
+RATES = (3e-3, 1e-2, 3e-2, 1e-1)
 BATCH, STEPS, CHECKPOINTS = 64, 100, 6  # steps between two checkpoints
 SINGLE, MULTI, NAIVE, HALF = (
     "single task",

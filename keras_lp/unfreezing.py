@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from typing import Any
 
 import keras
@@ -19,11 +21,14 @@ class GradualUnfreezing(keras.callbacks.Callback):
     that their first step is as large as any other. Nothing is recompiled and no state is lost.
 
     Args:
-        epochs_per_block: how many epochs apart two blocks join. Defaults to 1.
+        epochs_per_block: how many epochs apart two blocks join; with 0.25, four join at each
+            epoch. Defaults to 1.
 
     Raises:
-        ValueError: `epochs_per_block` below 1; or, when training begins, a model that
+        ValueError: `epochs_per_block` that is not above 0; or, when training begins, a model that
             `lp.finetune_model` has not compiled.
+
+    Blocks whose turn would come after the last epoch are named in a warning.
 
     Example:
 
@@ -36,9 +41,9 @@ class GradualUnfreezing(keras.callbacks.Callback):
     Reference: Universal Language Model Fine-tuning for Text Classification (arXiv:1801.06146).
     """
 
-    def __init__(self, epochs_per_block: int = 1) -> None:
+    def __init__(self, epochs_per_block: float = 1) -> None:
         super().__init__()
-        checks.check_positive("epochs_per_block", epochs_per_block, integer=True)
+        checks.check_positive("epochs_per_block", epochs_per_block)
         self.epochs_per_block = epochs_per_block
 
     def on_train_begin(self, logs: Any = None) -> None:
@@ -52,11 +57,25 @@ class GradualUnfreezing(keras.callbacks.Callback):
             )
         self._optimizer = optimizer
         self._depths = depths(self.model)
+        last, needed = self._joined(self.params["epochs"] - 1), max(self._depths)
+        if last < needed:
+            enough = needed * self.epochs_per_block + 1
+            warnings.warn(
+                f"The lowest {needed - last} of {needed} blocks would never learn: their turn is "
+                f"after the last epoch. Received: epochs={self.params['epochs']}, "
+                f"epochs_per_block={self.epochs_per_block}. Train for {math.ceil(enough)} epochs "
+                "or more, or give a smaller `epochs_per_block`.",
+                stacklevel=2,
+            )
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Lets the blocks move whose turn has come."""
-        joined = epoch // self.epochs_per_block
+        joined = self._joined(epoch)
         self._optimizer.set_factors([float(depth <= joined) for depth in self._depths])
+
+    def _joined(self, epoch: int) -> int:
+        """How many blocks besides the head move in an epoch."""
+        return math.floor(epoch / self.epochs_per_block + 1e-9)  # 3 / 0.1 is 30
 
     def on_train_end(self, logs: Any = None) -> None:
         """Lets everything move again."""

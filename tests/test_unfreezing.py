@@ -4,6 +4,8 @@ import pytest
 
 import keras_lp as lp
 
+too_short = pytest.mark.filterwarnings("ignore:The lowest")  # too few epochs for all blocks
+
 
 def model_of(mlp, **kwargs):
     keras.utils.set_random_seed(0)
@@ -43,6 +45,25 @@ def test_blocks_join_from_the_top(optimizer, mlp, digits):
     assert all(moved[3])
 
 
+def test_several_blocks_may_join_at_an_epoch(mlp, digits):
+    model, record = model_of(mlp), Record()
+    model.fit(
+        digits[0], digits[1] % 3, epochs=2, verbose=0,
+        callbacks=[lp.GradualUnfreezing(epochs_per_block=0.5), record],
+    )  # fmt: skip
+    first, second = record.moved()
+    assert first == [False] * 4 + [True] * 2  # the head
+    assert all(second)
+
+
+def test_blocks_whose_turn_never_comes_are_named(mlp, digits):
+    x, y = digits[0][:32], digits[1][:32] % 3
+    model = model_of(mlp)
+    with pytest.warns(UserWarning, match="lowest 1 of 2 blocks.*Train for 3 epochs"):
+        model.fit(x, y, epochs=2, verbose=0, callbacks=[lp.GradualUnfreezing()])
+    model.fit(x, y, epochs=3, verbose=0, callbacks=[lp.GradualUnfreezing()])  # warns of nothing
+
+
 def test_the_same_compile_and_the_same_state_throughout(mlp, digits):
     model = model_of(mlp)
     optimizer, function = model.optimizer, []
@@ -52,14 +73,15 @@ def test_the_same_compile_and_the_same_state_throughout(mlp, digits):
             function.append((self.model.train_function, int(self.model.optimizer.iterations)))
 
     model.fit(
-        digits[0], digits[1] % 3, batch_size=100, epochs=4, verbose=0,
+        digits[0], digits[1] % 3, batch_size=100, epochs=5, verbose=0,
         callbacks=[lp.GradualUnfreezing(epochs_per_block=2), Look()],
     )  # fmt: skip
     assert model.optimizer is optimizer
     assert len({id(one) for one, _ in function}) == 1
-    assert [count for _, count in function] == [2, 4, 6, 8]
+    assert [count for _, count in function] == [2, 4, 6, 8, 10]
 
 
+@too_short
 def test_what_waits_does_not_count_in_the_clip_norm(mlp, digits):
     """A step of SGD from the same weights, beside a model whose blocks are truly frozen."""
     x, y = digits[0][:32], digits[1][:32] % 3
@@ -78,6 +100,7 @@ def test_what_waits_does_not_count_in_the_clip_norm(mlp, digits):
     assert norm == pytest.approx(0.01, rel=1e-4)
 
 
+@too_short
 def test_the_first_step_of_a_block_that_joins_is_no_larger_than_others(mlp, digits):
     """Adam with moments from 0 would take one three times as large."""
     model = model_of(mlp, optimizer=keras.optimizers.Adam(1e-3), layer_decay=1.0)
@@ -96,6 +119,7 @@ def test_the_first_step_of_a_block_that_joins_is_no_larger_than_others(mlp, digi
     assert 0 < steps[10] < 1.5e-3
 
 
+@too_short
 def test_afterwards_everything_moves(mlp, digits):
     model = model_of(mlp)
     model.fit(digits[0], digits[1] % 3, epochs=1, verbose=0, callbacks=[lp.GradualUnfreezing()])
