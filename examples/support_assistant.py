@@ -2,11 +2,10 @@
 
     TFDS_DATA_DIR=... python examples/support_assistant.py
 
-A small GPT-2 learns the English of the plays in tiny_shakespeare, in a few minutes. Then adapters
-learn the questions that people ask an assistant (clinc_oos). Two layers and six minutes do not make
-a model that answers; what is to be seen is how far a few hundred examples and a file of some
-hundred KiB move it. With a network, start from a real one: replace `small_gpt2(...)` and its
-training by
+A small GPT-2 learns the English of the plays in tiny_shakespeare, in some minutes. Then adapters
+learn the questions that people ask an assistant (clinc_oos). Two layers do not make a model that
+answers; what is to be seen is how far a few hundred examples and a file of 205 KiB move it. With
+a network, start from a real one: replace `small_gpt2(...)` and its training by
 
     model = keras_hub.models.GPT2CausalLM.from_preset("gpt2_base_en")
 """
