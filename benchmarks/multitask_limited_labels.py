@@ -112,9 +112,8 @@ class Learner:
         for checkpoint in range(CHECKPOINTS):
             model.optimizer.learning_rate = cosine(rate, checkpoint / CHECKPOINTS)
             index = np.concatenate([next(batches) for _ in range(STEPS)])
-            model.fit(
-                *self._labels(approach, index, labelled), batch_size=BATCH, shuffle=False, verbose=0
-            )
+            x, y, weights = self._labels(approach, index, labelled)
+            model.fit(x, y, sample_weight=weights, batch_size=BATCH, shuffle=False, verbose=0)
             curve.append(accuracies(model, self.problem.val, wanted)[wanted[-1]])
             if curve[-1] > max(curve[:-1], default=-1):
                 test = accuracies(model, self.problem.test, wanted)
@@ -131,15 +130,15 @@ class Learner:
             yield np.array(batch + [next(everything) for _ in range(BATCH - of_labelled)])
 
     def _labels(self, approach: str, index: np.ndarray, labelled: np.ndarray) -> tuple:
-        """Returns the arguments of `fit`."""
+        """Returns the texts, their labels, and weights for the naive mask."""
         x, y = take(self.problem.train, index)
         first, second = self.tasks
         known = np.isin(index, labelled)
         if approach == SINGLE:
-            return x, y[second]
+            return x, y[second], None
         if approach == NAIVE:
             return x, y, {first: np.ones(len(x)), second: known.astype("float32")}
-        return x, {first: y[first], second: np.where(known, y[second], -1)}
+        return x, {first: y[first], second: np.where(known, y[second], -1)}, None
 
 
 def study(learn: Learner, journal: Journal, seeds: int, approaches: Sequence[str]) -> None:

@@ -14,7 +14,8 @@ from typing import Any
 from keras import ops
 
 _TINY = 1e-12
-_ITERATIONS = 100
+_ITERATIONS = 100  # at most
+_STILL = 1e-6  # a step that moves weights (of sum 1) by less is the last
 
 
 def pcgrad_weights(gramian: Any, order: Any) -> Any:
@@ -122,8 +123,10 @@ def _minimise_on_simplex(gramian: Any, linear: Any, factor: Any) -> Any:
     # The largest eigenvalue is at most the largest sum of a row.
     largest = ops.maximum(ops.max(ops.sum(ops.abs(gramian), axis=1)), _TINY)
 
-    def step(_: Any, state: Any) -> Any:
-        weights, ahead, momentum = state
+    def moves(_: Any, __: Any, ___: Any, moved: Any) -> Any:
+        return moved > _STILL
+
+    def step(weights: Any, ahead: Any, momentum: Any, _: Any) -> Any:
         pulled = ops.matmul(gramian, ahead[:, None])[:, 0]
         length = ops.maximum(ops.sqrt(ops.maximum(ops.sum(ahead * pulled), 0)), 1e-6)
         slope = linear + factor * pulled / length
@@ -133,11 +136,12 @@ def _minimise_on_simplex(gramian: Any, linear: Any, factor: Any) -> Any:
         uphill = ops.sum((ahead - new) * (new - weights)) > 0
         following = ops.where(uphill, 1.0, following)
         share = ops.where(uphill, 0.0, (momentum - 1) / following)
-        return new, _on_simplex(new + share * (new - weights), present), following
+        moved = ops.max(ops.abs(new - ahead))
+        return new, _on_simplex(new + share * (new - weights), present), following, moved
 
     start = present / _count(gramian)
-    state = (start, start, ops.ones(()))
-    return ops.fori_loop(0, _ITERATIONS, step, state)[0]
+    state = (start, start, ops.ones(()), ops.ones(()))
+    return ops.while_loop(moves, step, state, maximum_iterations=_ITERATIONS)[0]
 
 
 def _on_simplex(point: Any, present: Any) -> Any:
