@@ -5,8 +5,9 @@
 100 clients, a tenth of them a round; the 2NN (199,210 parameters) to 97 % with E=1, the CNN
 (1,663,370) to 99 % with E=5. `shards` deals each client two shards of the sorted examples. As in
 the paper the count is where the best accuracy so far crosses the target, interpolated. The rate
-is tuned on 5,000 training pictures that no client has, over a few rounds. Each round's accuracy
-is written to a file, and each case goes on where it was killed.
+is tuned on 5,000 training pictures that no client has, over a few rounds, or given by `--rates`.
+Each round's accuracy is written to a file, and each case goes on where it was killed. Results are
+added to those that are there.
 """
 
 from __future__ import annotations
@@ -101,27 +102,30 @@ def tuned_rate(case: str, x: np.ndarray, y: np.ndarray, rounds: int) -> float:
     return max(found, key=found.get)
 
 
-def run(case: str, seed: int, folder: Path, tuning_rounds: int) -> dict:
+def run(case: str, given: float | None, seed: int, folder: Path, tuning_rounds: int) -> dict:
     (x, y), test = (
         lp.load_dataset("mnist", split=split, batch_size=-1) for split in ("train", "test")
     )
     x, x_test = (part.astype("float32") / 255 for part in (x, test[0]))
     y, y_test = (part.astype("int32") for part in (y, test[1]))
     _, shards, *_, target, most, published = CASES[case]
-    rate_file = folder / f"{case}_rate.json"
-    if not rate_file.exists():
-        rate_file.write_text(json.dumps(tuned_rate(case, x, y, tuning_rounds)))
-    rate = json.loads(rate_file.read_text())
+    rate_file, name, rate = folder / f"{case}_rate.json", f"{case}_{seed}", given
+    if given is None:
+        if not rate_file.exists():
+            rate_file.write_text(json.dumps(tuned_rate(case, x, y, tuning_rounds)))
+        rate = json.loads(rate_file.read_text())
+    else:
+        name += f"_{given:g}"
     history = federation(case, rate, seed).fit(
         lp.partition((x, y), 100, shards=shards, seed=seed),
         most,
         validation_data=(x_test, y_test),
-        callbacks=Log(folder / f"{case}_{seed}.jsonl", target),
-        checkpoint_dir=folder / f"{case}_{seed}",
+        callbacks=Log(folder / f"{name}.jsonl", target),
+        checkpoint_dir=folder / name,
     )
     accuracies = [float(value) for value in history.history["val_accuracy"]]
     return {
-        "case": case, "seed": seed, "rate": rate, "target": target, "published": published,
+        "case": case, "seed": seed, "rate": rate, "tuned": given is None, "target": target, "published": published,
         "rounds": rounds_to(accuracies, target), "run": len(accuracies), "best": max(accuracies),
     }  # fmt: skip
 
@@ -129,28 +133,39 @@ def run(case: str, seed: int, folder: Path, tuning_rounds: int) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
+    parser.add_argument("--rates", nargs="+", type=float, help="in place of the tuned one")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tuning-rounds", type=int, default=10)
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     folder = arguments.out / "mcmahan_runs"
     folder.mkdir(parents=True, exist_ok=True)
-    results = []
     for case in arguments.cases:
-        results.append(run(case, arguments.seed, folder, arguments.tuning_rounds))
-        rows = [
-            [r["case"], f"{r['rate']:g}", f"{r['target']:.0%}",
-             f"{r['rounds']:.0f}" if r["rounds"] else f"not in {r['run']}",
-             r["published"], f"{r['best']:.2%}"]
-            for r in results
-        ]  # fmt: skip
-        header = ["case", "rate", "target", "rounds", "published", "best accuracy"]
-        text = (
-            f"# McMahan et al., 2017, on MNIST\n\n{machine('tensorflow-federated')}.\n\n"
-            f"`python benchmarks/mcmahan.py --cases {' '.join(arguments.cases)} "
-            f"--seed {arguments.seed}`\n\n{table(header, rows)}\n"
-        )
-        write(arguments.out / "mcmahan", text, {"results": results})
+        for rate in arguments.rates or [None]:
+            new = run(case, rate, arguments.seed, folder, arguments.tuning_rounds)
+            save(new, arguments.out)
+
+
+def save(new: dict, out: Path) -> None:
+    """Adds a result, in the place of one of the same settings."""
+    settings = ("case", "rate", "tuned", "seed")
+    file = out / "mcmahan.json"
+    known = json.loads(file.read_text())["results"] if file.exists() else []
+    results = [old for old in known if any(old[name] != new[name] for name in settings)] + [new]
+    results.sort(key=lambda r: (list(CASES).index(r["case"]), r["rate"], r["seed"]))
+    rows = [
+        [r["case"], f"{r['rate']:g}{', tuned' if r['tuned'] else ''}", f"{r['target']:.0%}",
+         f"{r['rounds']:.0f}" if r["rounds"] else f"not in {r['run']}",
+         r["published"], f"{r['best']:.2%}"]
+        for r in results
+    ]  # fmt: skip
+    header = ["case", "rate", "target", "rounds", "published", "best accuracy"]
+    text = (
+        f"# McMahan et al., 2017, on MNIST\n\n{machine('tensorflow-federated')}.\n\n"
+        "`python benchmarks/mcmahan.py --cases CASE`, and with `--rates RATE` where the rate was "
+        f"not tuned.\n\n{table(header, rows)}\n"
+    )
+    write(out / "mcmahan", text, {"results": results})
 
 
 if __name__ == "__main__":
