@@ -125,8 +125,9 @@ def run(case: str, given: float | None, seed: int, folder: Path, tuning_rounds: 
     )
     accuracies = [float(value) for value in history.history["val_accuracy"]]
     return {
-        "case": case, "seed": seed, "rate": rate, "tuned": given is None, "target": target, "published": published,
-        "rounds": rounds_to(accuracies, target), "run": len(accuracies), "best": max(accuracies),
+        "case": case, "seed": seed, "rate": rate, "tuned": given is None,
+        "target": target, "published": published, "rounds": rounds_to(accuracies, target),
+        "run": len(accuracies), "best": max(accuracies),
     }  # fmt: skip
 
 
