@@ -15,8 +15,8 @@ more than are used), the initial head and the order. A test split never chooses 
 What was forgotten: networks that learned cifar10_subset go on to pneumonia_mnist; then the head
 for cifar10_subset is asked again.
 
-Two checks of why: a gentler layer decay, chosen and tested in the same way, and a lower rate for
-all layers, on validation pictures.
+Two checks of why: a gentler layer decay on pneumonia_mnist, chosen and tested in the same way, and
+a lower rate for all layers on cifar10_subset, on validation pictures.
 
 Runs are added to a log as they come, and one that is in the log is not done again.
 """
@@ -200,7 +200,7 @@ def run_all(arguments: argparse.Namespace) -> dict[str, list[Run]]:
         seeds = range(arguments.seeds)
         checks = done(
             [
-                *(("sweep", case, OTHER) for case in cases),
+                *(("sweep", case, OTHER) for case in CASES[2:]),
                 *(("lower", case, seed) for case in CASES[:2] for seed in seeds),
             ]
         )
