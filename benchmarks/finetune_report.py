@@ -67,7 +67,7 @@ def decay_table(runs: list[Run]) -> str:
 def gentler_table(runs: list[Run]) -> str:
     """The gentler decay minus one rate and minus the stronger decay."""
     rows = []
-    for case in CASES:
+    for case in XRAYS:
         row = [case.label]
         for other in (ONE, LAYERED):
             mean, word = difference(runs, OTHER, other, case)
