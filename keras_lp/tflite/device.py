@@ -197,7 +197,7 @@ class DeviceTrainer:
     def _check_classes(self, y: np.ndarray) -> None:
         (output,) = self._run["infer"].get_output_details().values()
         classes = int(output["shape"][-1])
-        if y.size and not (-1 <= y.min() and y.max() < classes):
+        if y.size and not (y.min() >= -1 and y.max() < classes):
             raise ValueError(
                 f"Labels must be class numbers from 0 to {classes - 1}, or -1 where the label is "
                 f"missing. Received: labels from {y.min()} to {y.max()}."

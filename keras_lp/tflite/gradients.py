@@ -18,17 +18,22 @@ import tensorflow as tf
 _OVERRIDES: dict[str, str] = {}  # type of operation -> name of its gradient here
 
 # TensorFlow's own gradients of these use builtin operations only.
-_PLAIN = frozenset(
-    "Abs AddN AddV2 BatchMatMulV2 BiasAdd BroadcastTo Cast ConcatV2 DivNoNan Exp ExpandDims "
-    "Identity IdentityN Log Log1p LogSoftmax MatMul Max Maximum Mean Minimum Mul Neg Pack Pad "
-    "RealDiv Reshape SelectV2 Softmax SoftmaxCrossEntropyWithLogits "
-    "SparseSoftmaxCrossEntropyWithLogits Square SquaredDifference Squeeze Sub Sum Transpose".split()
-)
+# fmt: off
+_PLAIN = frozenset([
+    "Abs", "AddN", "AddV2", "BatchMatMulV2", "BiasAdd", "BroadcastTo", "Cast", "ConcatV2",
+    "DivNoNan", "Exp", "ExpandDims", "Identity", "IdentityN", "Log", "Log1p", "LogSoftmax",
+    "MatMul", "Max", "Maximum", "Mean", "Minimum", "Mul", "Neg", "Pack", "Pad", "RealDiv",
+    "Reshape", "SelectV2", "Softmax", "SoftmaxCrossEntropyWithLogits",
+    "SparseSoftmaxCrossEntropyWithLogits", "Square", "SquaredDifference", "Squeeze", "Sub", "Sum",
+    "Transpose",
+])
 # No gradient flows through these.
-_ENDS = frozenset(
-    "ArgMax Equal Fill Greater GreaterEqual IsNan Less LessEqual LogicalAnd LogicalNot NotEqual "
-    "OnesLike Shape Sign StopGradient ZerosLike".split()
-)
+_ENDS = frozenset([
+    "ArgMax", "Equal", "Fill", "Greater", "GreaterEqual", "IsNan", "Less", "LessEqual",
+    "LogicalAnd", "LogicalNot", "NotEqual", "OnesLike", "Shape", "Sign", "StopGradient",
+    "ZerosLike",
+])
+# fmt: on
 
 Size = tuple[int, int]
 

@@ -233,8 +233,7 @@ class Signatures(tf.Module):
             return {device_model.output_name: device_model.activated(output)}
 
         def train(y: tf.Tensor, mask: tf.Tensor, **x: tf.Tensor) -> dict[str, tf.Tensor]:
-            x = x["features"] if "features" in x else x
-            return {"loss": self._step(device_model, x, y, mask)}
+            return {"loss": self._step(device_model, x.get("features", x), y, mask)}
 
         def evaluate(y: tf.Tensor, mask: tf.Tensor, **x: tf.Tensor) -> dict[str, tf.Tensor]:
             def measure() -> dict[str, tf.Tensor]:
