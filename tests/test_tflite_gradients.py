@@ -95,6 +95,10 @@ def test_rows_of_a_table_looked_up_more_than_once():
     assert_equal(both(lambda table: tf.gather(table, indices), (5, 4)))
 
 
+def test_new_axes():
+    assert_equal(both(lambda x: x[:, None, ..., None], (2, 3, 4)))
+
+
 def test_weights_that_do_nothing_have_gradient_0():
     @tf.function(autograph=False)
     def step(a, b):
@@ -111,6 +115,9 @@ def test_weights_that_do_nothing_have_gradient_0():
     ("function", "reason"),
     [
         (lambda x, w: tf.nn.elu(x), "Elu"),
+        (lambda x, w: x[:, 1:], "a slice"),
+        (lambda x, w: x[:, ::-1], "a slice"),
+        (lambda x, w: tf.gather(x, [0], axis=1), "a lookup"),
         (lambda x, w: tf.nn.conv2d(x, w, 1, "SAME", dilations=2), "dilated"),
         (lambda x, w: tf.nn.conv2d(tf.concat([x, x], -1), w, 1, "SAME"), "groups"),
         (lambda x, w: tf.nn.depthwise_conv2d(x, w, [1, 1, 1, 1], "SAME"), "depth_multiplier"),

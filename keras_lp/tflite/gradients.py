@@ -23,7 +23,7 @@ _PLAIN = frozenset([
     "Abs", "AddN", "AddV2", "BatchMatMulV2", "BiasAdd", "BroadcastTo", "Cast", "ConcatV2",
     "DivNoNan", "Exp", "ExpandDims", "Identity", "IdentityN", "Log", "Log1p", "LogSoftmax",
     "MatMul", "Max", "Maximum", "Mean", "Minimum", "Mul", "Neg", "Pack", "Pad", "RealDiv",
-    "Reshape", "SelectV2", "Softmax", "SoftmaxCrossEntropyWithLogits",
+    "Reshape", "Select", "SelectV2", "Softmax", "SoftmaxCrossEntropyWithLogits",
     "SparseSoftmaxCrossEntropyWithLogits", "Square", "SquaredDifference", "Squeeze", "Sub", "Sum",
     "Transpose",
 ])
@@ -148,6 +148,15 @@ def _rsqrt(op: tf.Operation, dy: tf.Tensor) -> tf.Tensor:
 @_gradient_of("Sqrt")
 def _sqrt(op: tf.Operation, dy: tf.Tensor) -> tf.Tensor:
     return 0.5 * dy / op.outputs[0]
+
+
+@_gradient_of("StridedSlice")
+def _new_axis(op: tf.Operation, dy: tf.Tensor) -> tuple[tf.Tensor, None, None, None]:
+    x, _, _, strides = op.inputs
+    whole = x.shape.num_elements() == dy.shape.num_elements()
+    if not whole or np.any(tf.get_static_value(strides) != 1):
+        raise Untrainable(op, "a slice of a tensor")
+    return tf.reshape(dy, x.shape), None, None, None
 
 
 @_gradient_of("GatherV2")
