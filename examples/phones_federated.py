@@ -30,7 +30,7 @@ from keras_lp.tflite import device
 
 OUT = Path("runs/phones_federated")
 EPOCHS = 3
-RATE = 0.02
+RATE = 0.05
 
 
 class Phone:

@@ -327,6 +327,9 @@ def test_wrong_exports_are_refused(mlp, tmp_path):
         lp.export_trainable_tflite(mlp(), path)
     with pytest.raises(ValueError, match="has one output"):
         lp.export_trainable_tflite(lp.multitask_model(mlp(), {"a": 2, "b": 3}), path)
+    named = compiled(keras.Sequential([keras.Input((3,)), layers.Dense(2, name="my head")]))
+    with pytest.raises(ValueError, match="'my head'"):
+        lp.export_trainable_tflite(named, path)
     summed = mlp()
     summed.compile("sgd", keras.losses.MeanSquaredError(reduction="sum"))
     with pytest.raises(ValueError, match="reduction='sum'"):
@@ -364,6 +367,14 @@ def test_weights_travel_exactly_and_only_to_their_model(transferred, digits, tmp
         with pytest.raises(ValueError, match=reason):
             other.set_weights(wrong)
     assert_same(before, [*other.get_weights().values()])
+
+
+def test_java_reads_the_same_weights(transferred):
+    trainer = lp.DeviceTrainer(transferred[1])
+    read = trainer._run["read_weights"](ignored=np.zeros(1, "float32"))
+    for name, value in trainer.get_weights().items():
+        np.testing.assert_array_equal(read.pop(name), value)
+    assert not read
 
 
 def test_wrong_examples_are_refused_on_the_device(transferred, digits, tmp_path):

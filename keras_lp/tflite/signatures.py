@@ -246,6 +246,9 @@ class Signatures(tf.Module):
         def get_weights() -> dict[str, tf.Tensor]:
             return {**self._read(), VERSION: tf.identity(self._version)}
 
+        def read_weights(ignored: tf.Tensor) -> dict[str, tf.Tensor]:
+            return get_weights()  # Java's interpreter refuses a signature without inputs
+
         def set_weights(**given: tf.Tensor) -> dict[str, tf.Tensor]:
             for name, value in given.items():
                 (self._version if name == VERSION else self._weights[name]).assign(value)
@@ -257,6 +260,7 @@ class Signatures(tf.Module):
             "train": _trace(train, {**batch, **labels}),
             "evaluate": _trace(evaluate, {**batch, **labels}),
             "get_weights": _trace(get_weights, {}),
+            "read_weights": _trace(read_weights, {"ignored": tf.TensorSpec((1,), name="ignored")}),
             "set_weights": _trace(set_weights, weights),
         }
         if device_model.has_features():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import os
 import re
 import tempfile
@@ -89,8 +90,9 @@ def export_trainable_tflite(
       `mask` is 1: the loss is their mean, so that a device trains on what it has;
     - `evaluate(x, y, mask) -> loss, accuracy` (or `mae`) `, count`: the same without a step;
     - `get_weights()` and `set_weights(...)`: the weights that train, the averages of
-      BatchNormalization among the layers that train, and the `version` of the model;
+      BatchNormalization from the first layer that trains on, and the `version` of the model;
       `set_weights` also starts the optimizer afresh;
+    - `read_weights(ignored)`: `get_weights` for Java, which cannot call what has no input;
     - `features(x)` and `train_features(features, y, mask)`, where only the head of a model that
       keras_lp built trains: what the frozen part gives for an example is computed once.
 
@@ -202,10 +204,12 @@ def _check_model(model: Any) -> None:
                 f"{tensor.name!r} of shape {tuple(tensor.shape)}. Build the model with "
                 "`input_shape`."
             )
-        if len(model.inputs) > 1 and not re.fullmatch(r"\w+", tensor.name, re.ASCII):
+    inputs = [tensor.name for tensor in model.inputs] if len(model.inputs) > 1 else []
+    for name in (*inputs, model.outputs[0]._keras_history.operation.name):
+        if not re.fullmatch(r"\w+", name, re.ASCII):
             raise ValueError(
-                "Inputs of a .tflite file have names of letters, digits and underscores. "
-                f"Received: {tensor.name!r}. Build the model with other names."
+                "Inputs and outputs of a .tflite file have names of letters, digits and "
+                f"underscores. Received: {name!r}. Build the model with other names."
             )
     loss = keras.losses.get(keras.tree.flatten(model.loss)[0])
     if getattr(loss, "reduction", _AVERAGED[0]) not in _AVERAGED:
@@ -278,7 +282,7 @@ def _cannot_train(model: keras.Model, error: Untrainable) -> str:
 
 
 def _convert(model: keras.Model, signatures: Signatures) -> bytes:
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, _without_warnings():
         tf.saved_model.save(
             signatures,
             folder,
@@ -298,6 +302,18 @@ def _convert(model: keras.Model, signatures: Signatures) -> bytes:
                 f"builtin operations only. Received: model {model.name!r}, of which it says: "
                 f"{error}"
             ) from error
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Keeps TensorFlow from warning that gradients of these gradients were not saved."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _write(path: Path, content: bytes) -> None:
