@@ -388,6 +388,8 @@ def test_wrong_examples_are_refused_on_the_device(transferred, digits, tmp_path)
         ((x[:5] * np.nan, y[:5]), "must be finite"),
         ((x[:5], y[:5] + 20), "from 0 to 9"),
         ((x[:5], y[:5] + 0.5), "whole numbers"),
+        ((x[:5], y[:5] * np.nan), "whole numbers"),
+        ((5, 5), "of shape"),
         (({"pixels": x}, y), r"Inputs must be \['x', 'y'\]"),
     ]:
         with pytest.raises(ValueError, match=reason):

@@ -170,7 +170,7 @@ class DeviceTrainer:
         details = self._train_inputs[name]
         shape, dtype = tuple(int(n) for n in details["shape"][1:]), details["dtype"]
         array = np.asarray(value)
-        if name == "y" and array.shape == (len(array), *shape[:-1]) and shape[-1:] == (1,):
+        if name == "y" and shape[-1:] == (1,) and array.ndim == len(shape):
             array = array[..., None]
         if array.ndim == 0 or array.shape[1:] != shape:
             raise ValueError(
@@ -178,12 +178,14 @@ class DeviceTrainer:
                 f"{name} of shape {array.shape}."
             )
         is_whole = np.issubdtype(dtype, np.integer)
-        if is_whole and not np.array_equal(array, array.astype(dtype)):
+        with np.errstate(invalid="ignore"):  # NaN as a whole number
+            converted = array.astype(dtype)
+        if is_whole and not np.array_equal(array, converted):
             raise ValueError(
                 f"`{name}` must be whole numbers that fit {np.dtype(dtype).name}. Received: values "
                 f"of {array.dtype}."
             )
-        array = array.astype(dtype)
+        array = converted
         bad = np.isinf(array) if name == "y" else ~np.isfinite(array)
         if bad.any():
             raise ValueError(
