@@ -308,12 +308,15 @@ def _convert(model: keras.Model, signatures: Signatures) -> bytes:
 def _without_warnings() -> Iterator[None]:
     """Keeps TensorFlow from warning that gradients of these gradients were not saved."""
     logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+
+    def keep(record: logging.LogRecord) -> bool:
+        return "unsaved custom gradients" not in record.getMessage()
+
+    logger.addFilter(keep)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        logger.removeFilter(keep)
 
 
 def _write(path: Path, content: bytes) -> None:
