@@ -88,3 +88,18 @@ def test_the_speed_benchmark_writes_its_table(tmp_path):
     assert report.count("| MobileNet 0.25 |") == 5
     assert "(goal 0.20)" in report
     assert "`import keras_lp` takes" in report
+
+
+@pytest.mark.slow
+def test_phones_equal_federated_averaging(tmp_path):
+    pytest.importorskip("ai_edge_litert.interpreter")
+    printed = run(ROOT / "examples" / "phones_federated.py", "--rounds", 4, folder=tmp_path)
+    losses = [float(loss) for loss in re.findall(r"round \d: loss ([\d.]+)", printed)]
+    assert len(losses) == 4
+    assert losses[-1] < losses[0]
+    assert "round 2: " in printed
+    assert "3 of 5 updates averaged" in printed
+    assert "update 3 refused: it is stale" in printed
+    assert "update 4 refused: 'w4_predictions_kernel' with values that are not finite" in printed
+    difference = float(re.search(r"FederatedAveraging (\S+)", printed).group(1))
+    assert difference < 1e-4

@@ -1,0 +1,74 @@
+"""What phones and server exchange: weights by name, and the version of the model they are of.
+
+A name has the position of the weight in `model.weights`, which survives saving, where
+paths do not. A version has two halves: the first says which model, the second which round.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+
+import keras
+import numpy as np
+
+VERSION = "version"
+HALF = 4  # int32 numbers of each half of a version
+
+Variables = dict[str, keras.Variable]
+
+
+def named_weights(model: keras.Model, variables: Iterable[keras.Variable]) -> Variables:
+    """Returns these weights of a model by their names, in the order of the model."""
+    wanted = {id(variable) for variable in variables}
+    return {
+        name: variable for name, variable in _all_named(model).items() if id(variable) in wanted
+    }
+
+
+def find_weights(model: keras.Model, names: Iterable[str]) -> Variables | None:
+    """Returns the weights with these names in the order of the model; None if one is not there."""
+    known, names = _all_named(model), set(names)
+    if not names or not names <= known.keys():
+        return None
+    return {name: variable for name, variable in known.items() if name in names}
+
+
+def model_version(model: keras.Model, exchanged: Mapping[str, keras.Variable]) -> np.ndarray:
+    """Returns the version of a model: `(2 * HALF,)` int32.
+
+    The first half is a digest of all that stays: names, shapes, and the values of the weights that
+    are not exchanged. The second is one of the exchanged values, so it differs from round to
+    round, and no counter must be kept anywhere.
+
+    Args:
+        model: the model.
+        exchanged: the weights that are exchanged, by name.
+    """
+    stays, moves = hashlib.sha256(), hashlib.sha256()
+    for name, variable in _all_named(model).items():
+        values = np.ascontiguousarray(keras.ops.convert_to_numpy(variable))
+        stays.update(f"{name} {values.shape} {values.dtype} {name in exchanged};".encode())
+        (moves if name in exchanged else stays).update(values.tobytes())
+    halves = [np.frombuffer(digest.digest()[: 4 * HALF], "<i4") for digest in (stays, moves)]
+    return np.concatenate(halves).astype("int32")
+
+
+def layer_of_variable(model: keras.Model) -> dict[int, keras.Layer]:
+    """Returns the layer that holds each weight, by the id of the weight."""
+    return {
+        id(variable): layer
+        for layer in model._flatten_layers()
+        for variable in (*layer._trainable_variables, *layer._non_trainable_variables)
+    }
+
+
+def _all_named(model: keras.Model) -> Variables:
+    layers = layer_of_variable(model)
+    named = {}
+    for position, variable in enumerate(model.weights):
+        layer = layers[id(variable)].name
+        name = re.sub(r"\W", "_", f"{layer}_{variable.name}", flags=re.ASCII)
+        named[f"w{position}_{name}"] = variable
+    return named

@@ -1,0 +1,141 @@
+"""What phones send, averaged or refused."""
+
+import pickle
+import zipfile
+
+import keras
+import numpy as np
+import pytest
+
+import keras_lp as lp
+from keras_lp.tflite import training as training_module
+from keras_lp.tflite.device import write_weights
+from keras_lp.tflite.exchange import model_version, named_weights
+
+from .conftest import assert_same, snapshot
+
+
+@pytest.fixture
+def model(mlp):
+    return lp.transfer_model(mlp((4,), inputs=3), 2)
+
+
+def update(model, change=0.0):
+    """What a phone sends that trained the head."""
+    exchanged = named_weights(model, model.trainable_variables)
+    weights = {name: variable.numpy() + np.float32(change) for name, variable in exchanged.items()}
+    return {**weights, "version": model_version(model, exchanged)}
+
+
+def kernel(weights):
+    return next(name for name in weights if name.endswith("kernel"))
+
+
+def test_the_mean_is_weighted_and_written_into_the_model(model, tmp_path):
+    start = snapshot(model)
+    write_weights(tmp_path / "b.npz", update(model, 4.0))
+    done = lp.aggregate_device_updates(
+        model, [update(model, 1.0), tmp_path / "b.npz"], weights=[1, 2]
+    )
+    assert_same(start[:2], snapshot(model)[:2])  # the backbone
+    for before, after in zip(start[2:], snapshot(model)[2:], strict=True):
+        np.testing.assert_allclose(after, before + 3.0, atol=1e-6)  # (1 + 2 * 4) / 3
+    assert done.accepted == (0, 1)
+    assert done.refused == {}
+    assert str(done) == "2 of 2 updates averaged"
+    assert {name: value.tolist() for name, value in done.weights.items()} == {
+        name: value.tolist() for name, value in update(model).items()
+    }
+
+
+def test_what_the_server_saves_is_what_phones_of_the_next_round_send(model, tmp_path):
+    done = lp.aggregate_device_updates(model, [update(model, 1.0)])
+    done.save(tmp_path / "next.npz")
+    model.save(tmp_path / "server.keras")
+    server = keras.models.load_model(tmp_path / "server.keras")
+    assert lp.aggregate_device_updates(server, [tmp_path / "next.npz"]).accepted == (0,)
+    assert_same(snapshot(model), snapshot(server))
+
+
+def wrong_updates(model, folder):
+    """`(update, reason)`."""
+    good = update(model, 1.0)
+    name = kernel(good)
+    other = lp.transfer_model(
+        keras.Sequential([keras.Input((3,)), keras.layers.Dense(4, "relu", name="block0")]), 2
+    )
+    (folder / "text.npz").write_text("no archive")
+    (folder / "cut.npz").write_bytes(b"")
+    np.savez(folder / "whole.npz", **good)
+    content = (folder / "whole.npz").read_bytes()
+    (folder / "half.npz").write_bytes(content[: len(content) // 2])
+    np.savez(folder / "objects.npz", **{**good, name: np.array([{"a": 1}], dtype=object)})
+    (folder / "pickle.npz").write_bytes(pickle.dumps(good))
+    np.savez_compressed(folder / "bomb.npz", **{**good, name: np.zeros((2000, 2000), "float32")})
+    with zipfile.ZipFile(folder / "names.npz", "w") as archive:
+        archive.writestr("../evil.npy", b"")
+    return [
+        (folder / "absent.npz", "cannot be read"),
+        (folder / "text.npz", "cannot be read"),
+        (folder / "cut.npz", "cannot be read"),
+        (folder / "half.npz", "cannot be read"),
+        (folder / "objects.npz", "cannot be read"),
+        (folder / "pickle.npz", "cannot be read"),
+        (folder / "bomb.npz", "16,000,128 bytes"),
+        (folder / "names.npz", "other weights than this model, such as '../evil'"),
+        (None, "NoneType"),
+        ({}, "other weights than this model"),
+        ({**good, "w99_more": good[name]}, "other weights than this model"),
+        ({n: v for n, v in good.items() if n != "version"}, "without"),
+        ({**good, name: good[name].T}, "shape"),
+        ({**good, name: good[name].astype("float64")}, "float64"),
+        ({**good, name: good[name] * np.nan}, "not finite"),
+        ({**good, name: good[name] + np.inf}, "not finite"),
+        (update(other), "another model"),
+        ({n: v for n, v in good.items() if "bias" not in n}, "another model"),
+    ]
+
+
+def test_wrong_updates_are_refused_with_the_reason_and_never_averaged(model, tmp_path):
+    wrong = wrong_updates(model, tmp_path)
+    start = snapshot(model)
+    updates = [*(one for one, _ in wrong), update(model, 1.0)]
+    with pytest.warns(UserWarning, match="Not averaged: update 0: it cannot be read"):
+        done = lp.aggregate_device_updates(model, updates)
+    assert done.accepted == (len(wrong),)
+    for i, (_, reason) in enumerate(wrong):
+        assert reason in done.refused[i], (i, done.refused[i])
+    for before, after in zip(start[2:], snapshot(model)[2:], strict=True):
+        np.testing.assert_array_equal(after, before + np.float32(1))
+    assert "update 6 refused: " in str(done)
+
+
+def test_an_update_of_the_last_round_is_stale(model):
+    late = update(model, 5.0)
+    lp.aggregate_device_updates(model, [update(model, 1.0)])
+    start = snapshot(model)
+    with pytest.raises(ValueError, match="update 0: it is stale"):
+        lp.aggregate_device_updates(model, [late])
+    assert_same(start, snapshot(model))
+
+
+def test_updates_of_other_parts_of_the_model_are_not_mixed(model):
+    with training_module._training_alone(model, "all"):
+        whole = update(model)
+    with pytest.warns(UserWarning, match="other weights than the first"):
+        done = lp.aggregate_device_updates(model, [update(model), whole])
+    assert done.accepted == (0,)
+
+
+def test_wrong_calls_are_refused(model):
+    good = update(model)
+    with pytest.raises(ValueError, match="0 updates, none"):
+        lp.aggregate_device_updates(model, [])
+    with pytest.raises(ValueError, match="2 weights for 1 updates"):
+        lp.aggregate_device_updates(model, [good], weights=[1, 2])
+    with pytest.raises(ValueError, match="number above 0"):
+        lp.aggregate_device_updates(model, [good], weights=[0])
+    with pytest.raises(ValueError, match="must be finite"):
+        lp.aggregate_device_updates(model, [good], weights=[float("inf")])
+    with pytest.raises(TypeError, match="takes a Keras model"):
+        lp.aggregate_device_updates("model.keras", [good])
