@@ -22,7 +22,8 @@ def balanced_step(model: Any, balancing: Balancing, data: Any) -> dict[str, Any]
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
     with tf.GradientTape(persistent=balancing.uses_gradients) as tape:
         y_pred = model(x, training=True)
-        losses, counts = model.task_losses(y, y_pred, sample_weight)
+        by_task, counts = model.task_losses(y, y_pred, sample_weight)
+        losses = [by_task[task] for task in balancing.tasks]
         penalty = sum(model.losses) if model.losses else tf.zeros(())
         values = tf.stack([unscale_loss_for_distribution(loss) for loss in losses])
         values = tf.stop_gradient(values)
@@ -32,7 +33,7 @@ def balanced_step(model: Any, balancing: Balancing, data: Any) -> dict[str, Any]
             weights = tf.stop_gradient(balancing.task_weights(values, None))
             total = sum(weights[i] * loss for i, loss in enumerate(losses)) + penalty
             scaled = [model.optimizer.scale_loss(total)]
-    present = tf.stack(counts) > 0
+    present = tf.stack([counts[task] for task in balancing.tasks]) > 0
     variables, gramian = model.trainable_variables, None
     if balancing.uses_gradients:
         of_tasks = [_gradients(tape, loss, variables) for loss in scaled[:-1]]

@@ -147,25 +147,29 @@ class Model(keras.Model):
             y, y_pred, sample_weight = _mask_missing(self, y, y_pred, sample_weight)
             return super().compute_loss(x, y, y_pred, sample_weight, training)
         losses, _ = self.task_losses(y, y_pred, sample_weight)
-        return sum([*losses, *(self._aggregate_additional_loss(loss) for loss in self.losses)])
+        added = (self._aggregate_additional_loss(loss) for loss in self.losses)
+        return sum([*losses.values(), *added])
 
-    def task_losses(self, y: Any, y_pred: Any, sample_weight: Any) -> tuple[list[Any], list[Any]]:
+    def task_losses(
+        self, y: Any, y_pred: Any, sample_weight: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Returns each task's loss times its weight, and the sum of the weights of its labels.
 
-        A task of weight 0 is as good as one without labels.
+        Both are by task, in the order of the outputs, which need not be that of the tasks. A task
+        of weight 0 is as good as one without labels.
 
         Args:
             y: labels: an array, or a dict by task.
             y_pred: outputs of the same form.
             sample_weight: None, weights, or a dict of them.
         """
-        losses, counts = [], []
+        losses, counts = {}, {}
         factors = self._loss_weights()
         for name, head, *example in _by_task(self, y, y_pred, sample_weight):
             loss = self.loss[name] if isinstance(self.loss, Mapping) else self.loss
             value, count = head.compute_loss(loss, *example)
-            losses.append(value * factors[name])
-            counts.append(count if factors[name] else tf.zeros_like(count))
+            losses[name] = value * factors[name]
+            counts[name] = count if factors[name] else tf.zeros_like(count)
         return losses, counts
 
     def train_step(self, data: Any) -> dict[str, Any]:
