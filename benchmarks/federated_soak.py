@@ -26,8 +26,9 @@ from keras_lp.federated import tff_runtime
 
 
 def resident_mb(pid: int | str) -> float:
-    status = Path(f"/proc/{pid}/status").read_text()
-    return int(status.split("VmRSS:")[1].split()[0]) / 1024
+    """Of a process; 0 of one that has died."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return sum(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS:"))
 
 
 class Watch(keras.callbacks.Callback):
@@ -48,7 +49,7 @@ class Watch(keras.callbacks.Callback):
         row = {
             "round": epoch + 1,
             "this process, MB": resident_mb("self"),
-            "worker, MB": resident_mb(worker.process.pid) if worker.process.poll() is None else 0,
+            "worker, MB": resident_mb(worker.process.pid),
             "open files": len(os.listdir("/proc/self/fd")),
             "restarts": worker.restarts,
             "seconds a round": (time.perf_counter() - self.start) / self.every,
