@@ -31,6 +31,7 @@ _LAZY = {
     "FederatedAveraging": "keras_lp.federated",
     "describe_clients": "keras_lp.federated",
     "partition": "keras_lp.federated",
+    "TFLiteMetadata": "keras_lp.tflite",
     "export_tflite": "keras_lp.tflite",
     "load_dataset": "keras_lp.datasets",
 }
@@ -46,6 +47,7 @@ __all__ = [
     "Model",
     "MultiLabel",
     "Regression",
+    "TFLiteMetadata",
     "balancing",
     "compare_single_tasks",
     "decode_predictions",

@@ -1,0 +1,185 @@
+"""What is in a `.tflite` file: `python -m keras_lp.tflite inspect FILE` prints it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections import Counter
+from pathlib import Path
+
+from tensorflow.lite.python import schema_py_generated as schema
+
+from keras_lp.text_table import text_table
+from keras_lp.tflite.metadata import TensorMetadata, associated_files, read_metadata
+
+_SHOWN = 12  # labels
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """An input or output: its name in the signature, type, shape, and what metadata say of it."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    metadata: TensorMetadata = TensorMetadata()
+
+    def __str__(self) -> str:
+        return f"{self.dtype}{list(self.shape)}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Contents:
+    """What is in a file.
+
+    Attributes:
+        size: bytes.
+        inputs: those of the first subgraph, in its order.
+        outputs: the same for outputs.
+        signatures: names of the inputs and of the outputs by signature.
+        operations: how often each stands in any subgraph.
+        subgraphs: how many.
+        files: the associated files: labels, a vocabulary.
+    """
+
+    size: int
+    inputs: list[Tensor]
+    outputs: list[Tensor]
+    signatures: dict[str, tuple[list[str], list[str]]]
+    operations: dict[str, int]
+    subgraphs: int
+    files: dict[str, str]
+
+    def __str__(self) -> str:
+        calls = [
+            f"{name}({', '.join(takes)}) -> {', '.join(gives)}"
+            for name, (takes, gives) in self.signatures.items()
+        ]
+        counts = [[name, str(count)] for name, count in self.operations.items()]
+        parts = {
+            "inputs": text_table([self._row(tensor) for tensor in self.inputs], left=3),
+            "outputs": text_table([self._row(tensor) for tensor in self.outputs], left=3),
+            "signatures": "\n".join(calls) or "none",
+            f"operations, {self.subgraphs} subgraph{'s' if self.subgraphs > 1 else ''}": (
+                text_table(counts, left=1)
+            ),
+            "files": "\n".join(
+                f"{name}, {len(text.splitlines()):,} lines" for name, text in self.files.items()
+            )
+            or "none",
+        }
+        lines = [f"size: {self.size / 1024:,.1f} KiB"]
+        for title, body in parts.items():
+            lines += [f"{title}:", *(f"  {line}" for line in body.splitlines())]
+        return "\n".join(lines)
+
+    def labels(self, tensor: Tensor) -> list[str]:
+        """The labels of an output, empty where the file has none."""
+        name = tensor.metadata.labels
+        return self.files[name].splitlines() if name in self.files else []
+
+    def _row(self, tensor: Tensor) -> list[str]:
+        notes = []
+        if tensor.metadata.mean is not None:
+            mean, std = tensor.metadata.mean, tensor.metadata.std
+            notes.append(f"(pixel - {mean:g}) / {std:g}")
+        if labels := self.labels(tensor):
+            more = f" and {len(labels) - _SHOWN} more" if len(labels) > _SHOWN else ""
+            notes.append(f"labels {', '.join(labels[:_SHOWN])}{more}")
+        if tensor.metadata.vocabulary:
+            notes.append(f"vocabulary in {tensor.metadata.vocabulary}")
+        return [tensor.name, str(tensor), "; ".join(notes)]
+
+
+def read_contents(content: bytes) -> Contents:
+    """Reads a file's bytes.
+
+    Raises:
+        ValueError: bytes that are no `.tflite` file.
+    """
+    model = _parsed(content)
+    graph = model.Subgraphs(0)
+    names: dict[int, str] = {}
+    signatures = {}
+    for i in range(model.SignatureDefsLength()):
+        one = model.SignatureDefs(i)
+        takes = [one.Inputs(j) for j in range(one.InputsLength())]
+        gives = [one.Outputs(j) for j in range(one.OutputsLength())]
+        signatures[one.SignatureKey().decode()] = tuple(
+            [entry.Name().decode() for entry in entries] for entries in (takes, gives)
+        )
+        if one.SubgraphIndex() == 0:
+            names |= {entry.TensorIndex(): entry.Name().decode() for entry in takes + gives}
+    indices = graph.InputsAsNumpy().tolist(), graph.OutputsAsNumpy().tolist()
+    described = read_metadata(content)
+    inputs, outputs = (
+        [
+            _tensor(graph, index, names, metadata)
+            for index, metadata in zip(side, about or [TensorMetadata()] * len(side), strict=True)
+        ]
+        for side, about in zip(indices, described, strict=True)
+    )
+    return Contents(
+        len(content), inputs, outputs, signatures, dict(sorted(_operations(model).items())),
+        model.SubgraphsLength(), associated_files(content),
+    )  # fmt: skip
+
+
+def inspect(path: str) -> str:
+    """Returns what is in a file as text."""
+    return f"{path}\n{read_contents(Path(path).expanduser().read_bytes())}"
+
+
+def foreign_operations(content: bytes) -> list[str]:
+    """The operations of any subgraph that no plain LiteRT runtime has."""
+    builtin = set(_operation_names().values())
+    return sorted(name for name in _operations(_parsed(content)) if name not in builtin)
+
+
+def _parsed(content: bytes) -> schema.Model:
+    if not schema.Model.ModelBufferHasIdentifier(content, 0):
+        raise ValueError(
+            "A .tflite file has the mark TFL3 after its first 4 bytes. Received: "
+            f"{len(content):,} bytes that start with {content[:8]!r}."
+        )
+    return schema.Model.GetRootAs(content, 0)
+
+
+def _operations(model: schema.Model) -> Counter[str]:
+    codes = [model.OperatorCodes(i) for i in range(model.OperatorCodesLength())]
+    graphs = [model.Subgraphs(i) for i in range(model.SubgraphsLength())]
+    return Counter(
+        _operation_name(codes[graph.Operators(i).OpcodeIndex()])
+        for graph in graphs
+        for i in range(graph.OperatorsLength())
+    )
+
+
+def _operation_name(code: schema.OperatorCode) -> str:
+    if code.CustomCode():
+        return code.CustomCode().decode()
+    # Files from before the 128th operation have only the older field.
+    return _operation_names()[max(code.BuiltinCode(), code.DeprecatedBuiltinCode())]
+
+
+@functools.cache
+def _operation_names() -> dict[int, str]:
+    return _named(schema.BuiltinOperator)
+
+
+@functools.cache
+def _type_names() -> dict[int, str]:
+    return {number: name.lower() for number, name in _named(schema.TensorType).items()}
+
+
+def _named(enumeration: type) -> dict[int, str]:
+    return {number: name for name, number in vars(enumeration).items() if isinstance(number, int)}
+
+
+def _tensor(
+    graph: schema.SubGraph, index: int, names: dict[int, str], metadata: TensorMetadata
+) -> Tensor:
+    tensor = graph.Tensors(index)
+    shape = tuple(tensor.Shape(i) for i in range(tensor.ShapeLength()))
+    name = names.get(index) or tensor.Name().decode()
+    return Tensor(name, _type_names()[tensor.Type()], shape, metadata)
