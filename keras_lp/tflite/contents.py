@@ -22,7 +22,7 @@ class Tensor:
     name: str
     dtype: str
     shape: tuple[int, ...]
-    metadata: TensorMetadata = TensorMetadata()
+    metadata: TensorMetadata
 
     def __str__(self) -> str:
         return f"{self.dtype}{list(self.shape)}"
@@ -38,6 +38,7 @@ class Contents:
         outputs: the same for outputs.
         signatures: names of the inputs and of the outputs by signature.
         operations: how often each stands in any subgraph.
+        int8_operations: how many of them give 8-bit numbers, without conversions.
         subgraphs: how many.
         files: the associated files: labels, a vocabulary.
     """
@@ -47,6 +48,7 @@ class Contents:
     outputs: list[Tensor]
     signatures: dict[str, tuple[list[str], list[str]]]
     operations: dict[str, int]
+    int8_operations: int
     subgraphs: int
     files: dict[str, str]
 
@@ -119,10 +121,20 @@ def read_contents(content: bytes) -> Contents:
         ]
         for side, about in zip(indices, described, strict=True)
     )
+    operations = _operations(model)
     return Contents(
-        len(content), inputs, outputs, signatures, dict(sorted(_operations(model).items())),
-        model.SubgraphsLength(), associated_files(content),
-    )  # fmt: skip
+        len(content),
+        inputs,
+        outputs,
+        signatures,
+        operations=dict(sorted(Counter(name for name, _ in operations).items())),
+        int8_operations=sum(
+            given == schema.TensorType.INT8 and name not in ("QUANTIZE", "DEQUANTIZE")
+            for name, given in operations
+        ),
+        subgraphs=model.SubgraphsLength(),
+        files=associated_files(content),
+    )
 
 
 def inspect(path: str) -> str:
@@ -133,7 +145,7 @@ def inspect(path: str) -> str:
 def foreign_operations(content: bytes) -> list[str]:
     """The operations of any subgraph that no plain LiteRT runtime has."""
     builtin = set(_operation_names().values())
-    return sorted(name for name in _operations(_parsed(content)) if name not in builtin)
+    return sorted({name for name, _ in _operations(_parsed(content))} - builtin)
 
 
 def _parsed(content: bytes) -> schema.Model:
@@ -145,14 +157,15 @@ def _parsed(content: bytes) -> schema.Model:
     return schema.Model.GetRootAs(content, 0)
 
 
-def _operations(model: schema.Model) -> Counter[str]:
+def _operations(model: schema.Model) -> list[tuple[str, int]]:
+    """The name of every operation of every subgraph, and the type of what it gives."""
     codes = [model.OperatorCodes(i) for i in range(model.OperatorCodesLength())]
-    graphs = [model.Subgraphs(i) for i in range(model.SubgraphsLength())]
-    return Counter(
-        _operation_name(codes[graph.Operators(i).OpcodeIndex()])
-        for graph in graphs
-        for i in range(graph.OperatorsLength())
-    )
+    found = []
+    for graph in (model.Subgraphs(i) for i in range(model.SubgraphsLength())):
+        for operator in (graph.Operators(i) for i in range(graph.OperatorsLength())):
+            given = graph.Tensors(operator.Outputs(0)).Type() if operator.OutputsLength() else -1
+            found.append((_operation_name(codes[operator.OpcodeIndex()]), given))
+    return found
 
 
 def _operation_name(code: schema.OperatorCode) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -12,6 +13,8 @@ import tensorflow as tf
 
 from keras_lp.tflite.contents import foreign_operations
 from keras_lp.tflite.interface import call_flat, input_names, outputs
+
+_LOOPS = ("While", "StatelessWhile", "If", "StatelessIf", "Case", "StatelessCase")
 
 
 def convert(
@@ -39,9 +42,13 @@ def convert(
     if quantization == "float16":
         converter.target_spec.supported_types = [tf.float16]
     if quantization == "int8":
+        _check_no_loops(model, serve)
         converter.representative_dataset = lambda: _batches(model, calibration, batch_size)
     try:
-        content = converter.convert()
+        with warnings.catch_warnings():
+            # The converter's own measuring for int8 says so of itself.
+            warnings.filterwarnings("ignore", ".*tf.lite.Interpreter is deprecated")
+            content = converter.convert()
     except Exception as error:
         raise _refusal(model, serve, str(error)) from error
     if foreign := foreign_operations(content):
@@ -57,19 +64,33 @@ def compute_types(model: keras.Model) -> set[str]:
 
 def float32_copy(model: keras.Model) -> keras.Model:
     """A copy of a model that computes in float32, with the same weights."""
+    return _copy(model, _in_float32, f"it computes in {sorted(compute_types(model))}")
 
+
+def without_loops(model: keras.Model) -> keras.Model:
+    """The model, or a copy with the steps of recurrent layers one after the other.
+
+    `"int8"` needs it: the converter measures activations outside loops only, and ends the process
+    where it meets one.
+    """
+    if not any(getattr(layer, "unroll", True) is False for layer in model._flatten_layers()):
+        return model
+    return _copy(model, _unrolled, "its recurrent layers loop")
+
+
+def _copy(model: keras.Model, change: Callable[[Any], Any], reason: str) -> keras.Model:
     def copy(layer: keras.Layer) -> keras.Layer:
-        return type(layer).from_config(_in_float32(layer.get_config()))
+        return type(layer).from_config(change(layer.get_config()))
 
     try:
         made = keras.models.clone_model(model, clone_function=copy, recursive=True)
         made.set_weights(model.get_weights())
     except Exception as error:
         raise ValueError(
-            "A phone file is made from a float32 copy of the model. Received: model "
-            f"{model.name!r}, which computes in {sorted(compute_types(model))} and cannot be "
-            f"copied: {error}. Build it under keras.config.set_dtype_policy('float32') and copy "
-            "the weights with `set_weights(model.get_weights())`."
+            "A model that a phone cannot run as it is must be one that can be copied. Received: "
+            f"model {model.name!r}: {reason}, and copying it failed: {error}. Give its layers a "
+            "`get_config`, or build it in float32 (int8: with unroll=True) and copy the weights "
+            "with `set_weights(model.get_weights())`."
         ) from error
     return made
 
@@ -82,6 +103,14 @@ def _in_float32(config: Any) -> Any:
         return {key: _in_float32(value) for key, value in config.items()}
     if isinstance(config, (list, tuple)):
         return type(config)(_in_float32(value) for value in config)
+    return config
+
+
+def _unrolled(config: Any) -> Any:
+    if isinstance(config, dict):
+        return {key: key == "unroll" or _unrolled(value) for key, value in config.items()}
+    if isinstance(config, (list, tuple)):
+        return type(config)(_unrolled(value) for value in config)
     return config
 
 
@@ -118,6 +147,17 @@ def _batches(
         yield {name: array[rows] for name, array in zip(names, arrays, strict=True)}
 
 
+def _check_no_loops(model: keras.Model, serve: Any) -> None:
+    layers = [_layers_with(model, serve, kind) for kind in _LOOPS]
+    if any(layer is not None for layer in layers):
+        where = ", ".join(layer for layer in layers if layer) or "a layer"
+        raise ValueError(
+            "A model for int8 has no loops or branches: the converter cannot measure what they "
+            f"compute. Received: model {model.name!r} with one in {where}. Export with "
+            'quantization="dynamic".'
+        )
+
+
 def _refusal(model: keras.Model, serve: Any, message: str) -> ValueError:
     listed = re.findall(r"^(?:Custom|Flex) ops: (.+)$", message, re.MULTILINE)
     names = sorted({name.strip() for line in listed for name in line.split(",")})
@@ -141,18 +181,18 @@ def _not_builtin(model: keras.Model, serve: Any, operations: list[str]) -> Value
     )
 
 
-def _layers_with(model: keras.Model, serve: Any, operation: str) -> str:
-    """The innermost layers that an operation of the graph stands in, empty where none is known."""
+def _layers_with(model: keras.Model, serve: Any, operation: str) -> str | None:
+    """The innermost layers that an operation stands in, None where the graph has it nowhere."""
     graph = serve.graph.as_graph_def()
     nodes = [*graph.node, *(node for one in graph.library.function for node in one.node_def)]
+    places = [node.name for node in nodes if node.op == operation]
+    if not places:
+        return None
     names = {layer.name for layer in model._flatten_layers(include_self=False)}
     found = []
-    for node in nodes:
-        if node.op == operation:
-            # Keras names the scope of a layer after it, and counts through when it comes again.
-            scopes = [
-                name if name in names else re.sub(r"_\d+$", "", name)
-                for name in node.name.split("/")[:-1]
-            ]
-            found += [name for name in scopes if name in names][-1:]
+    for place in places:
+        # Keras names the scope of a layer after it, and counts through when it comes again.
+        scopes = place.split("/")[:-1]
+        scopes = [name if name in names else re.sub(r"_\d+$", "", name) for name in scopes]
+        found += [name for name in scopes if name in names][-1:]
     return ", ".join(repr(name) for name in dict.fromkeys(found))

@@ -13,7 +13,7 @@ from keras_lp import checks
 from keras_lp.tasks import is_number
 from keras_lp.tflite.annotate import TFLiteMetadata, annotate
 from keras_lp.tflite.contents import read_contents
-from keras_lp.tflite.convert import compute_types, convert, float32_copy
+from keras_lp.tflite.convert import compute_types, convert, float32_copy, without_loops
 from keras_lp.tflite.examples import GENERATED, Examples, generate_examples, read_examples
 from keras_lp.tflite.interface import check_model, input_names
 from keras_lp.tflite.report import ExportReport
@@ -86,7 +86,7 @@ def export_tflite(
 
     ```python
     report = lp.export_tflite(
-        model, "xray.tflite", quantization="int8", calibration_data=x, verification_data=(x_val, y_val)
+        model, "xray.tflite", quantization="int8", calibration_data=x, verification_data=val
     )
     print(report)
     ```
@@ -104,7 +104,7 @@ def export_tflite(
     calibration = _read(model, calibration_data, "calibration_data")
     examples = _read(model, verification_data, "verification_data") or calibration
     content = convert(
-        model,
+        without_loops(model) if quantization == "int8" else model,
         quantization,
         calibration and calibration.thinned(_CALIBRATE_ON).inputs,
         batch_size,

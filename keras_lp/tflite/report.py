@@ -70,10 +70,12 @@ class ExportReport:
     def __str__(self) -> str:
         batch = self.contents.inputs[0].shape[0]
         outputs = ", ".join(f"{name}{list(shape)}" for name, shape in self.outputs.items())
-        lines = [
-            f"{self.path}: {self.size / 1024:,.1f} KiB, {self.quantization or 'float32'}, "
-            f"outputs {outputs}"
-        ]
+        kind = self.quantization or "float32"
+        if kind == "int8":
+            counts = self.contents.operations.items()
+            total = sum(n for name, n in counts if name not in ("QUANTIZE", "DEQUANTIZE"))
+            kind += f" in {self.contents.int8_operations} of {total} operations"
+        lines = [f"{self.path}: {self.size / 1024:,.1f} KiB, {kind}, outputs {outputs}"]
         if self.copied_from:
             lines.append(f"made from a float32 copy: layers compute in {list(self.copied_from)}")
         if self.verified_on is None:

@@ -180,13 +180,20 @@ def _agreement(output: Output, ours: np.ndarray, theirs: np.ndarray) -> float:
 def _error(output: Output, ours: np.ndarray, theirs: np.ndarray, tolerance: Tolerance) -> float:
     differences = np.abs(ours - theirs)
     if output.kind == "values":
-        differences = differences / (np.ptp(ours) or 1.0)
+        differences = differences / _scale(ours)
         return float(differences.mean() if tolerance.by_agreement else differences.max())
     if not np.isfinite(differences).all():  # NaN decides too, for something
         return float("nan")
     if tolerance.by_agreement:
-        return 1 - _agreement(output, ours, theirs)
+        return float(np.mean(output.decide(ours) != output.decide(theirs)))
     return float(differences.max())
+
+
+def _scale(values: np.ndarray) -> np.ndarray:
+    """The range of each entry; not below what rounding makes of one that hardly varies."""
+    rounding = np.maximum(1e-2 * np.abs(values).max(axis=0), 1e-3 * np.ptp(values))
+    scale = np.maximum(np.ptp(values, axis=0), rounding)
+    return np.where(scale == 0, 1.0, scale)
 
 
 def _constant(output: Output, ours: np.ndarray, tolerance: Tolerance) -> np.ndarray:
