@@ -22,6 +22,7 @@ def convert(
     quantization: str | None = None,
     calibration: list[np.ndarray] | None = None,
     batch_size: int = 1,
+    activate: bool = True,
 ) -> bytes:
     """Converts a model that `check_model` accepts and that computes in float32.
 
@@ -30,11 +31,12 @@ def convert(
         quantization: as in `export_tflite`.
         calibration: for `"int8"` the inputs to measure activations on, in order.
         batch_size: examples a call.
+        activate: whether the file adds the softmax or sigmoid of the heads.
 
     Raises:
         ValueError: an operation outside the builtin ones, or a model that the converter refuses.
     """
-    serve, module = _serving_function(model, batch_size)
+    serve, module = _serving_function(model, batch_size, activate)
     converter = tf.lite.TFLiteConverter.from_concrete_functions([serve], module)
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
     if quantization is not None:
@@ -78,6 +80,11 @@ def without_loops(model: keras.Model) -> keras.Model:
     return _copy(model, _unrolled, "its recurrent layers loop")
 
 
+def same_copy(model: keras.Model) -> keras.Model:
+    """A copy of a model, with weights of its own."""
+    return _copy(model, lambda config: config, "int8 corrects the heads of a copy")
+
+
 def _copy(model: keras.Model, change: Callable[[Any], Any], reason: str) -> keras.Model:
     def copy(layer: keras.Layer) -> keras.Layer:
         return type(layer).from_config(change(layer.get_config()))
@@ -114,7 +121,7 @@ def _unrolled(config: Any) -> Any:
     return config
 
 
-def _serving_function(model: keras.Model, batch_size: int) -> tuple[Any, tf.Module]:
+def _serving_function(model: keras.Model, batch_size: int, activate: bool) -> tuple[Any, tf.Module]:
     # The tracked object must hold the variables, not the model: with the model the converter
     # succeeds and leaves the weights out.
     module = tf.Module()
@@ -129,7 +136,7 @@ def _serving_function(model: keras.Model, batch_size: int) -> tuple[Any, tf.Modu
     def serve(*tensors: tf.Tensor) -> dict[str, tf.Tensor]:
         raw = call_flat(model, tensors)
         return {
-            output.name: keras.activations.get(output.activation)(value)
+            output.name: keras.activations.get(output.activation)(value) if activate else value
             for output, value in zip(described, raw, strict=True)
         }
 

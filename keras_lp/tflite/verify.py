@@ -94,7 +94,7 @@ def compare(
         tolerance: decides what `varies` means.
     """
     theirs = run_all(run, examples.inputs, batch_size)
-    raw = _keras_outputs(model, examples.inputs)
+    raw = keras_outputs(model, examples.inputs)
     compared = {}
     for output, values in zip(outputs(model), raw, strict=True):
         ours = output.activate(values.astype("float64"))
@@ -143,7 +143,8 @@ def latency(run: Run, inputs: list[np.ndarray], batch_size: int) -> tuple[float,
     return 1e3 * float(median), 1e3 * float(p95)
 
 
-def _keras_outputs(model: keras.Model, inputs: list[np.ndarray]) -> list[np.ndarray]:
+def keras_outputs(model: keras.Model, inputs: list[np.ndarray]) -> list[np.ndarray]:
+    """The outputs of a model as it gives them, in order."""
     chunks = [
         [np.asarray(raw) for raw in call_flat(model, [a[i : i + _CHUNK] for a in inputs])]
         for i in range(0, len(inputs[0]), _CHUNK)
