@@ -36,7 +36,7 @@ class Contents:
         size: bytes.
         inputs: those of the first subgraph, in its order.
         outputs: the same for outputs.
-        signatures: names of the inputs and of the outputs by signature.
+        signatures: the inputs and the outputs of each, by its name.
         operations: how often each stands in any subgraph.
         int8_operations: how many of them give 8-bit numbers, without conversions.
         subgraphs: how many.
@@ -46,7 +46,7 @@ class Contents:
     size: int
     inputs: list[Tensor]
     outputs: list[Tensor]
-    signatures: dict[str, tuple[list[str], list[str]]]
+    signatures: dict[str, tuple[list[Tensor], list[Tensor]]]
     operations: dict[str, int]
     int8_operations: int
     subgraphs: int
@@ -54,7 +54,7 @@ class Contents:
 
     def __str__(self) -> str:
         calls = [
-            f"{name}({', '.join(takes)}) -> {', '.join(gives)}"
+            f"{name}({self._listed(takes)}) -> {self._listed(gives)}"
             for name, (takes, gives) in self.signatures.items()
         ]
         counts = [[name, str(count)] for name, count in self.operations.items()]
@@ -80,6 +80,11 @@ class Contents:
         name = tensor.metadata.labels
         return self.files[name].splitlines() if name in self.files else []
 
+    def _listed(self, tensors: list[Tensor]) -> str:
+        """Names, and types too where there are signatures that are not told above."""
+        alone = len(self.signatures) == 1
+        return ", ".join(one.name if alone else f"{one.name} {one}" for one in tensors)
+
     def _row(self, tensor: Tensor) -> list[str]:
         notes = []
         if tensor.metadata.mean is not None:
@@ -101,25 +106,24 @@ def read_contents(content: bytes) -> Contents:
     """
     model = _parsed(content)
     graph = model.Subgraphs(0)
-    names: dict[int, str] = {}
-    signatures = {}
-    for i in range(model.SignatureDefsLength()):
-        one = model.SignatureDefs(i)
-        takes = [one.Inputs(j) for j in range(one.InputsLength())]
-        gives = [one.Outputs(j) for j in range(one.OutputsLength())]
+    signatures, names = {}, {}
+    for one in (model.SignatureDefs(i) for i in range(model.SignatureDefsLength())):
+        takes = [one.Inputs(i) for i in range(one.InputsLength())]
+        gives = [one.Outputs(i) for i in range(one.OutputsLength())]
+        of = model.Subgraphs(one.SubgraphIndex())
         signatures[one.SignatureKey().decode()] = tuple(
-            [entry.Name().decode() for entry in entries] for entries in (takes, gives)
+            [_tensor(of, entry.TensorIndex(), entry.Name().decode()) for entry in entries]
+            for entries in (takes, gives)
         )
         if one.SubgraphIndex() == 0:
-            names |= {entry.TensorIndex(): entry.Name().decode() for entry in takes + gives}
+            names = {entry.TensorIndex(): entry.Name().decode() for entry in takes + gives}
     indices = graph.InputsAsNumpy().tolist(), graph.OutputsAsNumpy().tolist()
-    described = read_metadata(content)
     inputs, outputs = (
         [
-            _tensor(graph, index, names, metadata)
+            _tensor(graph, index, names.get(index), metadata)
             for index, metadata in zip(side, about or [TensorMetadata()] * len(side), strict=True)
         ]
-        for side, about in zip(indices, described, strict=True)
+        for side, about in zip(indices, read_metadata(content), strict=True)
     )
     operations = _operations(model)
     return Contents(
@@ -190,9 +194,11 @@ def _named(enumeration: type) -> dict[int, str]:
 
 
 def _tensor(
-    graph: schema.SubGraph, index: int, names: dict[int, str], metadata: TensorMetadata
+    graph: schema.SubGraph,
+    index: int,
+    name: str | None,
+    metadata: TensorMetadata = TensorMetadata(),  # noqa: B008  (it cannot change)
 ) -> Tensor:
     tensor = graph.Tensors(index)
     shape = tuple(tensor.Shape(i) for i in range(tensor.ShapeLength()))
-    name = names.get(index) or tensor.Name().decode()
-    return Tensor(name, _type_names()[tensor.Type()], shape, metadata)
+    return Tensor(name or tensor.Name().decode(), _type_names()[tensor.Type()], shape, metadata)

@@ -80,11 +80,6 @@ def without_loops(model: keras.Model) -> keras.Model:
     return _copy(model, _unrolled, "its recurrent layers loop")
 
 
-def same_copy(model: keras.Model) -> keras.Model:
-    """A copy of a model, with weights of its own."""
-    return _copy(model, lambda config: config, "int8 corrects the heads of a copy")
-
-
 def _copy(model: keras.Model, change: Callable[[Any], Any], reason: str) -> keras.Model:
     def copy(layer: keras.Layer) -> keras.Layer:
         return type(layer).from_config(change(layer.get_config()))

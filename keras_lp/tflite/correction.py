@@ -9,43 +9,56 @@ needs no change of the network.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import keras
 import numpy as np
 
 from keras_lp.heads import Head
-from keras_lp.tflite.convert import convert, same_copy
-from keras_lp.tflite.interface import input_names
+from keras_lp.tflite.convert import convert
+from keras_lp.tflite.interface import input_names, outputs
 from keras_lp.tflite.verify import keras_outputs, load, run_all
 
-_TRUST = 10  # examples' worth of belief that nothing is to be corrected
+# Examples' worth of belief that nothing is to be corrected: a unit's in the linear part, which has
+# much to learn, and in the mean.
+_TRUST = 10
 
 
+@contextlib.contextmanager
 def corrected_heads(
     model: keras.Model, calibration: list[np.ndarray], batch_size: int
-) -> keras.Model:
-    """Returns a copy of a model for int8, whose heads make up for what quantization shifts.
+) -> Iterator[None]:
+    """Within it the heads of a model make up for what int8 shifts; then they are as they were.
 
     Args:
-        model: a model that `convert` takes for `"int8"`; the same one where it has no heads.
+        model: a model that `convert` takes for `"int8"`; nothing is done where it has no heads.
         calibration: inputs in order.
         batch_size: of the file.
 
     Raises:
         ImportError: `ai-edge-litert` is not installed.
     """
-    heads = [tensor._keras_history.operation for tensor in model.outputs]
-    if not any(isinstance(head, Head) for head in heads):
-        return model
+    heads = {
+        output.name: tensor._keras_history.operation
+        for output, tensor in zip(outputs(model), model.outputs, strict=True)
+        if output.task is not None
+    }
+    if not heads:
+        yield
+        return
     content = convert(model, "int8", calibration, batch_size, activate=False)
     theirs = run_all(load(content, input_names(model)), calibration, batch_size)
-    copy = same_copy(model)
-    for tensor, ours, name in zip(
-        copy.outputs, keras_outputs(model, calibration), theirs, strict=True
-    ):
-        head = tensor._keras_history.operation
-        if isinstance(head, Head):
-            _correct(head, *affine_map(theirs[name], ours))
-    return copy
+    names = [output.name for output in outputs(model)]
+    ours = dict(zip(names, keras_outputs(model, calibration), strict=True))
+    before = {name: head.get_weights() for name, head in heads.items()}
+    try:
+        for name, head in heads.items():
+            _correct(head, *affine_map(theirs[name], ours[name]))
+        yield
+    finally:
+        for name, head in heads.items():
+            head.set_weights(before[name])
 
 
 def affine_map(given: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -61,7 +74,8 @@ def affine_map(given: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.nd
     mean, deviation = x.mean(axis=0), x.std(axis=0)
     scale = np.where(deviation > 0, deviation, 1.0)
     columns = np.concatenate([(x - mean) / scale, np.ones((len(x), 1))], axis=1)
-    trusted = columns.T @ columns + _TRUST * np.eye(units + 1)
+    trust = np.diag([_TRUST * units] * units + [_TRUST])
+    trusted = columns.T @ columns + trust
     solved = np.linalg.solve(trusted, columns.T @ errors)
     slope = solved[:-1] / scale[:, None]
     return np.eye(units) + slope, solved[-1] - mean @ slope

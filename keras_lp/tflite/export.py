@@ -82,7 +82,7 @@ def export_tflite(
             a model that is not built or whose inputs have no sizes; data that do not fit it; a
             path that is a folder. No file is left, and one that was there stays.
         TypeError: anything else than a Keras model.
-        ImportError: `ai-edge-litert` is not installed.
+        ImportError: `ai-edge-litert` is not installed; verify=False needs it for int8 only.
 
     Example:
 
@@ -174,8 +174,9 @@ def _converted(
     if quantization != "int8":
         return convert(model, quantization, batch_size=batch_size)
     inputs = calibration.thinned(_CALIBRATE_ON).inputs
-    model = corrected_heads(without_loops(model), inputs, batch_size)
-    return convert(model, quantization, inputs, batch_size)
+    model = without_loops(model)
+    with corrected_heads(model, inputs, batch_size):
+        return convert(model, quantization, inputs, batch_size)
 
 
 def _verified(

@@ -124,9 +124,9 @@ def check_model(model: Any) -> None:
 
 
 def _last_activation(layer: Any) -> str:
-    if isinstance(layer, keras.layers.Softmax):
-        return "softmax"
-    return getattr(getattr(layer, "activation", layer), "__name__", "linear")
+    """The name of what gave an output: an activation, or a layer or operation that is one."""
+    activation = getattr(layer, "activation", None)
+    return getattr(activation, "__name__", type(layer).__name__).lower()
 
 
 def _output_names(model: keras.Model) -> list[str]:

@@ -44,9 +44,9 @@ class ExportReport:
     @property
     def outputs(self) -> dict[str, tuple[int, ...]]:
         """The shapes of the outputs by their names in the signature."""
-        _, names = next(iter(self.contents.signatures.values()))
-        shapes = {tensor.name: tensor.shape for tensor in self.contents.outputs}
-        return {name: shapes[name] for name in self.comparisons or names}
+        _, tensors = next(iter(self.contents.signatures.values()))
+        shapes = {tensor.name: tensor.shape for tensor in tensors}
+        return {name: shapes[name] for name in self.comparisons or shapes}
 
     @property
     def max_difference(self) -> float | None:

@@ -114,7 +114,7 @@ def load(content: bytes, names: list[str]) -> Run:
     except ImportError as error:
         raise ImportError(
             "export_tflite runs the file it writes, which needs the LiteRT runtime. Install it: "
-            "pip install 'keras_lp[phone]', or pass verify=False."
+            "pip install 'keras_lp[phone]'."
         ) from error
     runner = Interpreter(model_content=content, num_threads=1).get_signature_runner()
     return lambda batch: runner(**dict(zip(names, batch, strict=True)))
