@@ -205,17 +205,21 @@ def test_inspect_prints_what_is_in_a_file(tmp_path, capsys):
 
 
 def test_inspect_finds_flex_operations_in_every_subgraph(tmp_path):
+    module = tf.Module()
+
     @tf.function(input_signature=[tf.TensorSpec((2,), name="x")])
     def loop(x):
-        return {"y": tf.while_loop(lambda x: x[0] < 1, lambda x: (tf.math.betainc(x, x, x),), (x,))}
+        return {"y": tf.while_loop(lambda x: x[0] < 1, lambda x: (tf.math.lgamma(x),), (x,))[0]}
 
-    converter = tf.lite.TFLiteConverter.from_concrete_functions([loop.get_concrete_function()])
+    module.loop = loop
+    functions = [loop.get_concrete_function()]
+    converter = tf.lite.TFLiteConverter.from_concrete_functions(functions, module)
     converter.target_spec.supported_ops = [
         tf.lite.OpsSet.TFLITE_BUILTINS,
         tf.lite.OpsSet.SELECT_TF_OPS,
     ]
     content = converter.convert()
-    assert contents.foreign_operations(content) == ["FlexBetainc"]
+    assert contents.foreign_operations(content) == ["FlexLgamma"]
     found = read_contents(content)  # a file of someone else
     assert found.subgraphs == 3
     assert found.files == {}
@@ -223,10 +227,13 @@ def test_inspect_finds_flex_operations_in_every_subgraph(tmp_path):
 
 def test_inspect_says_what_is_no_such_file(tmp_path, capsys):
     path = tmp_path / "m.tflite"
+    lp.export_tflite(lp.transfer_model(network(), 2), tmp_path / "whole.tflite", verify=False)
+    cut = (tmp_path / "whole.tflite").read_bytes()[:500]
     for content, message in (
         (None, "No such file"),
         (b"PK\x03\x04zip", "mark TFL3"),
         (b"", "TFL3"),
+        (cut, "break off"),
     ):
         if content is not None:
             path.write_bytes(content)

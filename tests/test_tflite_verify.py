@@ -22,9 +22,11 @@ VALUES = Output("v", None, "linear", "values")
 FLOAT32, FLOAT16, INT8 = (Tolerance.of(q, None) for q in (None, "float16", "int8"))
 
 
-@pytest.fixture
-def model(mlp, digits):
-    model = lp.transfer_model(mlp((32,)), 10, pretrained=False, trainable="all")
+@pytest.fixture(scope="module")
+def model(digits):
+    keras.utils.set_random_seed(0)
+    backbone = keras.Sequential([keras.Input((64,)), keras.layers.Dense(32, "relu")])
+    model = lp.transfer_model(backbone, 10, pretrained=False, trainable="all")
     model.fit(*digits, epochs=20, verbose=0)
     return model
 
@@ -120,6 +122,19 @@ def test_quantized_classes_must_agree(model, digits, tmp_path, monkeypatch):
     options = {"quantization": "dynamic", "verification_data": digits[0]}
     with pytest.raises(ValueError, match=r"agree with Keras on 0.95 .* top-1 agreement 0.0%"):
         lp.export_tflite(model, tmp_path / "m.tflite", **options)
+
+
+def test_quantized_values_must_be_near_on_the_mean(mlp, digits, tmp_path, monkeypatch):
+    model = lp.transfer_model(mlp(), lp.Regression(1, mean=100, std=10))
+    spread = np.ptp(model.predict(digits[0], verbose=0))
+    options = {"quantization": "dynamic", "verification_data": digits[0]}
+    off(monkeypatch, lambda value: value + 0.03 * spread)
+    report = lp.export_tflite(model, tmp_path / "m.tflite", **options)
+    assert report.top1_agreement is None
+    monkeypatch.undo()
+    off(monkeypatch, lambda value: value + 0.1 * spread)
+    with pytest.raises(ValueError, match=r"0.05 of the range of the values at most on the mean"):
+        lp.export_tflite(model, tmp_path / "n.tflite", **options)
 
 
 def test_nan_is_refused(model, tmp_path, monkeypatch):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
+import struct
 from collections import Counter
 from pathlib import Path
 
@@ -59,11 +61,11 @@ class Contents:
         ]
         counts = [[name, str(count)] for name, count in self.operations.items()]
         parts = {
-            "inputs": text_table([self._row(tensor) for tensor in self.inputs], left=3),
-            "outputs": text_table([self._row(tensor) for tensor in self.outputs], left=3),
+            "inputs": _table([self._row(tensor) for tensor in self.inputs]),
+            "outputs": _table([self._row(tensor) for tensor in self.outputs]),
             "signatures": "\n".join(calls) or "none",
             f"operations, {self.subgraphs} subgraph{'s' if self.subgraphs > 1 else ''}": (
-                text_table(counts, left=1)
+                _table(counts)
             ),
             "files": "\n".join(
                 f"{name}, {len(text.splitlines()):,} lines" for name, text in self.files.items()
@@ -98,6 +100,10 @@ class Contents:
         return [tensor.name, str(tensor), "; ".join(notes)]
 
 
+def _table(rows: list[list[str]]) -> str:
+    return text_table(rows, left=len(rows[0])) if rows else "none"
+
+
 def read_contents(content: bytes) -> Contents:
     """Reads a file's bytes.
 
@@ -117,11 +123,14 @@ def read_contents(content: bytes) -> Contents:
         )
         if one.SubgraphIndex() == 0:
             names = {entry.TensorIndex(): entry.Name().decode() for entry in takes + gives}
-    indices = graph.InputsAsNumpy().tolist(), graph.OutputsAsNumpy().tolist()
+    indices = (
+        [graph.Inputs(i) for i in range(graph.InputsLength())],
+        [graph.Outputs(i) for i in range(graph.OutputsLength())],
+    )
     inputs, outputs = (
         [
             _tensor(graph, index, names.get(index), metadata)
-            for index, metadata in zip(side, about or [TensorMetadata()] * len(side), strict=True)
+            for index, metadata in itertools.zip_longest(side, about[: len(side)])
         ]
         for side, about in zip(indices, read_metadata(content), strict=True)
     )
@@ -143,7 +152,14 @@ def read_contents(content: bytes) -> Contents:
 
 def inspect(path: str) -> str:
     """Returns what is in a file as text."""
-    return f"{path}\n{read_contents(Path(path).expanduser().read_bytes())}"
+    content = Path(path).expanduser().read_bytes()
+    try:
+        return f"{path}\n{read_contents(content)}"
+    except (struct.error, IndexError, TypeError) as error:
+        raise ValueError(
+            f"A .tflite file must be whole. Received: {len(content):,} bytes that break off or "
+            f"are damaged ({error}). Copy or export it again."
+        ) from error
 
 
 def foreign_operations(content: bytes) -> list[str]:
@@ -197,8 +213,9 @@ def _tensor(
     graph: schema.SubGraph,
     index: int,
     name: str | None,
-    metadata: TensorMetadata = TensorMetadata(),  # noqa: B008  (it cannot change)
+    metadata: TensorMetadata | None = None,
 ) -> Tensor:
     tensor = graph.Tensors(index)
     shape = tuple(tensor.Shape(i) for i in range(tensor.ShapeLength()))
-    return Tensor(name or tensor.Name().decode(), _type_names()[tensor.Type()], shape, metadata)
+    name = name or tensor.Name().decode()
+    return Tensor(name, _type_names()[tensor.Type()], shape, metadata or TensorMetadata())

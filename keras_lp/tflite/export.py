@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import zipfile
 from pathlib import Path
@@ -18,7 +19,7 @@ from keras_lp.tflite.correction import corrected_heads
 from keras_lp.tflite.examples import GENERATED, Examples, generate_examples, read_examples
 from keras_lp.tflite.interface import check_model, input_names
 from keras_lp.tflite.report import ExportReport
-from keras_lp.tflite.verify import Tolerance, compare, latency, load
+from keras_lp.tflite.verify import Comparison, Tolerance, compare, latency, load
 
 _CALIBRATE_ON, _VERIFY_ON = 300, 1000  # of the calibration data at most
 
@@ -192,38 +193,31 @@ def _verified(
     comparisons = compare(model, run, examples, batch_size, allowed)
     for name, one in comparisons.items():
         if not one.error <= allowed.limit:  # a NaN is outside too
-            _refuse(model, report, name, one.describe(), examples.source, allowed)
-    return ExportReport(
-        report.path,
-        report.quantization,
-        report.contents,
-        report.copied_from,
-        examples.source,
-        len(examples),
-        comparisons,
-        latency(run, examples.inputs, batch_size),
+            remedy = "Try another quantization, or allow more with `tolerance`."
+            if examples.source == GENERATED:
+                remedy = f"Pass examples as `verification_data`: these are generated. {remedy}"
+            raise ValueError(
+                f"A file ({report.quantization or 'float32'}) must {_rule(one, allowed)}. "
+                f"Received: model {model.name!r}, output {name!r}, {one.describe()}, on "
+                f"{examples.source}. {remedy}"
+            )
+    return dataclasses.replace(
+        report,
+        verified_on=examples.source,
+        examples=len(examples),
+        comparisons=comparisons,
+        latency=latency(run, examples.inputs, batch_size),
     )
 
 
-def _refuse(
-    model: keras.Model,
-    report: ExportReport,
-    name: str,
-    described: str,
-    source: str,
-    allowed: Tolerance,
-) -> None:
+def _rule(one: Comparison, allowed: Tolerance) -> str:
+    if one.kind == "values":
+        mean = " on the mean" if allowed.by_agreement else ""
+        share = f"{allowed.limit:g} of the range of the values"
+        return f"differ from Keras by {share} at most{mean} (here {one.error:.2g})"
     if allowed.by_agreement:
-        rule = f"agree with Keras on {1 - allowed.limit:.4g} of the answers"
-    else:
-        rule = f"differ from Keras by {allowed.limit:g} at most"
-    remedy = "Try another quantization, or allow more with `tolerance`."
-    if source == GENERATED:
-        remedy = f"Pass examples as `verification_data`: these were {GENERATED}. " + remedy
-    raise ValueError(
-        f"A file ({report.quantization or 'float32'}) must {rule}. Received: model {model.name!r}, "
-        f"output {name!r}, {described}, on {source}. {remedy}"
-    )
+        return f"agree with Keras on {1 - allowed.limit:.4g} of the answers"
+    return f"differ from Keras by {allowed.limit:g} at most"
 
 
 def _write(path: Path, content: bytes) -> None:
