@@ -205,11 +205,14 @@ def test_inspect_prints_what_is_in_a_file(tmp_path, capsys):
 
 
 def test_inspect_finds_flex_operations_in_every_subgraph(tmp_path):
+    def body(x):
+        return (tf.linalg.cholesky(2 * x),)
+
     module = tf.Module()
 
-    @tf.function(input_signature=[tf.TensorSpec((2,), name="x")])
+    @tf.function(input_signature=[tf.TensorSpec((2, 2), name="x")])
     def loop(x):
-        return {"y": tf.while_loop(lambda x: x[0] < 1, lambda x: (tf.math.lgamma(x),), (x,))[0]}
+        return {"y": tf.while_loop(lambda x: x[0, 0] < 9, body, (x,))[0]}
 
     module.loop = loop
     functions = [loop.get_concrete_function()]
@@ -219,7 +222,7 @@ def test_inspect_finds_flex_operations_in_every_subgraph(tmp_path):
         tf.lite.OpsSet.SELECT_TF_OPS,
     ]
     content = converter.convert()
-    assert contents.foreign_operations(content) == ["FlexLgamma"]
+    assert contents.foreign_operations(content) == ["FlexCholesky"]
     found = read_contents(content)  # a file of someone else
     assert found.subgraphs == 3
     assert found.files == {}
