@@ -87,6 +87,13 @@ def test_scores_by_hand():
     assert one.scores == pytest.approx((8 / 3, 5 / 3))
 
 
+def test_labels_that_do_not_fit_the_output_give_no_score():
+    logits = np.eye(3)
+    assert verify._compare(VALUES, logits, logits, np.arange(3), INT8).scores is None
+    assert verify._compare(CLASSES, logits, logits, np.full(3, -1), INT8).scores is None
+    assert verify._compare(CLASSES, logits, logits, np.eye(3), INT8).scores == (1.0, 1.0)
+
+
 def test_values_are_compared_as_a_share_of_the_range_of_each_entry():
     ours = np.stack([np.linspace(0, 1, 11), np.linspace(0, 1000, 11)], axis=1)
     theirs = ours + np.array([0.1, 0.0])

@@ -52,8 +52,8 @@ class Comparison:
         error: what the tolerance limits, see `Tolerance`.
         varies: whether a file that always gives the same would be found out. If not, the
             comparison proves nothing.
-        scores: Keras's and the file's accuracy (for values mean absolute error) where labels are
-            known, else None.
+        scores: Keras's and the file's accuracy (for values mean absolute error), None without
+            labels that fit the output.
         kind: of the output, see `Output`.
     """
 
@@ -167,9 +167,7 @@ def _compare(
         varies=bool(
             _error(output, ours, _constant(output, ours, tolerance), tolerance) > tolerance.limit
         ),
-        scores=None
-        if labels is None
-        else (_score(output, ours, labels), _score(output, theirs, labels)),
+        scores=_scores(output, ours, theirs, labels),
         kind=output.kind,
     )
 
@@ -209,15 +207,22 @@ def _constant(output: Output, ours: np.ndarray, tolerance: Tolerance) -> np.ndar
     return np.broadcast_to(best, ours.shape)
 
 
-def _score(output: Output, values: np.ndarray, labels: np.ndarray) -> float:
-    """Accuracy, or for values the mean absolute error, over the labels that are there."""
-    if output.kind == "values":
-        labels = labels.reshape(values.shape)
-        present = np.isfinite(labels)
-        return float(np.abs(values - labels)[present].mean()) if present.any() else float("nan")
-    decided = output.decide(values)
-    if output.kind == "classes" and labels.shape == values.shape:
+def _scores(
+    output: Output, ours: np.ndarray, theirs: np.ndarray, labels: np.ndarray | None
+) -> tuple[float, float] | None:
+    """The scores of both over the labels that are there."""
+    if labels is None:
+        return None
+    if output.kind == "classes" and labels.shape == ours.shape:
         labels = labels.argmax(-1)
-    labels = labels.reshape(decided.shape)
-    present = labels >= 0
-    return float(np.mean(decided == labels, where=present)) if present.any() else float("nan")
+    answers = [one if output.kind == "values" else output.decide(one) for one in (ours, theirs)]
+    if labels.size != answers[0].size:  # class numbers of a plain Keras model that gives logits
+        return None
+    labels = labels.reshape(answers[0].shape)
+    present = np.isfinite(labels) & ((labels >= 0) | (output.kind == "values"))
+    if not present.any():
+        return None
+    errors = [np.abs(one.astype("float64") - labels)[present] for one in answers]
+    if output.kind == "values":
+        return tuple(float(error.mean()) for error in errors)
+    return tuple(float(np.mean(error == 0)) for error in errors)
