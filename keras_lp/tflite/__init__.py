@@ -1,14 +1,17 @@
 """Models on a phone: LiteRT (TensorFlow Lite) files that run there, and that train there."""
 
 from keras_lp.tflite.aggregation import DeviceRound, aggregate_device_updates
+from keras_lp.tflite.annotate import TFLiteMetadata
 from keras_lp.tflite.device import DeviceTrainer
-from keras_lp.tflite.export import ExportReport, export_tflite
+from keras_lp.tflite.export import export_tflite
+from keras_lp.tflite.report import ExportReport
 from keras_lp.tflite.training import TrainableReport, export_trainable_tflite
 
 __all__ = [
     "DeviceRound",
     "DeviceTrainer",
     "ExportReport",
+    "TFLiteMetadata",
     "TrainableReport",
     "aggregate_device_updates",
     "export_tflite",

@@ -1,294 +1,231 @@
-"""A trained model as a `.tflite` file of builtin operations, run and compared with Keras."""
+"""A trained model as a `.tflite` file that is run and compared with Keras before you get it."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
-import re
-from collections.abc import Mapping, Sequence
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
-import tensorflow as tf
 
 from keras_lp import checks
-from keras_lp.heads import Head
-from keras_lp.model import input_structure
+from keras_lp.tasks import is_number
+from keras_lp.tflite.annotate import TFLiteMetadata, annotate
+from keras_lp.tflite.contents import read_contents
+from keras_lp.tflite.convert import compute_types, convert, float32_copy, without_loops
+from keras_lp.tflite.correction import corrected_heads
+from keras_lp.tflite.examples import GENERATED, Examples, generate_examples, read_examples
+from keras_lp.tflite.interface import check_model, input_names
+from keras_lp.tflite.report import ExportReport
+from keras_lp.tflite.verify import Comparison, Tolerance, compare, latency, load
 
-_EXAMPLES = 64  # generated inputs of the comparison
-
-
-@dataclasses.dataclass(frozen=True)
-class ExportReport:
-    """What `export_tflite` wrote, and how it compares with Keras on generated inputs.
-
-    Attributes:
-        path: the file.
-        quantization: None, `"dynamic"` or `"float16"`.
-        size: bytes of the file.
-        max_difference: largest absolute difference of any output between LiteRT and Keras.
-        top1_agreement: share of the inputs for which both give the same most probable class, the
-            least over the classifying outputs; None where there is none.
-        outputs_vary: whether Keras's outputs differ between the inputs. If not, the comparison
-            proves nothing.
-        outputs: the names of the outputs in the file's signature, with their shapes.
-    """
-
-    path: str
-    quantization: str | None
-    size: int
-    max_difference: float
-    top1_agreement: float | None
-    outputs_vary: bool
-    outputs: dict[str, tuple[int, ...]]
-
-    def __str__(self) -> str:
-        agreement = (
-            "" if self.top1_agreement is None else f", top-1 agreement {self.top1_agreement:.1%}"
-        )
-        verdict = (
-            f"largest difference from Keras {self.max_difference:.1e}{agreement}"
-            if self.outputs_vary
-            else "cannot be verified: the outputs do not vary over generated inputs"
-        )
-        outputs = ", ".join(f"{name}{list(shape)}" for name, shape in self.outputs.items())
-        return (
-            f"{self.path}: {self.size / 1024:,.1f} KiB, {self.quantization or 'float32'}, "
-            f"outputs {outputs}; {verdict}"
-        )
+_CALIBRATE_ON, _VERIFY_ON = 300, 1000  # of the calibration data at most
 
 
 def export_tflite(
-    model: keras.Model, path: str | os.PathLike, *, quantization: str | None = None
+    model: keras.Model | str | os.PathLike,
+    path: str | os.PathLike,
+    *,
+    quantization: str | None = None,
+    calibration_data: Any = None,
+    batch_size: int = 1,
+    metadata: bool | TFLiteMetadata = True,
+    verify: bool = True,
+    verification_data: Any = None,
+    tolerance: float | None = None,
 ) -> ExportReport:
-    """Writes a model as a `.tflite` file that any LiteRT runtime runs, one example at a time.
+    """Writes a model as a `.tflite` file that any LiteRT runtime runs.
 
     Classification outputs are probabilities (softmax), MultiLabel outputs too (sigmoid), and
-    Regression outputs values; a model that keras_lp did not build is exported as it is. The
-    signature names outputs as the model does, and inputs too (`input` where they have no name). The
-    file is run in LiteRT and compared with Keras on generated inputs before it is put in place.
+    Regression outputs values in the units of the labels; a model that keras_lp did not build is
+    exported as it is. The signature names outputs as the model does, and inputs too (`input` where
+    they have no name). A model of mixed precision is exported from a float32 copy; adapters of
+    `lp.LoRA` are folded in. The file takes and gives what the model does, float32 pictures for
+    example, whatever the quantization.
+
+    The file is run in LiteRT beside Keras before it is put in place. What is too far from Keras is
+    refused and leaves no file:
+
+    - without quantization the largest difference may be 1e-4, with `"float16"` 1e-2: of
+      probabilities, or of values as a share of their range over the examples;
+    - with `"dynamic"` and `"int8"` 0.95 of the answers must agree (the most probable class, or each
+      entry above 0.5 for MultiLabel); for values the mean difference may be 0.05 of their range.
+
+    An output that hardly varies over the examples is reported as "cannot be verified", as a file
+    that always gives the same would pass too.
 
     Args:
-        model: a built Keras model in float32; one from a builder knows its tasks.
+        model: a built Keras model, or the path of a `.keras` file.
         path: where to write.
         quantization: None keeps float32; `"float16"` halves the file; `"dynamic"` stores weights
-            in 8 bits, a quarter of the file. Defaults to None.
+            in 8 bits, a quarter of the file; `"int8"` computes in 8 bits too, and
+            its heads make up for what that shifts on the calibration data. Defaults to None.
+        calibration_data: for `"int8"`, examples like those on the phone, of which 300 are used:
+            inputs, `(inputs, labels)` or a batched `tf.data.Dataset`. Defaults to None.
+        batch_size: how many examples the file takes at once. Defaults to 1.
+        metadata: True writes the names of the classes and what to do to a pixel where phone
+            clients look for them (MediaPipe needs them); `lp.TFLiteMetadata` adds a vocabulary
+            and more; False writes none. Defaults to True.
+        verify: whether to run and compare the file. Defaults to True.
+        verification_data: examples to compare on, as `calibration_data`; with labels the report
+            has the accuracy of both. Defaults to None: the calibration data (1,000 of them), else
+            generated inputs, and the report says so.
+        tolerance: in place of the largest difference, or of the agreement of 0.95. Defaults to
+            None.
 
     Returns:
         An `ExportReport`; print it.
 
     Raises:
-        ValueError: an unknown quantization; a model that is not built or not in float32; an
-            operation outside LiteRT's builtin ones; a path that is a folder. No file is left.
+        ValueError: a file that is too far from Keras; an operation outside LiteRT's builtin ones;
+            a model that is not built or whose inputs have no sizes; data that do not fit it; a
+            path that is a folder. No file is left, and one that was there stays.
         TypeError: anything else than a Keras model.
-        ImportError: `ai-edge-litert` is not installed.
+        ImportError: `ai-edge-litert` is not installed; verify=False needs it for int8 only.
 
     Example:
 
     ```python
-    report = lp.export_tflite(model, "xray.tflite", quantization="dynamic")
+    report = lp.export_tflite(
+        model, "xray.tflite", quantization="int8", calibration_data=x, verification_data=val
+    )
     print(report)
     ```
     """
-    checks.check_choice("quantization", quantization, [None, "dynamic", "float16"])
-    _check_model(model)
+    checks.check_choice("quantization", quantization, [None, "dynamic", "float16", "int8"])
+    checks.check_positive("batch_size", batch_size, integer=True)
+    _check_options(quantization, calibration_data, metadata, verify, verification_data, tolerance)
     path = Path(path).expanduser()
     if path.is_dir():
         raise ValueError(f"`path` must be a file to write. Received: the folder {path}.")
+    model = _loaded(model)
+    check_model(model)
+    types = tuple(sorted(compute_types(model)))
+    model = float32_copy(model) if types else model
+    calibration = _read(model, calibration_data, "calibration_data")
+    examples = _read(model, verification_data, "verification_data") or calibration
+    content = _converted(model, quantization, calibration, batch_size)
+    if metadata:
+        options = metadata if isinstance(metadata, TFLiteMetadata) else TFLiteMetadata()
+        content = annotate(content, model, options)
+    report = ExportReport(str(path), quantization, read_contents(content), types)
+    if verify:
+        examples = examples or generate_examples(model)
+        if examples is calibration:
+            examples = examples.thinned(_VERIFY_ON)
+        allowed = Tolerance.of(quantization, tolerance)
+        report = _verified(report, content, model, examples, batch_size, allowed)
+    _write(path, content)
+    return report
+
+
+def _check_options(
+    quantization: str | None,
+    calibration_data: Any,
+    metadata: Any,
+    verify: bool,
+    verification_data: Any,
+    tolerance: Any,
+) -> None:
+    if (quantization == "int8") != (calibration_data is not None):
+        raise ValueError(
+            '`calibration_data` is for quantization="int8", which measures the activations on it. '
+            f"Received: quantization={quantization!r} "
+            f"{'without' if calibration_data is None else 'with'} calibration_data. Pass some "
+            "hundred examples of training for int8; to compare on examples pass "
+            "`verification_data`."
+        )
+    if not isinstance(metadata, (bool, TFLiteMetadata)):
+        raise TypeError(
+            f"`metadata` must be True, False or lp.TFLiteMetadata. Received: metadata={metadata!r}."
+        )
+    if not verify and (verification_data is not None or tolerance is not None):
+        raise ValueError(
+            "`verification_data` and `tolerance` are for verify=True. Received: verify=False."
+        )
+    if tolerance is not None and (not is_number(tolerance) or not 0 <= tolerance <= 1):
+        raise ValueError(
+            "`tolerance` must be a number from 0 to 1: the largest difference, or for "
+            f'"dynamic" and "int8" the least agreement. Received: tolerance={tolerance!r}.'
+        )
+
+
+def _loaded(model: Any) -> Any:
+    if not isinstance(model, (str, os.PathLike)):
+        return model
+    path = Path(model).expanduser()
+    if not path.is_file() or not zipfile.is_zipfile(path):
+        state = "which is no such file" if path.exists() else "which does not exist"
+        raise ValueError(
+            f"A model given by its path must be a `.keras` file. Received: {str(path)!r}, {state}. "
+            "Write one with `model.save('model.keras')`."
+        )
+    return keras.saving.load_model(path, compile=False)
+
+
+def _read(model: keras.Model, data: Any, argument: str) -> Examples | None:
+    return None if data is None else read_examples(model, data, argument)
+
+
+def _converted(
+    model: keras.Model, quantization: str | None, calibration: Examples | None, batch_size: int
+) -> bytes:
+    if quantization != "int8":
+        return convert(model, quantization, batch_size=batch_size)
+    inputs = calibration.thinned(_CALIBRATE_ON).inputs
+    model = without_loops(model)
+    with corrected_heads(model, inputs, batch_size):
+        return convert(model, quantization, inputs, batch_size)
+
+
+def _verified(
+    report: ExportReport,
+    content: bytes,
+    model: keras.Model,
+    examples: Examples,
+    batch_size: int,
+    allowed: Tolerance,
+) -> ExportReport:
+    """The report with its comparisons, all of which are within the tolerance."""
+    run = load(content, input_names(model))
+    comparisons = compare(model, run, examples, batch_size, allowed)
+    for name, one in comparisons.items():
+        if not one.error <= allowed.limit:  # a NaN is outside too
+            remedy = "Try another quantization, or allow more with `tolerance`."
+            if examples.source == GENERATED:
+                remedy = f"Pass examples as `verification_data`: these are generated. {remedy}"
+            raise ValueError(
+                f"A file ({report.quantization or 'float32'}) must {_rule(one, allowed)}. "
+                f"Received: model {model.name!r}, output {name!r}, {one.describe()}, on "
+                f"{examples.source}. {remedy}"
+            )
+    return dataclasses.replace(
+        report,
+        verified_on=examples.source,
+        examples=len(examples),
+        comparisons=comparisons,
+        latency=latency(run, examples.inputs, batch_size),
+    )
+
+
+def _rule(one: Comparison, allowed: Tolerance) -> str:
+    if one.kind == "values":
+        mean = " on the mean" if allowed.by_agreement else ""
+        share = f"{allowed.limit:g} of the range of the values"
+        return f"differ from Keras by {share} at most{mean} (here {one.error:.2g})"
+    if allowed.by_agreement:
+        return f"agree with Keras on {1 - allowed.limit:.4g} of the answers"
+    return f"differ from Keras by {allowed.limit:g} at most"
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Puts a file in place at once: nobody sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = _convert(model, quantization)
-    report = _compare(model, content, str(path), quantization)
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         partial.write_bytes(content)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
-    return report
-
-
-def _check_model(model: Any) -> None:
-    if not isinstance(model, keras.Model):
-        raise TypeError(f"export_tflite takes a Keras model. Received: model={model!r}.")
-    if not model.built or not getattr(model, "inputs", None):
-        raise ValueError(
-            "export_tflite takes a model that knows its inputs. Received: model "
-            f"{model.name!r} of type {type(model).__name__}, which does not. Build it as a "
-            "Functional or Sequential model."
-        )
-    types = {layer.compute_dtype for layer in model._flatten_layers()} - {"float32", None}
-    if types & {"float16", "bfloat16", "float64"}:
-        raise ValueError(
-            "export_tflite takes a model in float32. Received: layers that compute in "
-            f"{sorted(types)}. Build it again under keras.config.set_dtype_policy('float32') and "
-            "copy the weights with `set_weights(model.get_weights())`."
-        )
-    names = [*_input_names(model), *(output.name for output in _outputs(model))]
-    for name in names:
-        if not re.fullmatch(r"[A-Za-z0-9_.]+", name):
-            raise ValueError(
-                "Inputs and outputs of a .tflite file have names of letters, digits, dots and "
-                f"underscores. Received: {name!r}. Build the model with other names."
-            )
-    for tensor in model.inputs:
-        if None in tensor.shape[1:]:
-            raise ValueError(
-                "A .tflite file has inputs of one size. Received: input "
-                f"{tensor.name!r} of shape {tuple(tensor.shape)}. Build the model with "
-                "`input_shape`."
-            )
-
-
-def _convert(model: keras.Model, quantization: str | None) -> bytes:
-    # The tracked object must hold the variables, not the model: with the model the converter
-    # succeeds and leaves the weights out.
-    module = tf.Module()
-    module.held = [variable.value for variable in model.variables]
-    specs = [
-        tf.TensorSpec((1, *tensor.shape[1:]), tensor.dtype, name)
-        for name, tensor in zip(_input_names(model), model.inputs, strict=True)
-    ]
-    outputs = _outputs(model)
-
-    @tf.function(input_signature=specs)
-    def serve(*tensors: tf.Tensor) -> dict[str, tf.Tensor]:
-        raw = _call(model, tensors)
-        return {
-            output.name: keras.activations.get(output.activation)(value)
-            for output, value in zip(outputs, raw, strict=True)
-        }
-
-    module.serve = serve
-    converter = tf.lite.TFLiteConverter.from_concrete_functions(
-        [serve.get_concrete_function()], module
-    )
-    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
-    if quantization is not None:
-        converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    if quantization == "float16":
-        converter.target_spec.supported_types = [tf.float16]
-    try:
-        return converter.convert()
-    except Exception as error:
-        raise ValueError(
-            "The converter must accept a model for the phone, whose operations are LiteRT's "
-            f"builtin operations only. Received: model {model.name!r}, of which it says: {error}"
-        ) from error
-
-
-@dataclasses.dataclass(frozen=True)
-class _Output:
-    name: str
-    activation: str  # what the export adds
-    is_classes: bool  # whether the largest entry is the answer
-
-
-def _outputs(model: keras.Model) -> list[_Output]:
-    """Describes the outputs of a model in the order of `keras.tree.flatten`."""
-    structure = None if isinstance(model, keras.Sequential) else model.output
-    names = sorted(structure) if isinstance(structure, Mapping) else _unique(model)
-    described = []
-    for name, tensor in zip(names, model.outputs, strict=True):
-        layer = tensor._keras_history.operation
-        activation = layer.task.activation if isinstance(layer, Head) else "linear"
-        softmax = isinstance(layer, keras.layers.Softmax) or (
-            getattr(layer, "activation", None) is keras.activations.softmax
-        )
-        described.append(_Output(name, activation, softmax or activation == "softmax"))
-    return described
-
-
-def _unique(model: keras.Model) -> list[str]:
-    counts: dict[str, int] = {}
-    names = []
-    for name in (tensor._keras_history.operation.name for tensor in model.outputs):
-        counts[name] = counts.get(name, 0) + 1
-        names.append(name if counts[name] == 1 else f"{name}_{counts[name]}")
-    return names
-
-
-def _input_names(model: keras.Model) -> list[str]:
-    """The names of the inputs; "input" where the user gave none (Keras counts through)."""
-    several = len(model.inputs) > 1
-    return [
-        (f"input_{i}" if several else "input")
-        if re.fullmatch(r"keras_tensor(_\d+)?|input_layer(_\d+)?", tensor.name)
-        else tensor.name
-        for i, tensor in enumerate(model.inputs)
-    ]
-
-
-def _call(model: keras.Model, tensors: Sequence[Any]) -> list[Any]:
-    """Calls a model on its inputs in order; returns its outputs in order."""
-    structure = input_structure(model)
-    packed = keras.tree.pack_sequence_as(structure, list(tensors))
-    return keras.tree.flatten(model(packed, training=False))
-
-
-def _softmax(x: np.ndarray) -> np.ndarray:
-    exponentials = np.exp(x - x.max(axis=-1, keepdims=True))
-    return exponentials / exponentials.sum(axis=-1, keepdims=True)
-
-
-# In NumPy: the comparison must not stand on what it checks.
-_ACTIVATIONS = {
-    "linear": lambda x: x,
-    "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
-    "softmax": _softmax,
-}
-
-
-def _compare(
-    model: keras.Model, content: bytes, path: str, quantization: str | None
-) -> ExportReport:
-    inputs = _generated_inputs(model)
-    theirs = _run(content, dict(zip(_input_names(model), inputs, strict=True)))
-    ours, agreements = {}, []
-    for output, raw in zip(_outputs(model), _call(model, inputs), strict=True):
-        raw = np.asarray(raw, "float64")
-        ours[output.name] = _ACTIVATIONS[output.activation](raw)
-        if output.is_classes:
-            same = raw.argmax(-1) == theirs[output.name].argmax(-1)
-            agreements.append(float(same.mean()))
-    return ExportReport(
-        path=path,
-        quantization=quantization,
-        size=len(content),
-        max_difference=max(float(np.abs(ours[name] - theirs[name]).max()) for name in ours),
-        top1_agreement=min(agreements) if agreements else None,
-        outputs_vary=all(float(np.ptp(value, axis=0).max()) > 1e-6 for value in ours.values()),
-        outputs={name: (1, *value.shape[1:]) for name, value in ours.items()},
-    )
-
-
-def _generated_inputs(model: keras.Model) -> list[np.ndarray]:
-    """Random inputs in order: numbers and pictures from 0 to 255, ids every vocabulary has."""
-    rng = np.random.default_rng(0)
-    inputs = []
-    for tensor in model.inputs:
-        shape = (_EXAMPLES, *tensor.shape[1:])
-        if keras.backend.is_float_dtype(tensor.dtype):
-            inputs.append(rng.uniform(0, 255, shape).astype(tensor.dtype))
-        else:
-            largest = 256 if tensor.dtype == "uint8" else 2
-            inputs.append(rng.integers(0, largest, shape).astype(tensor.dtype))
-    return inputs
-
-
-def _run(content: bytes, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Runs a file in LiteRT, example by example."""
-    try:
-        from ai_edge_litert.interpreter import Interpreter
-    except ImportError as error:
-        raise ImportError(
-            "export_tflite runs the file it writes, which needs the LiteRT runtime. Install it: "
-            "pip install 'keras_lp[phone]'"
-        ) from error
-    runner = Interpreter(model_content=content).get_signature_runner()
-    rows = [
-        runner(**{name: array[i : i + 1] for name, array in inputs.items()})
-        for i in range(_EXAMPLES)
-    ]
-    return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}

@@ -1,0 +1,277 @@
+"""TFLite metadata: labels, vocabulary and normalisation inside a file, where phone clients look.
+
+Metadata are a flatbuffer of their own among the buffers of the model; the files that they name are
+a zip archive behind its last byte. The slots below are those of the public schema
+(metadata_schema.fbs, identifier M001), as far as they are used.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import io
+import zipfile
+from typing import Any
+
+import flatbuffers
+import numpy as np
+from flatbuffers.number_types import Float32Flags, UOffsetTFlags
+from flatbuffers.table import Table
+from tensorflow.lite.python import schema_py_generated as schema
+from tensorflow.lite.tools import flatbuffer_utils
+
+_ENTRY = "TFLITE_METADATA"
+_PARSER = "1.0.1"  # the first version of the schema that knows a vocabulary
+
+
+class _Model(enum.IntEnum):
+    NAME, DESCRIPTION, SUBGRAPHS, PARSER = 0, 1, 3, 7
+
+
+class _Subgraph(enum.IntEnum):
+    INPUTS, OUTPUTS = 2, 3
+
+
+class _Tensor(enum.IntEnum):
+    NAME, DESCRIPTION, CONTENT, UNITS, FILES = 0, 1, 3, 4, 6
+
+
+class _Content(enum.IntEnum):
+    KIND, PROPERTIES = 0, 1
+
+
+class _Kind(enum.IntEnum):
+    FEATURES, IMAGE = 1, 2
+
+
+class _Image(enum.IntEnum):
+    COLORS = 0
+
+
+class _Colors(enum.IntEnum):
+    RGB, GREY = 1, 2
+
+
+class _Unit(enum.IntEnum):
+    KIND, OPTIONS = 0, 1
+
+
+class _UnitKind(enum.IntEnum):
+    NORMALIZATION = 1
+
+
+class _Normalization(enum.IntEnum):
+    MEAN, STD = 0, 1
+
+
+class _File(enum.IntEnum):
+    NAME, DESCRIPTION, KIND = 0, 1, 2
+
+
+class _FileKind(enum.IntEnum):
+    LABELS, VOCABULARY = 2, 5
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorMetadata:
+    """What a file says of one of its inputs or outputs.
+
+    Attributes:
+        name: what a client calls it.
+        description: a sentence.
+        channels: of a picture, 1 or 3; None for anything else.
+        mean: a client subtracts it from each pixel ...
+        std: ... and divides by this, before it calls the model.
+        labels: the associated file with a name a line, in the order of the last axis.
+        vocabulary: the associated file with a token a line, in the order of the ids.
+    """
+
+    name: str = ""
+    description: str = ""
+    channels: int | None = None
+    mean: float | None = None
+    std: float | None = None
+    labels: str = ""
+    vocabulary: str = ""
+
+
+def write_metadata(
+    content: bytes,
+    name: str,
+    description: str,
+    inputs: list[TensorMetadata],
+    outputs: list[TensorMetadata],
+    files: dict[str, str],
+) -> bytes:
+    """Returns a file with metadata, in place of those that it had.
+
+    Args:
+        content: the bytes of a file without associated files.
+        name: of the model.
+        description: of the model.
+        inputs: those of the first subgraph, in its order.
+        outputs: the same for outputs.
+        files: the text of each associated file that inputs and outputs name.
+    """
+    described = {
+        _Model.NAME: name,
+        _Model.DESCRIPTION: description,
+        _Model.SUBGRAPHS: [
+            {
+                _Subgraph.INPUTS: [_tensor(one) for one in inputs],
+                _Subgraph.OUTPUTS: [_tensor(one) for one in outputs],
+            }
+        ],
+        _Model.PARSER: _PARSER,
+    }
+    builder = flatbuffers.Builder(1024)
+    builder.Finish(_write(builder, described), b"M001")
+    packed = io.BytesIO()
+    packed.write(_with_entry(content, bytes(builder.Output())))
+    if files:
+        with zipfile.ZipFile(packed, "a") as archive:
+            for file, text in files.items():  # no time of day: the same model, the same bytes
+                archive.writestr(zipfile.ZipInfo(file), text)
+    return packed.getvalue()
+
+
+def read_metadata(content: bytes) -> tuple[list[TensorMetadata], list[TensorMetadata]]:
+    """Returns what a file says of its inputs and of its outputs, empty lists where it does not."""
+    model = schema.Model.GetRootAs(content, 0)
+    for i in range(model.MetadataLength()):
+        entry = model.Metadata(i)
+        if entry.Name() == _ENTRY.encode():
+            data = bytearray(model.Buffers(entry.Buffer()).DataAsNumpy())
+            root = Table(data, flatbuffers.encode.Get(UOffsetTFlags.packer_type, data, 0))
+            graph = next(iter(_tables(root, _Model.SUBGRAPHS)), None)
+            if graph is not None:
+                return tuple(
+                    [_read_tensor(one) for one in _tables(graph, side)]
+                    for side in (_Subgraph.INPUTS, _Subgraph.OUTPUTS)
+                )
+    return [], []
+
+
+def associated_files(content: bytes) -> dict[str, str]:
+    """Returns the texts of the files behind a model, by their names."""
+    if not zipfile.is_zipfile(io.BytesIO(content)):
+        return {}
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        return {name: archive.read(name).decode(errors="replace") for name in archive.namelist()}
+
+
+def _tensor(one: TensorMetadata) -> dict[int, Any]:
+    table: dict[int, Any] = {_Tensor.NAME: one.name}
+    if one.description:
+        table[_Tensor.DESCRIPTION] = one.description
+    if one.channels is None:
+        table[_Tensor.CONTENT] = {_Content.KIND: _Kind.FEATURES, _Content.PROPERTIES: {}}
+    else:
+        colors = _Colors.RGB if one.channels == 3 else _Colors.GREY
+        table[_Tensor.CONTENT] = {
+            _Content.KIND: _Kind.IMAGE,
+            _Content.PROPERTIES: {_Image.COLORS: colors},
+        }
+    if one.mean is not None:
+        options = {
+            _Normalization.MEAN: np.array([one.mean], "float32"),
+            _Normalization.STD: np.array([one.std], "float32"),
+        }
+        table[_Tensor.UNITS] = [
+            {_Unit.KIND: _UnitKind.NORMALIZATION, _Unit.OPTIONS: options},
+        ]
+    files = [(one.labels, _FileKind.LABELS), (one.vocabulary, _FileKind.VOCABULARY)]
+    listed = [{_File.NAME: name, _File.KIND: kind} for name, kind in files if name]
+    return table | ({_Tensor.FILES: listed} if listed else {})
+
+
+def _write(builder: flatbuffers.Builder, value: Any) -> int:
+    """Writes a string, an array, a list or a table (a dict by slot); returns where it is."""
+    if isinstance(value, str):
+        return builder.CreateString(value)
+    if isinstance(value, np.ndarray):
+        return builder.CreateNumpyVector(value)
+    if isinstance(value, list):
+        offsets = [_write(builder, item) for item in value]
+        builder.StartVector(4, len(offsets), 4)
+        for offset in reversed(offsets):
+            builder.PrependUOffsetTRelative(offset)
+        return builder.EndVector()
+    # What a table refers to stands before it; all numbers here are enumerations of one byte.
+    numbers = {slot: item for slot, item in value.items() if isinstance(item, int)}
+    offsets = {slot: _write(builder, value[slot]) for slot in value if slot not in numbers}
+    builder.StartObject(max(value, default=-1) + 1)
+    for slot, offset in offsets.items():
+        builder.PrependUOffsetTRelativeSlot(slot, offset, 0)
+    for slot, number in numbers.items():
+        builder.PrependUint8Slot(slot, number, 0)
+    return builder.EndObject()
+
+
+def _with_entry(content: bytes, metadata: bytes) -> bytes:
+    model = flatbuffer_utils.convert_bytearray_to_object(content)
+    buffer = schema.BufferT()
+    buffer.data = np.frombuffer(metadata, "uint8")
+    entry = schema.MetadataT()
+    entry.name, entry.buffer = _ENTRY, len(model.buffers)
+    model.buffers.append(buffer)
+    others = [one for one in model.metadata or [] if one.name not in (_ENTRY, _ENTRY.encode())]
+    model.metadata = [*others, entry]
+    return flatbuffer_utils.convert_object_to_bytearray(model)
+
+
+def _read_tensor(table: Table) -> TensorMetadata:
+    files = {_number(one, _File.KIND): _text(one, _File.NAME) for one in _files(table)}
+    content = next(iter(_tables(table, _Tensor.CONTENT, many=False)), None)
+    channels = mean = std = None
+    if content is not None and _number(content, _Content.KIND) == _Kind.IMAGE:
+        (image,) = _tables(content, _Content.PROPERTIES, many=False)
+        channels = 1 if _number(image, _Image.COLORS) == _Colors.GREY else 3
+    for unit in _tables(table, _Tensor.UNITS):
+        if _number(unit, _Unit.KIND) == _UnitKind.NORMALIZATION:
+            (options,) = _tables(unit, _Unit.OPTIONS, many=False)
+            mean, std = (_float(options, s) for s in (_Normalization.MEAN, _Normalization.STD))
+    return TensorMetadata(
+        _text(table, _Tensor.NAME),
+        _text(table, _Tensor.DESCRIPTION),
+        channels,
+        mean,
+        std,
+        files.get(_FileKind.LABELS, ""),
+        files.get(_FileKind.VOCABULARY, ""),
+    )
+
+
+def _files(table: Table) -> list[Table]:
+    return _tables(table, _Tensor.FILES)
+
+
+def _at(table: Table, slot: int) -> int:
+    """Where the field in a slot begins, 0 where there is none."""
+    offset = table.Offset(4 + 2 * slot)  # a table's list of fields has 4 bytes before it
+    return offset and table.Pos + offset
+
+
+def _tables(table: Table, slot: int, many: bool = True) -> list[Table]:
+    if not (place := _at(table, slot)):
+        return []
+    if not many:
+        return [Table(table.Bytes, table.Indirect(place))]
+    start = table.Vector(place - table.Pos)
+    count = table.VectorLen(place - table.Pos)
+    return [Table(table.Bytes, table.Indirect(start + 4 * i)) for i in range(count)]
+
+
+def _text(table: Table, slot: int) -> str:
+    place = _at(table, slot)
+    return table.String(place).decode() if place else ""
+
+
+def _number(table: Table, slot: int) -> int:
+    place = _at(table, slot)
+    return table.Bytes[place] if place else 0
+
+
+def _float(table: Table, slot: int) -> float:
+    place = _at(table, slot)
+    return table.Get(Float32Flags, table.Vector(place - table.Pos))

@@ -1,0 +1,254 @@
+"""Labels, vocabulary and normalisation in a file; MediaPipe as a client; the command line."""
+
+import io
+import json
+import os
+import subprocess
+import zipfile
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_lp as lp
+from keras_lp.tflite import contents
+from keras_lp.tflite.__main__ import main
+from keras_lp.tflite.contents import read_contents
+
+Interpreter = pytest.importorskip("ai_edge_litert.interpreter").Interpreter
+
+# Of an environment with `pip install mediapipe`: it does not install beside a current TensorFlow.
+MEDIAPIPE = "KERAS_LP_MEDIAPIPE_PYTHON"
+CLIENT = """
+import json, sys
+import mediapipe as mp, numpy as np
+from mediapipe.tasks.python import BaseOptions, vision
+options = vision.ImageClassifierOptions(base_options=BaseOptions(model_asset_path=sys.argv[1]))
+with vision.ImageClassifier.create_from_options(options) as classifier:
+    images = [mp.Image(mp.ImageFormat.SRGB, picture) for picture in np.load(sys.argv[2])]
+    heads = [classifier.classify(image).classifications for image in images]
+found = [[{c.category_name: c.score for c in head.categories} for head in one] for one in heads]
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture
+def pictures():
+    return np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3)).astype("uint8")
+
+
+def network():
+    layers = [
+        keras.Input((16, 16, 3), name="picture"),
+        keras.layers.Rescaling(1 / 127.5, -1),
+        keras.layers.Conv2D(4, 3, strides=4, activation="relu"),
+        keras.layers.Flatten(),
+    ]
+    return keras.Sequential(layers)
+
+
+def exported(model, path, **options):
+    """The contents of a file that is not run: these tests are about what is written."""
+    lp.export_tflite(model, path, verify=False, **options)
+    return read_contents(path.read_bytes())
+
+
+# What is written
+
+
+def test_labels_of_every_output_are_found_by_its_tensor(tmp_path):
+    tasks = {"zebra": ["z", "y"], "ant": ["a", "b"], "tags": lp.MultiLabel(["t", "u"]),
+             "value": lp.Regression()}  # fmt: skip
+    path = tmp_path / "m.tflite"
+    found = exported(lp.multitask_model(network(), tasks), path)
+    labels = {tensor.name: found.labels(tensor) for tensor in found.outputs}
+    assert labels == {"zebra": ["z", "y"], "ant": ["a", "b"], "tags": ["t", "u"], "value": []}
+    with zipfile.ZipFile(path) as archive:  # where phone clients look
+        assert archive.read("labels_zebra.txt") == b"z\ny"
+    details = Interpreter(str(path)).get_output_details()
+    shapes = {tuple(tensor.shape) for tensor in found.outputs}
+    assert shapes == {tuple(one["shape"]) for one in details}
+
+
+def test_one_output_has_its_labels_in_labels_txt(tmp_path):
+    found = exported(lp.transfer_model(network(), ["Katze", "Köter"]), tmp_path / "m.tflite")
+    assert found.files == {"labels.txt": "Katze\nKöter"}
+
+
+def test_raw_pictures_need_no_normalisation(tmp_path):
+    (picture,) = exported(lp.transfer_model(network(), 2), tmp_path / "m.tflite").inputs
+    assert (picture.metadata.channels, picture.metadata.mean, picture.metadata.std) == (3, 0.0, 1.0)
+
+
+def test_normalisation_of_a_backbone_that_takes_scaled_pictures(tmp_path):
+    metadata = lp.TFLiteMetadata(mean=127.5, std=127.5, description="Cats.")
+    found = exported(lp.transfer_model(network(), 2), tmp_path / "m.tflite", metadata=metadata)
+    (picture,) = found.inputs
+    assert (picture.metadata.mean, picture.metadata.std) == (127.5, 127.5)
+
+
+def test_the_vocabulary_belongs_to_the_input_of_ids(tmp_path):
+    ids = keras.Input((5,), dtype="int32", name="ids")
+    parts = keras.Input((5,), dtype="int32", name="parts")
+    x = keras.layers.Embedding(4, 3)(ids) + keras.layers.Embedding(2, 3)(parts)
+    model = lp.transfer_model(keras.Model({"parts": parts, "ids": ids}, x), 3)
+    words = ["", "[UNK]", "cat", "dog"]
+    metadata = lp.TFLiteMetadata(vocabulary=words)
+    found = exported(model, tmp_path / "m.tflite", metadata=metadata)
+    vocabularies = {tensor.name: tensor.metadata.vocabulary for tensor in found.inputs}
+    assert vocabularies == {"ids": "vocab.txt", "parts": ""}
+    assert found.files["vocab.txt"].split("\n") == words
+    with pytest.raises(ValueError, match="5 tokens for 4 rows"):
+        exported(
+            model, tmp_path / "m.tflite", metadata=lp.TFLiteMetadata(vocabulary=[*words, "cow"])
+        )
+
+
+def test_metadata_do_not_change_what_the_file_computes(tmp_path, pictures):
+    model = lp.transfer_model(network(), 3)
+    exported(model, tmp_path / "with.tflite")
+    found = exported(model, tmp_path / "without.tflite", metadata=False)
+    assert found.files == {}
+    assert found.inputs[0].metadata.name == ""
+    results = [
+        Interpreter(str(tmp_path / name)).get_signature_runner()(picture=pictures[:1].astype("f4"))
+        for name in ("with.tflite", "without.tflite")
+    ]
+    np.testing.assert_array_equal(*(result["predictions"] for result in results))
+
+
+def test_the_same_model_gives_the_same_bytes(tmp_path):
+    model = lp.transfer_model(network(), ["a", "b"])
+    for name in ("a", "b"):
+        exported(model, tmp_path / name)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_metadata_that_would_not_fit_are_refused(tmp_path):
+    path, model = tmp_path / "m.tflite", lp.transfer_model(network(), ["a\nb", "c"])
+    with pytest.raises(ValueError, match=r"'a\\nb', which has a line break"):
+        lp.export_tflite(model, path)
+    assert not path.exists()
+    model = lp.transfer_model(network(), 2)
+    with pytest.raises(ValueError, match="go into an Embedding"):
+        lp.export_tflite(model, path, metadata=lp.TFLiteMetadata(vocabulary=["a"]))
+    with pytest.raises(ValueError, match="'a' more than once"):
+        lp.TFLiteMetadata(vocabulary=["a", "b", "a"])
+    with pytest.raises(TypeError, match="list of strings"):
+        lp.TFLiteMetadata(vocabulary="words")
+    with pytest.raises(ValueError, match="std=0"):
+        lp.TFLiteMetadata(std=0)
+    with pytest.raises(TypeError, match=r"lp.TFLiteMetadata. Received: metadata={'a': 1}"):
+        lp.export_tflite(model, path, metadata={"a": 1})
+
+
+# A real client
+
+
+@pytest.fixture(scope="session")
+def mediapipe():
+    """Runs `ImageClassifier` on a file and pictures, in the environment that has it."""
+    python = os.environ.get(MEDIAPIPE)
+    if not python:
+        pytest.skip(f"{MEDIAPIPE} does not name the Python of an environment with mediapipe")
+
+    def classify(path, pictures):
+        np.save(path.with_suffix(".npy"), pictures)
+        command = [python, "-c", CLIENT, str(path), str(path.with_suffix(".npy"))]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout.splitlines()[-1])
+
+    return classify
+
+
+def test_mediapipe_shows_the_labels_with_kerass_scores(mediapipe, tmp_path, pictures):
+    names = ["cat", "dog", "bird"]
+    model = lp.transfer_model(network(), names)
+    exported(model, tmp_path / "m.tflite")
+    expected = np.asarray(keras.ops.softmax(model(pictures.astype("float32"))))
+    for (scores,), row in zip(mediapipe(tmp_path / "m.tflite", pictures), expected, strict=True):
+        assert scores == pytest.approx(dict(zip(names, row, strict=True)), abs=1e-3)
+
+
+def test_mediapipe_shows_every_task(mediapipe, tmp_path, pictures):
+    model = lp.multitask_model(network(), {"kind": ["a", "b"], "tags": lp.MultiLabel(["x", "y"])})
+    exported(model, tmp_path / "m.tflite")
+    raw = model(pictures.astype("float32"))
+    expected = {
+        **dict(zip("ab", np.asarray(keras.ops.softmax(raw["kind"]))[0], strict=True)),
+        **dict(zip("xy", np.asarray(keras.ops.sigmoid(raw["tags"]))[0], strict=True)),
+    }
+    first, *_ = mediapipe(tmp_path / "m.tflite", pictures)
+    assert {k: v for head in first for k, v in head.items()} == pytest.approx(expected, abs=1e-3)
+
+
+# The command line
+
+
+def test_inspect_prints_what_is_in_a_file(tmp_path, capsys):
+    path = tmp_path / "m.tflite"
+    lp.export_tflite(lp.transfer_model(network(), [f"n{i}" for i in range(20)]), path, verify=False)
+    assert main(["inspect", str(path)]) == 0
+    printed = capsys.readouterr().out
+    labels = ", ".join(f"n{i}" for i in range(12))
+    for line in (
+        f"size: {path.stat().st_size / 1024:.1f} KiB",
+        "picture  float32[1, 16, 16, 3]  (pixel - 0) / 1",
+        f"predictions  float32[1, 20]  labels {labels} and 8 more",
+        "serving_default(picture) -> predictions",
+        "CONV_2D ",
+        "labels.txt, 20 lines",
+    ):
+        assert line in printed
+
+
+def test_inspect_finds_flex_operations_in_every_subgraph(tmp_path):
+    def body(x):
+        return (tf.linalg.cholesky(2 * x),)
+
+    module = tf.Module()
+
+    @tf.function(input_signature=[tf.TensorSpec((2, 2), name="x")])
+    def loop(x):
+        return {"y": tf.while_loop(lambda x: x[0, 0] < 9, body, (x,))[0]}
+
+    module.loop = loop
+    functions = [loop.get_concrete_function()]
+    converter = tf.lite.TFLiteConverter.from_concrete_functions(functions, module)
+    converter.target_spec.supported_ops = [
+        tf.lite.OpsSet.TFLITE_BUILTINS,
+        tf.lite.OpsSet.SELECT_TF_OPS,
+    ]
+    content = converter.convert()
+    assert contents.foreign_operations(content) == ["FlexCholesky"]
+    found = read_contents(content)  # a file of someone else
+    assert found.subgraphs == 3
+    assert found.files == {}
+
+
+def test_inspect_says_what_is_no_such_file(tmp_path, capsys):
+    path = tmp_path / "m.tflite"
+    lp.export_tflite(lp.transfer_model(network(), 2), tmp_path / "whole.tflite", verify=False)
+    cut = (tmp_path / "whole.tflite").read_bytes()[:500]
+    for content, message in (
+        (None, "No such file"),
+        (b"PK\x03\x04zip", "mark TFL3"),
+        (b"", "TFL3"),
+        (cut, "break off"),
+    ):
+        if content is not None:
+            path.write_bytes(content)
+        with pytest.raises(SystemExit) as stopped:
+            main(["inspect", str(path)])
+        assert stopped.value.code == 2
+        assert message in capsys.readouterr().err
+
+
+def test_associated_files_are_read_whatever_is_before_them():
+    packed = io.BytesIO(b"before")
+    packed.seek(0, 2)
+    with zipfile.ZipFile(packed, "a") as archive:
+        archive.writestr("labels.txt", "a\nb")
+    assert contents.associated_files(packed.getvalue()) == {"labels.txt": "a\nb"}
