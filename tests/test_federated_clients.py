@@ -9,7 +9,8 @@ import tensorflow as tf
 
 import keras_lp as lp
 from keras_lp.federated import tff_runtime
-from keras_lp.federated.blocks import Work, to_blocks
+from keras_lp.federated.blocks import Work, rows_reader, rows_spec, to_blocks
+from keras_lp.federated.files import read_rows, write_rows
 
 pytestmark = pytest.mark.skipif(
     tff_runtime.unsupported_platform() is not None, reason="TFF has wheels for Linux x86-64 only"
@@ -80,20 +81,39 @@ def test_a_bad_client_is_named_when_it_is_loaded():
             federated.fit(clients, 1, verbose=0)
 
 
-def test_blocks_hold_all_clients_in_order_whatever_their_sizes():
+def test_blocks_hold_all_clients_in_order_whatever_their_sizes(tmp_path):
     rng = np.random.default_rng(0)
     sizes = rng.integers(1, 90, 57)
-    parts = np.split(np.arange(sizes.sum()), np.cumsum(sizes)[:-1])
+    numbers = np.arange(sizes.sum())
+    x, words = np.stack([numbers, -numbers], axis=1), np.array([f"word {n}" for n in numbers])
+    cuts = np.cumsum(sizes)[:-1]
     work = [
-        Work((part, part), np.float32([len(part)]), np.int32([i, i]))
-        for i, part in enumerate(parts)
+        Work((part, text), np.float32([len(part)]), np.int32([i, i]))
+        for i, (part, text) in enumerate(zip(np.split(x, cuts), np.split(words, cuts), strict=True))
     ]
-    blocks = [next(iter(block.as_numpy_iterator())) for block in to_blocks(work, 0.5)]
+    blocks = [next(iter(b.as_numpy_iterator())) for b in to_blocks(work, 0.5, tmp_path)]
     assert len(blocks) in (2, 3)
-    np.testing.assert_array_equal(np.concatenate([b["data"][0] for b in blocks]), range(sum(sizes)))
+    read = rows_reader(tmp_path, rows_spec(work[0].data))
+    rows = [read(tf.constant(block["number"])) for block in blocks]
+    np.testing.assert_array_equal(np.concatenate([one[0] for one in rows]), x)
+    np.testing.assert_array_equal(np.concatenate([one[1] for one in rows]).astype(str), words)
     np.testing.assert_array_equal(np.concatenate([b["examples"] for b in blocks]), sizes)
     np.testing.assert_array_equal(np.concatenate([b["positions"] for b in blocks]), np.arange(57))
     assert {b["learning_rate"] for b in blocks} == {0.5}
+
+
+@pytest.mark.parametrize(
+    "dtype", ["bool", "uint8", "int8", "int32", "int64", "float16", "bfloat16", "float32"]
+)
+def test_rows_in_a_file_are_what_was_written(dtype, tmp_path):
+    array = (
+        np.random.default_rng(0).integers(0, 2, (7, 2, 3)).astype(tf.as_dtype(dtype).as_numpy_dtype)
+    )
+    write_rows(
+        tmp_path / "rows", [array[:3], array[3:].transpose(0, 2, 1).copy().transpose(0, 2, 1)]
+    )
+    read = read_rows(str(tmp_path / "rows"), tf.TensorSpec((None, 2, 3), dtype))
+    np.testing.assert_array_equal(read.numpy(), array)
 
 
 def test_sample_weights_of_clients_count_as_in_keras():

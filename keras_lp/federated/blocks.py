@@ -1,25 +1,27 @@
-"""Blocks: several clients' data as one element of TFF's, which costs the worker less.
+"""Blocks: several clients as one element of TFF's, which costs the worker less.
 
 TFF has a fixed cost a client value. The clients of a block are trained one after the other on
-their own rows, from the same weights; nothing of one reaches another.
+their own rows, from the same weights; nothing of one reaches another. The rows are in files.
 """
 
 from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from keras_lp.federated.arrays import Arrays, count_examples
+from keras_lp.federated.files import read_rows, write_rows
 
 # The worker starts a TensorFlow session for each block that runs at once: about 15 ms. TensorFlow
 # itself uses the cores within a step.
 _BLOCKS = 2
-_BYTES = 32 * 2**20  # of a block; a message can hold 2 GiB
+_BYTES = 32 * 2**20  # of a block
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,14 +39,17 @@ class Work:
     seed: np.ndarray
 
 
-def block_spec(data: Arrays, groups: int) -> Any:
-    """Returns the `tf.TensorSpec`s of a block of clients with such arrays."""
+def rows_spec(data: Arrays) -> Any:
+    """Returns the `tf.TensorSpec`s of the rows of clients with such arrays."""
+    return tf.nest.map_structure(
+        lambda array: tf.TensorSpec((None, *array.shape[1:]), array.dtype), data
+    )
 
-    def spec(array: Any) -> tf.TensorSpec:
-        return tf.TensorSpec((None, *array.shape[1:]), array.dtype)
 
+def block_spec(groups: int) -> Any:
+    """Returns the `tf.TensorSpec`s of a block, whose rows are elsewhere."""
     return collections.OrderedDict(
-        data=tf.nest.map_structure(spec, data),
+        number=tf.TensorSpec((), tf.int32),
         examples=tf.TensorSpec((None,), tf.int32),
         shares=tf.TensorSpec((None, groups), tf.float32),
         seeds=tf.TensorSpec((None, 2), tf.int32),
@@ -53,16 +58,22 @@ def block_spec(data: Arrays, groups: int) -> Any:
     )
 
 
-def to_blocks(work: Sequence[Work], learning_rate: float) -> list[tf.data.Dataset]:
-    """Returns the blocks of a round, each a data set of one element."""
+def to_blocks(work: Sequence[Work], learning_rate: float, folder: Path) -> list[tf.data.Dataset]:
+    """Returns the blocks of a round, each a data set of one element; writes their rows.
+
+    Args:
+        work: of each client.
+        learning_rate: of the round.
+        folder: where the rows go, over those of the round before.
+    """
     blocks = []
-    for first, last in _cuts(work):
+    for number, (first, last) in enumerate(_cuts(work)):
         part = work[first:last]
+        columns = zip(*(tf.nest.flatten(client.data) for client in part), strict=True)
+        for i, arrays in enumerate(columns):
+            write_rows(folder / f"{number}.{i}.rows", arrays)
         element = collections.OrderedDict(
-            data=tf.nest.map_structure(
-                lambda *arrays: arrays[0] if len(arrays) == 1 else np.concatenate(arrays),
-                *(client.data for client in part),
-            ),
+            number=np.int32(number),
             examples=np.array([count_examples(client.data) for client in part], "int32"),
             shares=np.stack([client.shares for client in part]),
             seeds=np.stack([client.seed for client in part]),
@@ -71,6 +82,25 @@ def to_blocks(work: Sequence[Work], learning_rate: float) -> list[tf.data.Datase
         )
         blocks.append(tf.data.Dataset.from_tensors(element))
     return blocks
+
+
+def rows_reader(folder: Path, spec: Any) -> Callable[[tf.Tensor], Any]:
+    """Returns what reads, in a graph, the rows of a block by its number.
+
+    Args:
+        folder: where `to_blocks` put them.
+        spec: what `rows_spec` returned.
+    """
+
+    def read(number: tf.Tensor) -> Any:
+        name = tf.strings.as_string(number)
+        columns = [
+            read_rows(tf.strings.join([f"{folder}/", name, f".{i}.rows"]), one)
+            for i, one in enumerate(tf.nest.flatten(spec))
+        ]
+        return tf.nest.pack_sequence_as(spec, columns)
+
+    return read
 
 
 def _cuts(work: Sequence[Work]) -> list[tuple[int, int]]:

@@ -16,6 +16,7 @@ import keras
 import tensorflow as tf
 
 from keras_lp import features
+from keras_lp.federated.files import read_tensor, write_tensor
 from keras_lp.federated.optimizers import stateless_optimizer
 
 Tensors = tuple[tf.Tensor, ...]
@@ -42,17 +43,17 @@ class StatelessModel:
 
     Args:
         model: a compiled model whose metrics are built.
-        frozen_dir: where `write_frozen` puts the weights that do not train.
+        folder: where `write_frozen` puts the weights that do not train.
         on_features: whether the inputs are features of the frozen backbone.
     """
 
-    def __init__(self, model: keras.Model, frozen_dir: Path, on_features: bool) -> None:
+    def __init__(self, model: keras.Model, folder: Path, on_features: bool) -> None:
         self.model = model
         self._random = [v for v in model.non_trainable_variables if _is_random(v)]
         below = features.feature_model(model).variables if on_features else []
         unused = {id(variable) for variable in (*below, *self._random)}
         self._frozen = [v for v in model.non_trainable_variables if id(v) not in unused]
-        self._dir = frozen_dir
+        self._folder = folder
         self.metrics_start = [tf.zeros(v.shape, v.dtype).numpy() for v in model.metrics_variables]
 
     def write_frozen(self) -> None:
@@ -61,17 +62,16 @@ class StatelessModel:
         So they stay out of the messages of every round.
         """
         for i, variable in enumerate(self._frozen):
-            tensor = tf.io.serialize_tensor(tf.convert_to_tensor(variable))
-            tf.io.write_file(str(self._dir / f"{i}.tensor"), tensor)
+            write_tensor(self._folder / f"{i}.frozen", variable)
 
     def read_frozen(self) -> Tensors:
         """Returns, in a graph, what `write_frozen` wrote."""
-        values = []
-        for i, variable in enumerate(self._frozen):
-            content = tf.io.read_file(str(self._dir / f"{i}.tensor"))
-            tensor = tf.io.parse_tensor(content, variable.dtype)
-            values.append(tf.ensure_shape(tensor, variable.shape))
-        return tuple(values)
+        return tuple(
+            read_tensor(
+                str(self._folder / f"{i}.frozen"), tf.TensorSpec(variable.shape, variable.dtype)
+            )
+            for i, variable in enumerate(self._frozen)
+        )
 
     def random_start(self, seed: tf.Tensor) -> Tensors:
         """Returns the states of the seed generators (Dropout, augmentation) for a client."""
@@ -125,7 +125,11 @@ class StatelessModel:
 
 
 def train_block(
-    stateless: StatelessModel, local: LocalTraining, groups: Sequence[int], count: int
+    stateless: StatelessModel,
+    local: LocalTraining,
+    groups: Sequence[int],
+    count: int,
+    read_rows: Callable[[tf.Tensor], Any],
 ) -> Callable[[Tensors, Any], Any]:
     """Returns what trains the clients of a block: `(weights, block) -> result`.
 
@@ -139,16 +143,17 @@ def train_block(
         local: how a client trains.
         groups: the group of shares of each weight.
         count: how many clients there are in the round.
+        read_rows: what `blocks.rows_reader` returned.
     """
     train = _client_training(stateless, local)
 
     def train_all(start: Tensors, block: Any) -> Any:
-        frozen = stateless.read_frozen()
+        frozen, rows_of_all = stateless.read_frozen(), read_rows(block["number"])
         ends = tf.cumsum(block["examples"])
 
         def train_next(i: tf.Tensor, sums: Any) -> Any:
             data = tf.nest.map_structure(
-                lambda rows: rows[ends[i] - block["examples"][i] : ends[i]], block["data"]
+                lambda rows: rows[ends[i] - block["examples"][i] : ends[i]], rows_of_all
             )
             weights, metrics = train(start, frozen, data, block["seeds"][i], block["learning_rate"])
             updates = [before - after for before, after in zip(start, weights, strict=True)]
@@ -178,7 +183,9 @@ def train_block(
     return _without_captures(train_all)
 
 
-def evaluate_block(stateless: StatelessModel, count: int) -> Callable[[Tensors, Any], Any]:
+def evaluate_block(
+    stateless: StatelessModel, count: int, read_rows: Callable[[tf.Tensor], Any]
+) -> Callable[[Tensors, Any], Any]:
     """Returns what evaluates the clients of a block: `(weights, block) -> result`.
 
     The result has `metrics`, the sum of the metrics' variables, and `clients`,
@@ -200,14 +207,14 @@ def evaluate_block(stateless: StatelessModel, count: int) -> Callable[[Tensors, 
         return tf.while_loop(lambda i, _: i < examples, step, (tf.constant(0), start))[1]
 
     def evaluate_all(weights: Tensors, block: Any) -> Any:
-        frozen = stateless.read_frozen()
+        frozen, rows_of_all = stateless.read_frozen(), read_rows(block["number"])
         ends = tf.cumsum(block["examples"])
         start = tuple(tf.constant(value) for value in stateless.metrics_start)
         names = len(scalars(stateless.results(start)))
 
         def evaluate_next(i: tf.Tensor, metrics: Tensors, clients: tf.Tensor) -> Any:
             data = tf.nest.map_structure(
-                lambda rows: rows[ends[i] - block["examples"][i] : ends[i]], block["data"]
+                lambda rows: rows[ends[i] - block["examples"][i] : ends[i]], rows_of_all
             )
             own = evaluate(weights, frozen, data, block["seeds"][i])
             row = [tf.cast(v, tf.float32) for v in scalars(stateless.results(own)).values()]

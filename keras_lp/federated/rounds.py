@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from keras_lp.federated import tff_model, tff_runtime
 from keras_lp.federated.arrays import Arrays
-from keras_lp.federated.blocks import Work, block_spec, to_blocks
+from keras_lp.federated.blocks import Work, block_spec, rows_reader, rows_spec, to_blocks
 from keras_lp.federated.client_work import (
     LocalTraining,
     StatelessModel,
@@ -59,9 +59,10 @@ class Rounds:
         self._slots: tuple[np.ndarray, ...] | None = None  # of the server's optimizer
         self._slots_of: list[int] | None = None
         self.dropped: list[Hashable] = []
-        # Weights that do not train, as files: clients have them, they travel in no round.
-        self._frozen_dir = Path(tempfile.mkdtemp(prefix="keras_lp_"))
-        weakref.finalize(self, shutil.rmtree, self._frozen_dir, ignore_errors=True)
+        # Weights that do not train and the clients' data, as files: clients have them, they travel
+        # in no message.
+        self._folder = Path(tempfile.mkdtemp(prefix="keras_lp_"))
+        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
 
     def run(
         self, source: Source, clients: Sequence[Hashable], rng: np.random.Generator
@@ -85,7 +86,8 @@ class Rounds:
         weights = tuple(variable.numpy() for variable in self._model.trainable_variables)
         sent = state.global_model_weights._replace(trainable=weights)
         state = state._replace(global_model_weights=sent, finalizer=self._slots)
-        blocks = to_blocks(work, float(self._model.optimizer.learning_rate))
+        rate = float(self._model.optimizer.learning_rate)
+        blocks = to_blocks(work, rate, self._folder)
         with tff_runtime.load_worker().watch():
             output = process.next(state, blocks)
         self._slots = tuple(output.state.finalizer)
@@ -119,7 +121,8 @@ class Rounds:
             data = [source.load(client) for client in source.ids[first : first + count]]
             computation = self._prepare_evaluation(data[0], count, source.on_features)
             seed = np.zeros(2, "int32")
-            blocks = to_blocks([Work(arrays, groups.shares(arrays), seed) for arrays in data], 0.0)
+            work = [Work(arrays, groups.shares(arrays), seed) for arrays in data]
+            blocks = to_blocks(work, 0.0, self._folder)
             weights = tuple(variable.numpy() for variable in self._model.trainable_variables)
             with tff_runtime.load_worker().watch():
                 result = computation(weights, blocks)
@@ -160,16 +163,22 @@ class Rounds:
     def _prepare(self, data: Arrays, count: int, on_features: bool) -> Any:
         """Returns TFF's process and its state, built anew where model or data's form are."""
         built, groups = self._training, self._groups()
-        spec = block_spec(data, len(groups))
+        spec, rows = block_spec(len(groups)), rows_spec(data)
         trainable = self._trainable()
-        key = (repr(spec), trainable, self._compiled(), count, on_features)
+        key = (repr(rows), trainable, self._compiled(), count, on_features)
         if key != built.key:
             stateless = self._stateless(data, on_features)
             built.process = tff_model.build_process(
                 tff_runtime.load_tff(),
                 self._model.trainable_variables,
                 spec,
-                train_block(stateless, self._local, groups.of_variables, count),
+                train_block(
+                    stateless,
+                    self._local,
+                    groups.of_variables,
+                    count,
+                    rows_reader(self._folder, rows),
+                ),
                 groups.of_variables,
                 self._server_optimizer,
             )
@@ -182,15 +191,15 @@ class Rounds:
 
     def _prepare_evaluation(self, data: Arrays, count: int, on_features: bool) -> Any:
         built = self._evaluation
-        spec = block_spec(data, len(self._groups()))
-        key = (repr(spec), self._trainable(), self._compiled(), count, on_features)
+        spec, rows = block_spec(len(self._groups())), rows_spec(data)
+        key = (repr(rows), self._trainable(), self._compiled(), count, on_features)
         if key != built.key:
             stateless = self._stateless(data, on_features)
             built.process = tff_model.build_evaluation(
                 tff_runtime.load_tff(),
                 self._model.trainable_variables,
                 spec,
-                evaluate_block(stateless, count),
+                evaluate_block(stateless, count, rows_reader(self._folder, rows)),
             )
             built.stateless, built.key = stateless, key
         built.stateless.write_frozen()
@@ -200,7 +209,7 @@ class Rounds:
         # Builds the metrics; evaluating one example changes nothing else.
         self._model.test_on_batch(*tf.nest.map_structure(lambda array: array[:1], data))
         self._model.reset_metrics()
-        return StatelessModel(self._model, self._frozen_dir, on_features)
+        return StatelessModel(self._model, self._folder, on_features)
 
 
 class _Built:
