@@ -36,7 +36,8 @@ class FederatedAveraging:
     optimizer on their own data, and send the difference; the server averages the differences and
     applies them. TensorFlow Federated runs the rounds; the clients are simulated on this machine.
     Weights that do not train never travel: a client has them already. The model is trained in
-    place.
+    place. TFF's process on this machine reads the data of the clients in a round, and the weights
+    that do not train, from a temporary folder, which is removed with this object.
 
     | algorithm | arguments | reference |
     |---|---|---|
