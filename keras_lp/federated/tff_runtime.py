@@ -147,7 +147,7 @@ class Worker:
     Attributes:
         process: the process, None before the first start.
         restarts: how often it was started again.
-        bytes_sent: sizes of all messages to it: weights, computations; clients' data are in files.
+        bytes_sent: sizes of all messages to it: weights and computations (data are in files).
         bytes_received: sizes of all messages from it.
     """
 
