@@ -290,8 +290,8 @@ def report(rows: list[dict[str, Any]], bytes_of: dict[str, list[float]], command
         "at 100 clients: at most 1.3 times the bare loop (0.7 in blocks, which are always on "
         f"here), TFF at least 5 times.\n\n{table(header, body)}\n\n"
         "A round of 8 clients, 20 pictures of 96x96 each, with a frozen MobileNetV2 (random "
-        "weights): all messages between this process and TFF's. keras_lp puts the clients' pictures "
-        "into files, TFF into its messages.\n\n"
+        "weights): all messages between this process and TFF's. keras_lp puts the clients' "
+        "pictures into files, TFF into its messages.\n\n"
         f"{table(['', 'MB up', 'MB down', 'seconds'], lines)}\n"
     )
 
