@@ -227,7 +227,8 @@ def main() -> None:
         [
             "# What a step of fine-tuning costs",
             "",
-            "    python benchmarks/finetune_step.py",
+            f"    python benchmarks/finetune_step.py --repeats {arguments.repeats} "
+            f"--rounds {arguments.rounds}",
             "",
             f"Machine: {machine()}. Batches of {BATCH}. Medians of {arguments.repeats} first steps "
             f"(tracing) and of {arguments.repeats * arguments.rounds} later ones; ratios are "

@@ -126,7 +126,8 @@ def run(case: str, given: float | None, seed: int, folder: Path, tuning_rounds: 
     accuracies = [float(value) for value in history.history["val_accuracy"]]
     return {
         "case": case, "seed": seed, "rate": rate, "tuned": given is None,
-        "target": target, "published": published, "rounds": rounds_to(accuracies, target),
+        "tuning rounds": tuning_rounds if given is None else None, "target": target,
+        "published": published, "rounds": rounds_to(accuracies, target),
         "run": len(accuracies), "best": max(accuracies),
     }  # fmt: skip
 
@@ -147,6 +148,11 @@ def main() -> None:
             save(new, arguments.out)
 
 
+def tuning_of(result: dict) -> str:
+    tried = f", tuned in {result['tuning rounds']} rounds" if result["tuned"] else ""
+    return f"{result['rate']:g}{tried}"
+
+
 def save(new: dict, out: Path) -> None:
     """Adds a result, in the place of one of the same settings."""
     settings = ("case", "rate", "tuned", "seed")
@@ -155,16 +161,18 @@ def save(new: dict, out: Path) -> None:
     results = [old for old in known if any(old[name] != new[name] for name in settings)] + [new]
     results.sort(key=lambda r: (list(CASES).index(r["case"]), r["rate"], r["seed"]))
     rows = [
-        [r["case"], f"{r['rate']:g}{', tuned' if r['tuned'] else ''}", f"{r['target']:.0%}",
+        [r["case"], tuning_of(r), f"{r['target']:.0%}",
          f"{r['rounds']:.0f}" if r["rounds"] else f"not in {r['run']}",
          r["published"], f"{r['best']:.2%}"]
         for r in results
     ]  # fmt: skip
+    seeds = sorted({result["seed"] for result in results})
     header = ["case", "rate", "target", "rounds", "published", "best accuracy"]
     text = (
         f"# McMahan et al., 2017, on MNIST\n\n{machine('tensorflow-federated')}.\n\n"
-        "`python benchmarks/mcmahan.py --cases CASE`, and with `--rates RATE` where the rate was "
-        f"not tuned.\n\n{table(header, rows)}\n"
+        "`python benchmarks/mcmahan.py --cases CASE --tuning-rounds ROUNDS`, or `--rates RATE` "
+        f"where the rate was not tuned. Seeds: {', '.join(map(str, seeds))}.\n\n"
+        f"{table(header, rows)}\n"
     )
     write(out / "mcmahan", text, {"results": results})
 

@@ -10,7 +10,8 @@ coarse and B the fine type of a question. clinc_oos: A the domain and B the inte
   the mean over the labels present.
 - naive mask: the same network in plain Keras; the losses of B, those of missing labels times 0,
   are divided by the batch size.
-- multitask, half of each batch labelled: as `lp.mix` does it for the labelled texts and all texts.
+- multitask, half of each batch labelled: as `lp.mix` of the labelled texts and of all texts does it
+  with `temperature=float("inf")`.
 
 All have the same steps and batch size. Learning rate (one of four, with the first seed) and when
 to stop are chosen by the accuracy of B on validation texts, for each approach and share. A seed

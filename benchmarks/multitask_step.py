@@ -204,7 +204,7 @@ def main() -> None:
     results: dict[str, Any] = {"machine": machine(), "rounds": arguments.rounds, **settings}
     blocks = [
         "# What a step with several tasks costs",
-        "    python benchmarks/multitask_step.py",
+        f"    python benchmarks/multitask_step.py --rounds {arguments.rounds}",
         f"Machine: {results['machine']}. Batches of {BATCH}, {len(TASKS)} tasks, one thread. Each "
         f"variant takes {arguments.rounds} turns, a `fit` of one epoch each; times are medians, a "
         "ratio is the median of the ratios of the turns. Time is that of the processor: on one "

@@ -45,8 +45,9 @@ def multitask_model(
     or what they are divided by. `loss` and `val_loss` are the sum of the tasks' losses, each times
     the task's own `weight`, whatever the balancing: a weighted sum that moves says nothing.
 
-    Where few examples have a task's label, a batch of all of them has hardly any: `lp.mix` of the
-    labelled examples and all of them gives each batch enough.
+    Where few examples have a task's label, a batch of all of them has hardly any. A stream of the
+    labelled examples and of all, as many of each, gives it enough:
+    `lp.mix({"labelled": ..., "all": ...}, temperature=float("inf"))`.
 
     The backbone is shared with the model, not copied.
 

@@ -18,7 +18,8 @@ class GradualUnfreezing(keras.callbacks.Callback):
     The head trains from the first epoch, the top block joins it after `epochs_per_block` epochs,
     the next one as many later, and so on. Blocks that wait stand still: their learning rate is 0,
     they do not decay and do not enter the clip norm, but the optimizer collects their moments, so
-    that their first step is as large as any other. Nothing is recompiled and no state is lost.
+    that their first step is as large as any other. Nothing is recompiled and no state is lost. A
+    warning says how many blocks would never have their turn.
 
     Args:
         epochs_per_block: how many epochs apart two blocks join; with 0.25, four join at each
@@ -27,8 +28,6 @@ class GradualUnfreezing(keras.callbacks.Callback):
     Raises:
         ValueError: `epochs_per_block` that is not above 0; or, when training begins, a model that
             `lp.finetune_model` has not compiled.
-
-    Blocks whose turn would come after the last epoch are named in a warning.
 
     Example:
 

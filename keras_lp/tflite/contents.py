@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import os
 import struct
 from collections import Counter
 from pathlib import Path
@@ -160,6 +161,17 @@ def inspect(path: str) -> str:
             f"A .tflite file must be whole. Received: {len(content):,} bytes that break off or "
             f"are damaged ({error}). Copy or export it again."
         ) from error
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes a file, whose folder need not be there, at once: nobody sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_bytes(content)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def foreign_operations(content: bytes) -> list[str]:

@@ -28,6 +28,7 @@ class DeviceTrainer:
         num_threads: threads of the runtime. Defaults to 1.
 
     Raises:
+        FileNotFoundError: there is no such file.
         ValueError: a file that does not train.
         ImportError: `ai-edge-litert` is not installed.
 
@@ -70,7 +71,7 @@ class DeviceTrainer:
         has features, those of the frozen part are computed once.
 
         Args:
-            x: examples, an array, or a dict of arrays by input (`x_<name>`).
+            x: examples, an array `(examples, ...)`, or a dict of them by input (`x_<name>`).
             y: class numbers `(examples,)`, or one number a label or unit; missing labels as in
                 Keras: -1, or NaN for numbers.
             epochs: passes over the examples. Defaults to 1.

@@ -13,7 +13,7 @@ import keras
 from keras_lp import checks
 from keras_lp.tasks import is_number
 from keras_lp.tflite.annotate import TFLiteMetadata, annotate
-from keras_lp.tflite.contents import read_contents
+from keras_lp.tflite.contents import read_contents, write_whole
 from keras_lp.tflite.convert import compute_types, convert, float32_copy, without_loops
 from keras_lp.tflite.correction import corrected_heads
 from keras_lp.tflite.examples import GENERATED, Examples, generate_examples, read_examples
@@ -117,7 +117,7 @@ def export_tflite(
             examples = examples.thinned(_VERIFY_ON)
         allowed = Tolerance.of(quantization, tolerance)
         report = _verified(report, content, model, examples, batch_size, allowed)
-    _write(path, content)
+    write_whole(path, content)
     return report
 
 
@@ -218,14 +218,3 @@ def _rule(one: Comparison, allowed: Tolerance) -> str:
     if allowed.by_agreement:
         return f"agree with Keras on {1 - allowed.limit:.4g} of the answers"
     return f"differ from Keras by {allowed.limit:g} at most"
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Puts a file in place at once: nobody sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_bytes(content)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

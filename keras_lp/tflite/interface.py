@@ -95,16 +95,25 @@ def vocabulary_sizes(model: keras.Model) -> dict[int, int]:
     return sizes
 
 
-def check_model(model: Any) -> None:
-    """Raises unless a model can become a file: it knows its inputs, and they have sizes."""
+def check_model(model: Any, taken_by: str = "export_tflite") -> None:
+    """Raises unless a model can become a file: it knows its inputs, and they have sizes.
+
+    Args:
+        model: what was given.
+        taken_by: the function, for the errors. Defaults to `"export_tflite"`.
+
+    Raises:
+        TypeError: anything else than a Keras model.
+        ValueError: a model that is not built, names that a file cannot have, an open size.
+    """
     if not isinstance(model, keras.Model):
         raise TypeError(
-            "export_tflite takes a Keras model or a `.keras` file. Received: "
+            f"{taken_by} takes a Keras model. Received: "
             f"model={model!r} of type {type(model).__name__}."
         )
     if not model.built or not getattr(model, "inputs", None):
         raise ValueError(
-            "export_tflite takes a model that knows its inputs. Received: model "
+            f"{taken_by} takes a model that knows its inputs. Received: model "
             f"{model.name!r} of type {type(model).__name__}, which does not. Build it as a "
             "Functional or Sequential model."
         )

@@ -18,8 +18,11 @@ import tensorflow as tf
 from keras_lp import checks
 from keras_lp.blocks import below_head, blocks_of
 from keras_lp.freezing import Trainable, choose, freeze, restore_flag, set_trainable
+from keras_lp.tflite.contents import write_whole
+from keras_lp.tflite.convert import compute_types
 from keras_lp.tflite.exchange import Variables, layer_of_variable, model_version, named_weights
 from keras_lp.tflite.gradients import Untrainable
+from keras_lp.tflite.interface import check_model
 from keras_lp.tflite.signatures import DeviceModel, Signatures
 from keras_lp.tflite.step_check import StepCheck, check_step
 
@@ -166,23 +169,16 @@ def export_trainable_tflite(
         held_still=held_still,
         check=check,
     )
-    _write(path, content)
+    write_whole(path, content)
     return report
 
 
 def _check_model(model: Any) -> None:
-    if not isinstance(model, keras.Model):
-        raise TypeError(f"export_trainable_tflite takes a Keras model. Received: model={model!r}.")
+    check_model(model, "export_trainable_tflite")
     if not model.compiled or getattr(model, "loss", None) is None:
         raise ValueError(
             "export_trainable_tflite takes a model that is compiled with a loss: the device trains "
             f"on it. Received: model {model.name!r}, which is not. Call model.compile(loss=...)."
-        )
-    if not model.built or not getattr(model, "inputs", None):
-        raise ValueError(
-            "export_trainable_tflite takes a model that knows its inputs. Received: model "
-            f"{model.name!r} of type {type(model).__name__}, which does not. Build it as a "
-            "Functional or Sequential model."
         )
     if len(model.outputs) != 1:
         raise ValueError(
@@ -190,26 +186,18 @@ def _check_model(model: Any) -> None:
             f"{model.name!r} with {len(model.outputs)} of them. Build a model of one task with "
             "lp.transfer_model(model, task), which keeps what the tasks share."
         )
-    types = {layer.compute_dtype for layer in model._flatten_layers()} - {"float32", None}
-    if types & {"float16", "bfloat16", "float64"}:
+    if types := compute_types(model):
         raise ValueError(
             "export_trainable_tflite takes a model in float32. Received: layers that compute in "
             f"{sorted(types)}. Build it again under keras.config.set_dtype_policy('float32') and "
             "copy the weights with `set_weights(model.get_weights())`."
         )
-    for tensor in model.inputs:
-        if None in tensor.shape[1:]:
-            raise ValueError(
-                "A .tflite file has inputs of one size. Received: input "
-                f"{tensor.name!r} of shape {tuple(tensor.shape)}. Build the model with "
-                "`input_shape`."
-            )
     inputs = [tensor.name for tensor in model.inputs] if len(model.inputs) > 1 else []
     for name in (*inputs, model.outputs[0]._keras_history.operation.name):
         if not re.fullmatch(r"\w+", name, re.ASCII):
             raise ValueError(
-                "Inputs and outputs of a .tflite file have names of letters, digits and "
-                f"underscores. Received: {name!r}. Build the model with other names."
+                "Inputs and outputs of a .tflite file that trains have names of letters, digits "
+                f"and underscores. Received: {name!r}. Build the model with other names."
             )
     loss = keras.losses.get(keras.tree.flatten(model.loss)[0])
     if getattr(loss, "reduction", _AVERAGED[0]) not in _AVERAGED:
@@ -317,13 +305,3 @@ def _without_warnings() -> Iterator[None]:
         yield
     finally:
         logger.removeFilter(keep)
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_bytes(content)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
