@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -67,6 +68,21 @@ def test_a_killed_worker_is_started_again(mlp, digits):
     worker.end()
     federated.fit({"only": digits}, 1, verbose=0)
     assert worker.process.pid != first
+
+
+@pytest.mark.parametrize("own", [None, "0"])
+def test_the_worker_has_onednn_on_unless_the_user_says_no(monkeypatch, own):
+    monkeypatch.delenv("TF_ENABLE_ONEDNN_OPTS", raising=False)
+    if own is not None:
+        monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", own)
+    tff_runtime.load_tff()
+    worker = tff_runtime.Worker()
+    worker.stub()
+    try:
+        environment = Path(f"/proc/{worker.process.pid}/environ").read_bytes().split(b"\0")
+    finally:
+        worker.end()
+    assert f"TF_ENABLE_ONEDNN_OPTS={own or 1}".encode() in environment
 
 
 THREADS = """

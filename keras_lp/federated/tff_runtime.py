@@ -157,8 +157,6 @@ class Worker:
     _LAUNCH = (
         "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); os.execv(sys.argv[1], sys.argv[1:])"
     )
-    # TensorFlow 2.14 leaves oneDNN off on some processors; convolutions then take 2.5 times longer.
-    _ENVIRONMENT = {"TF_ENABLE_ONEDNN_OPTS": "1"}
     _SECONDS_TO_START = 60
     _RESTARTS_A_CALL = 3
 
@@ -213,7 +211,9 @@ class Worker:
         port = portpicker.pick_unused_port()
         self.process = subprocess.Popen(
             [sys.executable, "-ISc", self._LAUNCH, str(binary), f"--port={port}"],
-            env={**self._ENVIRONMENT, **os.environ},
+            # Left to itself TensorFlow 2.14 has oneDNN off on some processors, where convolutions
+            # then take 2.5 times longer.
+            env={"TF_ENABLE_ONEDNN_OPTS": "1", **os.environ},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_lp.tflite.contents import foreign_operations
+from keras_lp.tflite.int8 import quantize
 from keras_lp.tflite.interface import call_flat, input_names, outputs
 
 _LOOPS = ("While", "StatelessWhile", "If", "StatelessIf", "Case", "StatelessCase")
@@ -39,22 +39,20 @@ def convert(
     serve, module = _serving_function(model, batch_size, activate)
     converter = tf.lite.TFLiteConverter.from_concrete_functions([serve], module)
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
-    if quantization is not None:
+    if quantization in ("dynamic", "float16"):
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
     if quantization == "float16":
         converter.target_spec.supported_types = [tf.float16]
     if quantization == "int8":
         _check_no_loops(model, serve)
-        converter.representative_dataset = lambda: _batches(model, calibration, batch_size)
     try:
-        with warnings.catch_warnings():
-            # The converter's own measuring for int8 says so of itself.
-            warnings.filterwarnings("ignore", ".*tf.lite.Interpreter is deprecated")
-            content = converter.convert()
+        content = converter.convert()
     except Exception as error:
         raise _refusal(model, serve, str(error)) from error
     if foreign := foreign_operations(content):
         raise _not_builtin(model, serve, foreign)
+    if quantization == "int8":
+        return quantize(content, _batches(model, calibration, batch_size))
     return content
 
 
@@ -72,8 +70,7 @@ def float32_copy(model: keras.Model) -> keras.Model:
 def without_loops(model: keras.Model) -> keras.Model:
     """The model, or a copy with the steps of recurrent layers one after the other.
 
-    `"int8"` needs it: the converter measures activations outside loops only, and ends the process
-    where it meets one.
+    `"int8"` needs it: activations are measured, and computed in 8 bits, outside loops only.
     """
     if not any(getattr(layer, "unroll", True) is False for layer in model._flatten_layers()):
         return model
@@ -154,8 +151,8 @@ def _check_no_loops(model: keras.Model, serve: Any) -> None:
     if any(layer is not None for layer in layers):
         where = ", ".join(layer for layer in layers if layer) or "a layer"
         raise ValueError(
-            "A model for int8 has no loops or branches: the converter cannot measure what they "
-            f"compute. Received: model {model.name!r} with one in {where}. Export with "
+            "A model for int8 has no loops or branches: what they compute is not measured. "
+            f"Received: model {model.name!r} with one in {where}. Export with "
             'quantization="dynamic".'
         )
 

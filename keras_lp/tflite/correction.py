@@ -1,10 +1,8 @@
-"""What 8 bits shift, put right in the heads.
+"""What 8 bits still shift, put right in the heads.
 
-Rounding moves the outputs of a quantized network systematically, small depthwise networks most:
-the mean over the examples is off. Bias correction (Nagel et al., 2019, Data-Free Quantization
-Through Weight Equalization and Bias Correction, arXiv:1906.04721) takes the mean error out of every
-layer. Here the heads alone are corrected, mean and linear part, on the calibration examples: it
-needs no change of the network.
+`int8` takes the mean error of rounded weights out of every layer. What rounded activations shift
+remains, small depthwise networks most: as far as it is an affine map of the outputs, seen on the
+calibration examples, the heads take it back.
 """
 
 from __future__ import annotations

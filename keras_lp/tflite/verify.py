@@ -11,6 +11,7 @@ import numpy as np
 
 from keras_lp.tflite.examples import Examples
 from keras_lp.tflite.interface import Output, call_flat, outputs
+from keras_lp.tflite.runtime import load_interpreter
 
 _CHUNK = 64  # examples that Keras computes at once
 _WARM_UP, _CALLS, _SECONDS = 5, 200, 1.0  # of the timing
@@ -109,14 +110,7 @@ def load(content: bytes, names: list[str]) -> Run:
     Raises:
         ImportError: `ai-edge-litert` is not installed.
     """
-    try:
-        from ai_edge_litert.interpreter import Interpreter
-    except ImportError as error:
-        raise ImportError(
-            "export_tflite runs the file it writes, which needs the LiteRT runtime. Install it: "
-            "pip install 'keras_lp[phone]'."
-        ) from error
-    runner = Interpreter(model_content=content, num_threads=1).get_signature_runner()
+    runner = load_interpreter(content).get_signature_runner()
     return lambda batch: runner(**dict(zip(names, batch, strict=True)))
 
 
