@@ -209,7 +209,10 @@ def on_phone(path: str) -> Predict:
 def measure(
     model: keras.Model, vocabulary: dict[str, int], seconds: float, data: dict[str, Data]
 ) -> Result:
-    report = lp.export_tflite(model, OUT / f"{'_'.join(data)}.tflite")
+    tokens = ["[PAD]", "[UNK]", *vocabulary]  # in the order of their ids
+    report = lp.export_tflite(
+        model, OUT / f"{'_'.join(data)}.tflite", metadata=lp.TFLiteMetadata(vocabulary=tokens)
+    )
     return Result(
         accuracies(lambda ids: model.predict(ids, batch_size=512, verbose=0), data, vocabulary),
         accuracies(on_phone(report.path), data, vocabulary),

@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 import keras_lp as lp
+from keras_lp.federated import tff_runtime
 from keras_lp.tflite import export as export_module
 
 Interpreter = pytest.importorskip("ai_edge_litert.interpreter").Interpreter
@@ -205,6 +206,21 @@ def test_adapters_are_folded_in(mlp, digits, tmp_path):
     assert report.size == pytest.approx(plain.size, rel=0.02)
     outputs = run(tmp_path / "m.tflite", input=digits[0][:1])["predictions"]
     np.testing.assert_allclose(outputs, softmax(model(digits[0][:1])), atol=1e-5)
+
+
+@pytest.mark.skipif(
+    tff_runtime.unsupported_platform() is not None, reason="TFF has wheels for Linux x86-64 only"
+)
+def test_a_federated_model_gives_what_the_federation_evaluates(mlp, digits, tmp_path):
+    model = lp.transfer_model(mlp(), 10, trainable="all", optimizer="sgd", learning_rate=0.5)
+    clients = lp.partition(digits, clients=4)
+    federated = lp.FederatedAveraging(model)
+    federated.fit(clients, rounds=5, verbose=0)
+    expected = federated.evaluate(clients)["accuracy"]
+    report = lp.export_tflite(federated.model, tmp_path / "m.tflite", verification_data=digits)
+    (one,) = report.comparisons.values()
+    assert one.scores == pytest.approx((expected, expected), abs=1e-6)
+    assert expected > 0.3  # it has learned something
 
 
 def test_a_keras_file_in_place_of_a_model(trained, tmp_path):
