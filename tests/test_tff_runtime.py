@@ -75,10 +75,9 @@ def test_the_worker_has_onednn_on_unless_the_user_says_no(monkeypatch, own):
     monkeypatch.delenv("TF_ENABLE_ONEDNN_OPTS", raising=False)
     if own is not None:
         monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", own)
-    tff_runtime.load_tff()
     worker = tff_runtime.Worker()
-    worker.stub()
     try:
+        worker.stub()
         environment = Path(f"/proc/{worker.process.pid}/environ").read_bytes().split(b"\0")
     finally:
         worker.end()

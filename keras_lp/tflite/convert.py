@@ -34,7 +34,9 @@ def convert(
         activate: whether the file adds the softmax or sigmoid of the heads.
 
     Raises:
-        ValueError: an operation outside the builtin ones, or a model that the converter refuses.
+        ValueError: an operation outside the builtin ones, a model that the converter refuses, or
+            for `"int8"` activations that are not finite.
+        ImportError: `ai-edge-litert` is not installed, which `"int8"` needs.
     """
     serve, module = _serving_function(model, batch_size, activate)
     converter = tf.lite.TFLiteConverter.from_concrete_functions([serve], module)
@@ -51,9 +53,12 @@ def convert(
         raise _refusal(model, serve, str(error)) from error
     if foreign := foreign_operations(content):
         raise _not_builtin(model, serve, foreign)
-    if quantization == "int8":
+    if quantization != "int8":
+        return content
+    try:
         return quantize(content, _batches(model, calibration, batch_size))
-    return content
+    except RuntimeError as error:  # of LiteRT
+        raise _refusal(model, serve, str(error)) from error
 
 
 def compute_types(model: keras.Model) -> set[str]:
@@ -139,10 +144,10 @@ def _serving_function(model: keras.Model, batch_size: int, activate: bool) -> tu
 def _batches(
     model: keras.Model, arrays: list[np.ndarray], batch_size: int
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Calibration in the size of the file's batches; examples come again to fill the last one."""
-    names = input_names(model)
-    for start in range(0, len(arrays[0]), batch_size):
-        rows = np.arange(start, start + batch_size) % len(arrays[0])
+    """Calibration in the size of the file's batches, whole ones; too few examples come again."""
+    names, count = input_names(model), len(arrays[0])
+    for start in range(0, max(count - batch_size, 0) + 1, batch_size):
+        rows = np.arange(start, start + batch_size) % count
         yield {name: array[rows] for name, array in zip(names, arrays, strict=True)}
 
 

@@ -1,8 +1,8 @@
 """What 8 bits still shift, put right in the heads.
 
-`int8` takes the mean error of rounded weights out of every layer. What rounded activations shift
-remains, small depthwise networks most: as far as it is an affine map of the outputs, seen on the
-calibration examples, the heads take it back.
+`int8` takes back what rounded weights shift. What rounded activations shift remains, in small
+depthwise networks most: as far as it is an affine map of the outputs, seen on the calibration
+examples, the heads take it back.
 """
 
 from __future__ import annotations

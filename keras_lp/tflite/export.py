@@ -60,9 +60,9 @@ def export_tflite(
         model: a built Keras model, or the path of a `.keras` file.
         path: where to write.
         quantization: None keeps float32; `"float16"` halves the file; `"dynamic"` stores weights
-            in 8 bits, a quarter of the file; `"int8"` computes in 8 bits too; biases and heads take
-            back what that shifts on the calibration data, by bias correction (Nagel et al., 2019,
-            arXiv:1906.04721). Defaults to None.
+            in 8 bits, a quarter of the file; `"int8"` computes in 8 bits too. On the calibration
+            data the rarest activations are cut off, biases are corrected (Nagel et al., 2019,
+            arXiv:1906.04721) and an affine map is fitted into the heads. Defaults to None.
         calibration_data: for `"int8"`, examples like those on the phone, of which 300 are used:
             inputs, `(inputs, labels)` or a batched `tf.data.Dataset`. Defaults to None.
         batch_size: how many examples the file takes at once. Defaults to 1.

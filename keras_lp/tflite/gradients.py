@@ -2,8 +2,9 @@
 
 TensorFlow's own gradients of convolutions, pooling, activations and lookups are operations that
 LiteRT does not have (`ReluGrad`, `Conv2DBackpropFilter`, ...). Those here are written in ones that
-it has. They rest on two steps, for windows of size k that move by a stride: `_windows` takes the
-values under each of the k * k places of the window, and `_spread`, its transpose, puts them back.
+it has. They rest on two steps, for windows of size k that move by a stride: `_Window.values` takes
+the values under each of the k * k places of the window, and `_Window.spread`, its transpose, puts
+them back.
 """
 
 from __future__ import annotations
@@ -103,13 +104,9 @@ def _gradient_of(kind: str) -> Callable[[Callable[..., Any]], Callable[..., Any]
     return register
 
 
-def _is(condition: tf.Tensor) -> tf.Tensor:
-    return tf.cast(condition, tf.float32)
-
-
 @_gradient_of("Relu")
 def _relu(op: tf.Operation, dy: tf.Tensor) -> tf.Tensor:
-    return dy * tf.sign(op.outputs[0])  # never below 0; faster than to compare and to cast
+    return dy * tf.sign(op.outputs[0])  # it is 0 or more; faster than a comparison
 
 
 @_gradient_of("Relu6")
@@ -207,7 +204,7 @@ def _max_pool(op: tf.Operation, dy: tf.Tensor) -> tf.Tensor:
     window = _Window(op, op.get_attr("ksize")[1:3], x.shape)
     free, shares = dy, []
     for values in window.values(x, outside=x.dtype.min):
-        here = _is(tf.equal(values, y))
+        here = tf.cast(tf.equal(values, y), tf.float32)
         shares.append(free * here)
         free = free * (1 - here)
     return window.spread(shares)
@@ -277,7 +274,7 @@ class _Window:
         return self._inside(tf.add_n(places))
 
     def spread_weighted(self, value: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
-        """Returns what `spread` does of the value times each place's weight, as one convolution.
+        """Returns `spread` of the value times the weight of each place, as one convolution.
 
         Args:
             value: of the shape of the output.

@@ -1,31 +1,30 @@
 """A float32 file made to compute in 8 bits, with as little change as that allows.
 
-Two errors of plain rounding are put right on the calibration examples:
+The activations are measured on the calibration examples, which also serve to do better than to
+round:
 
 - The range of an activation is divided into 255 steps. One as wide as the rarest value makes the
   steps wide for all, so the furthest values are cut off.
 - Rounding the weights of a layer shifts the mean of what it gives, by more than its noise in
-  networks with depthwise convolutions. The bias takes the shift back: bias correction (Nagel et
-  al., 2019, Data-Free Quantization Through Weight Equalization and Bias Correction,
-  arXiv:1906.04721).
+  networks with depthwise convolutions. In convolutions and dense layers the bias takes the shift
+  back: bias correction (Nagel et al., 2019, Data-Free Quantization Through Weight Equalization and
+  Bias Correction, arXiv:1906.04721).
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import flatbuffers
 import numpy as np
 import tensorflow as tf
 from tensorflow.lite.python import schema_py_generated as schema
-from tensorflow.lite.python.convert import mlir_quantize
 
 from keras_lp.tflite.runtime import load_interpreter
 
-_CUT_OFF = 3e-5  # share of an activation's values at either end
-_DRAWN = 1000  # values of an activation that a batch tells of
+_CUT_OFF = 3e-5  # share of the values other than 0, at either end
+_DRAWN = 1000  # values of an activation, an example
 _CONV, _DEPTHWISE, _DENSE = (
     schema.BuiltinOperator.CONV_2D,
     schema.BuiltinOperator.DEPTHWISE_CONV_2D,
@@ -41,83 +40,113 @@ def quantize(content: bytes, batches: Iterable[Mapping[str, np.ndarray]]) -> byt
         batches: calibration, inputs by their names in the signature.
 
     Raises:
+        ValueError: an activation that is not finite.
         ImportError: `ai-edge-litert` is not installed.
     """
+    # TensorFlow's own converter ends with this call; only here it can be given other ranges.
+    from tensorflow.lite.python.convert import mlir_quantize
+
     model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
     graph = model.subgraphs[0]
     layers = list(_layers(model))
-    activations = _activations(graph)
-    drawn: dict[int, list[np.ndarray]] = {index: [] for index in activations}
-    means = [[] for _ in layers]
+    activations = {index: _Activation() for index in _computed(graph)}
     rng = np.random.default_rng(0)
-    for values in _runs(content, batches):
-        for index in activations:
-            drawn[index].append(_draw(values(index).ravel(), rng))
-        for layer, seen in zip(layers, means, strict=True):
-            seen.append(layer.mean_patch(values(layer.operator.inputs[0])))
-    for index, parts in drawn.items():
-        low, high = _range(np.concatenate(parts))
-        graph.tensors[index].quantization = schema.QuantizationParametersT(min=[low], max=[high])
-    for layer, seen in zip(layers, means, strict=True):
-        _set_bias(model, layer, layer.bias - layer.shift(np.mean(seen, axis=0)))
+    for value_of, examples in _runs(content, batches):
+        for index, activation in activations.items():
+            activation.see(value_of(index).ravel(), _DRAWN * examples, rng)
+        for layer in layers:
+            layer.see(value_of(layer.operator.inputs[0]))
+    for index, activation in activations.items():
+        tensor = graph.tensors[index]
+        low, high = activation.range(tensor.name.decode())
+        tensor.quantization = schema.QuantizationParametersT(min=[low], max=[high])
+    for layer in layers:
+        _set_bias(model, layer, layer.bias - layer.shift())
     builder = flatbuffers.Builder(len(content))
     builder.Finish(model.Pack(builder), b"TFL3")
     return mlir_quantize(bytes(builder.Output()))
 
 
-def rounded(weights: np.ndarray, axis: int) -> np.ndarray:
-    """Weights as they are after 8 bits: 127 steps either way for each entry of an axis."""
-    others = tuple(i for i in range(weights.ndim) if i != axis)
-    step = np.abs(weights).max(axis=others, keepdims=True) / 127
+def as_stored(weights: np.ndarray) -> np.ndarray:
+    """Weights `(units, ...)` as int8 stores them: in steps, of which a unit's largest is 127."""
+    step = np.abs(weights).max(axis=tuple(range(1, weights.ndim)), keepdims=True) / 127
     return np.round(weights / np.where(step > 0, step, 1.0)) * step
 
 
-@dataclasses.dataclass(frozen=True)
+class _Activation:
+    """What is known of the values of a tensor."""
+
+    def __init__(self) -> None:
+        self._least, self._most, self._finite = np.inf, -np.inf, True
+        self._drawn: list[np.ndarray] = []
+
+    def see(self, values: np.ndarray, count: int, rng: np.random.Generator) -> None:
+        """Takes the values of a batch into account, at most `count` of them as draws."""
+        self._least = min(self._least, values.min())
+        self._most = max(self._most, values.max())
+        self._finite = self._finite and bool(np.isfinite(values).all())
+        if len(values) > count:
+            values = values[rng.integers(len(values), size=count)]
+        self._drawn.append(values[values != 0])
+
+    def range(self, name: str) -> tuple[float, float]:
+        """The range without its rarest values, all of it where the draws do not tell these."""
+        if not self._finite:
+            raise ValueError(
+                "What a model for int8 computes on the calibration data must be finite. Received: "
+                f"values that are not, in {name!r}. Calibrate on examples on which the model "
+                "gives numbers."
+            )
+        drawn = np.concatenate(self._drawn)
+        if len(drawn) * _CUT_OFF < 1:
+            return float(self._least), float(self._most)
+        low, high = np.quantile(drawn, [_CUT_OFF, 1 - _CUT_OFF])
+        return float(low), float(high)
+
+
+@dataclasses.dataclass
 class _Layer:
     """An operation with weights.
 
     Attributes:
-        kind: of the operation.
         operator: the operation.
-        weights: `(units, height, width, channels of a group)`, depthwise
-            `(1, height, width, units)`, dense `(units, inputs)`.
+        dense: whether it is a dense layer.
+        weights: `(units, height, width, channels of a group)`; 1 by 1 if dense.
         bias: `(units,)`.
+        patches: for each batch the mean patch that the weights meet, `(height, width, channels)`.
     """
 
-    kind: int
     operator: schema.OperatorT
+    dense: bool
     weights: np.ndarray
     bias: np.ndarray
+    patches: list[np.ndarray] = dataclasses.field(default_factory=list)
 
-    def mean_patch(self, x: np.ndarray) -> np.ndarray:
-        """What a unit's weights meet on the mean: `(height, width, channels)` or `(inputs,)`."""
-        if self.kind == _DENSE:
-            return x.reshape(-1, self.weights.shape[1]).mean(axis=0)
-        height, width = self.weights.shape[1:3]
+    def see(self, x: np.ndarray) -> None:
+        """Takes the input of a batch into account."""
+        _, height, width, channels = self.weights.shape
+        if self.dense:
+            self.patches.append(x.reshape(-1, 1, 1, channels).mean(axis=0, dtype="float64"))
+            return
         options = self.operator.builtinOptions
         patches = tf.image.extract_patches(
-            x,
+            x.mean(axis=0, keepdims=True, dtype="float64"),
             [1, height, width, 1],
             [1, options.strideH, options.strideW, 1],
             [1, options.dilationHFactor, options.dilationWFactor, 1],
             "SAME" if options.padding == schema.Padding.SAME else "VALID",
         )
-        return np.mean(patches, axis=(0, 1, 2)).reshape(height, width, -1)
+        self.patches.append(np.mean(patches, axis=(0, 1, 2)).reshape(height, width, -1))
 
-    def shift(self, patch: np.ndarray) -> np.ndarray:
+    def shift(self) -> np.ndarray:
         """How far rounding the weights moves the mean of each unit."""
-        axis = self.weights.ndim - 1 if self.kind == _DEPTHWISE else 0
-        error = rounded(self.weights, axis) - self.weights
-        if self.kind == _DENSE:
-            return error @ patch
-        if self.kind == _DEPTHWISE:
-            units = error.shape[-1] // patch.shape[-1]  # a channel
-            return np.sum(error[0] * np.repeat(patch, units, axis=-1), axis=(0, 1))
-        groups = patch.shape[-1] // error.shape[-1]
-        error = error.reshape(groups, -1, *error.shape[1:])
-        return np.einsum(
-            "guhwc,hwgc->gu", error, patch.reshape(*patch.shape[:2], groups, -1)
-        ).ravel()
+        patch = np.mean(self.patches, axis=0)
+        weights = self.weights.astype("float64")
+        channels = weights.shape[-1]
+        groups = patch.shape[-1] // channels
+        error = (as_stored(weights) - weights).reshape(groups, -1, *weights.shape[1:])
+        grouped = patch.reshape(*patch.shape[:2], groups, channels)
+        return np.einsum("guhwc,hwgc->gu", error, grouped).ravel()
 
 
 def _layers(model: schema.ModelT) -> Iterator[_Layer]:
@@ -128,11 +157,14 @@ def _layers(model: schema.ModelT) -> Iterator[_Layer]:
         weights = _constant(model, operator.inputs[1])
         if weights is None:  # a product of two activations
             continue
-        units = weights.shape[-1 if kind == _DEPTHWISE else 0]
+        if kind == _DENSE:
+            weights = weights[:, None, None]
+        if kind == _DEPTHWISE:  # from (1, height, width, units)
+            weights = weights.transpose(3, 1, 2, 0)
         has_bias = len(operator.inputs) > 2 and operator.inputs[2] >= 0
-        bias = _constant(model, operator.inputs[2]) if has_bias else np.zeros(units)
+        bias = _constant(model, operator.inputs[2]) if has_bias else np.zeros(len(weights))
         if bias is not None:
-            yield _Layer(kind, operator, weights, bias)
+            yield _Layer(operator, kind == _DENSE, weights, bias)
 
 
 def _constant(model: schema.ModelT, index: int) -> np.ndarray | None:
@@ -141,7 +173,7 @@ def _constant(model: schema.ModelT, index: int) -> np.ndarray | None:
     data = model.buffers[tensor.buffer].data
     if tensor.type != schema.TensorType.FLOAT32 or data is None or len(data) == 0:
         return None
-    return np.asarray(data, "uint8").view("<f4").reshape(tensor.shape).astype("float64")
+    return np.asarray(data, "uint8").view("<f4").reshape(tensor.shape)
 
 
 def _set_bias(model: schema.ModelT, layer: _Layer, bias: np.ndarray) -> None:
@@ -158,29 +190,19 @@ def _set_bias(model: schema.ModelT, layer: _Layer, bias: np.ndarray) -> None:
     layer.operator.inputs = [*layer.operator.inputs[:2], index]
 
 
-def _activations(graph: schema.SubGraphT) -> list[int]:
-    """The tensors of numbers that are computed, and the inputs."""
+def _computed(graph: schema.SubGraphT) -> list[int]:
+    """The inputs and results that are float32."""
     given = [index for operator in graph.operators for index in operator.outputs]
     float32 = schema.TensorType.FLOAT32
     return [i for i in (*graph.inputs, *given) if graph.tensors[i].type == float32]
 
 
-def _runs(content: bytes, batches: Iterable[Mapping[str, np.ndarray]]) -> Iterator[Any]:
-    """For each batch, what returns the value of a tensor."""
+def _runs(
+    content: bytes, batches: Iterable[Mapping[str, np.ndarray]]
+) -> Iterator[tuple[Callable[[int], np.ndarray], int]]:
+    """Runs each batch; yields what gives the value of a tensor, and the number of examples."""
     interpreter = load_interpreter(content, keep_all=True)
     run = interpreter.get_signature_runner()
     for batch in batches:
         run(**batch)
-        yield interpreter.get_tensor
-
-
-def _draw(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    few = len(values) <= _DRAWN
-    return values.copy() if few else values[rng.integers(len(values), size=_DRAWN)]
-
-
-def _range(values: np.ndarray) -> tuple[float, float]:
-    """The range without its ends, among few values all of it."""
-    low = np.quantile(values, _CUT_OFF, method="lower")
-    high = np.quantile(values, 1 - _CUT_OFF, method="higher")
-    return float(low), float(high)
+        yield interpreter.get_tensor, len(next(iter(batch.values())))
