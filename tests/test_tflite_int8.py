@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 
 import keras_lp as lp
+from keras_lp.tflite import convert as convert_module
 from keras_lp.tflite import int8
 from keras_lp.tflite.convert import convert
 from keras_lp.tflite.correction import corrected_heads
@@ -213,6 +214,26 @@ def test_an_activation_that_is_not_finite_is_refused():
 
 
 # The whole
+
+
+@pytest.mark.parametrize(("count", "expected"), [(16, [8, 8]), (10, [8]), (3, [3])])
+def test_no_example_of_calibration_counts_more_than_others(count, expected):
+    """Batches of 8: the rest is left out; where there is no more, all come in turn."""
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    batches = convert_module._batches(model, [np.arange(count)[:, None]], 8)
+    found = [batch["input"] for batch in batches]
+    assert [one.shape for one in found] == [(8, 1)] * len(expected)
+    assert [len(np.unique(one)) for one in found] == expected
+
+
+def test_what_litert_refuses_is_told(monkeypatch):
+    def refuse(*_):
+        raise RuntimeError("Encountered unresolved custom op")
+
+    monkeypatch.setattr(convert_module, "quantize", refuse)
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    with pytest.raises(ValueError, match=r"Received: model .+Encountered unresolved custom op"):
+        convert(model, "int8", [np.ones((4, 1), "float32")])
 
 
 def test_a_depthwise_network_comes_nearer_to_keras():
