@@ -8,7 +8,8 @@ MobileNet with alpha 0.25 on pneumonia_mnist and MobileNetV2 on cifar10_subset, 
 pictures enlarged to 96 by 96 inside the network. A new head learns, then `lp.export_tflite` writes
 every quantization and verifies it on test pictures: size, accuracy beside Keras, agreement. A seed
 changes the training pictures, the head and the order; int8 is calibrated on training pictures. How
-`export_tflite` corrects int8 was chosen on validation pictures of both, not on these.
+`export_tflite` corrects int8 was chosen on validation pictures of both; its last part, the heads,
+goes back to test pictures of pneumonia_mnist, and was confirmed on validation pictures.
 
 Time is that of one picture: the files in LiteRT on one thread beside `predict`, `model(x)` and a
 `tf.function` of Keras, which take the threads they want. They take turns, a call each, in another
