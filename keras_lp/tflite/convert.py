@@ -57,8 +57,11 @@ def convert(
         return content
     try:
         return quantize(content, _batches(model, calibration, batch_size))
-    except RuntimeError as error:  # of LiteRT
-        raise _refusal(model, serve, str(error)) from error
+    except RuntimeError as error:
+        raise ValueError(
+            "LiteRT must run a model for int8 on the calibration data. Received: model "
+            f"{model.name!r}, of which it says: {error}. Export with quantization='dynamic'."
+        ) from error
 
 
 def compute_types(model: keras.Model) -> set[str]:

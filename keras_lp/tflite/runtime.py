@@ -1,4 +1,4 @@
-"""The LiteRT runtime, on one thread as `export_tflite` uses it."""
+"""The LiteRT runtime, on one thread: exported files are run before they are written."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ def load_interpreter(content: bytes, keep_all: bool = False) -> Any:
     Args:
         content: the file's bytes.
         keep_all: whether every tensor can be read after a run, which costs memory and time.
+            Defaults to False.
 
     Raises:
         ImportError: `ai-edge-litert` is not installed.
@@ -19,8 +20,8 @@ def load_interpreter(content: bytes, keep_all: bool = False) -> Any:
         from ai_edge_litert.interpreter import Interpreter, OpResolverType
     except ImportError as error:
         raise ImportError(
-            "export_tflite runs the file it writes, which needs the LiteRT runtime. Install it: "
-            "pip install 'keras_lp[phone]'."
+            "An exported file is run before it is written, which needs the LiteRT runtime. "
+            "Install it: pip install 'keras_lp[phone]'."
         ) from error
     kind = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES if keep_all else OpResolverType.AUTO
     return Interpreter(

@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_lp.tflite.exchange import VERSION
+from keras_lp.tflite.runtime import load_interpreter
 from keras_lp.tflite.signatures import DeviceModel, input_specs
 
 _TOLERANCE = 1e-2  # of the step, relative: Adam's first step divides by gradients near 0
@@ -53,16 +54,8 @@ def check_step(
         ValueError: they differ by more than a hundredth of the step.
         ImportError: `ai-edge-litert` is not installed.
     """
-    try:
-        from ai_edge_litert.interpreter import Interpreter
-    except ImportError as error:
-        raise ImportError(
-            "export_trainable_tflite runs the file it writes, which needs the LiteRT runtime. "
-            "Install it: pip install 'keras_lp[phone]'"
-        ) from error
     examples = _examples(device_model, batch_size)
-    interpreter = Interpreter(model_content=content)
-    run = interpreter.get_signature_runner
+    run = load_interpreter(content).get_signature_runner
     before = run("get_weights")()
     loss = float(run("train")(**examples)["loss"])
     after = run("get_weights")()
