@@ -9,7 +9,9 @@ An MLP (64 units, 10 classes) on the digits and on fashion_mnist, 9 steps of 20 
 - a bare loop in this process: one `tf.function` call a client over tensors already in memory,
   updates averaged in TensorFlow; no shuffling, no metrics, no other process;
 - TFF as its tutorial has it: `build_weighted_fed_avg` over batched data sets;
-- the limit: all clients in one `tf.function` of this process.
+- the limit: all clients in one `tf.function` of this process;
+- Flower's simulation, Keras's `fit` on each client, where `flwr[simulation]` is installed. As each
+  of its starts takes seconds, it has one turn, at the end.
 
 Then the messages of a round of 8 clients with a frozen MobileNetV2: features computed once a
 client, backbone read from files, and TFF as its tutorial has it, all weights in every message.
@@ -19,6 +21,8 @@ from __future__ import annotations
 
 import argparse
 import collections
+import functools
+import importlib.util
 import os
 import statistics
 import time
@@ -32,6 +36,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 from common import RESULTS, machine, table, write
+from flower import flower_rounds
 
 import keras_lp as lp
 from keras_lp.federated import tff_runtime
@@ -236,6 +241,10 @@ def measure(data: Any, count: int, sampled: int | None, repeats: int) -> dict[st
     for _ in range(repeats):
         for name, run in runs.items():
             seconds[name] += run(1 if name == "TFF" else 3)
+    if importlib.util.find_spec("flwr") is not None and (sampled or count) <= 100:
+        make = functools.partial(mlp, data[0].shape[1])
+        flower = flower_rounds(list(clients.values()), sampled, make, BATCH)
+        seconds["Flower"] = flower(repeats)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
@@ -275,14 +284,14 @@ def messages(run: Callable[[], Any]) -> list[float]:
 
 
 def report(rows: list[dict[str, Any]], bytes_of: dict[str, list[float]], command: str) -> str:
-    body = []
+    body, names = [], [*CONTENDERS, "Flower"]
     for row in rows:
         ours, bare = row["seconds"]["keras_lp"], row["seconds"]["bare loop"]
         tff = row["seconds"].get("TFF")
-        cells = [f"{row['seconds'][n]:.3f}" if n in row["seconds"] else "-" for n in CONTENDERS]
+        cells = [f"{row['seconds'][n]:.3f}" if n in row["seconds"] else "-" for n in names]
         ratios = [f"{ours / bare:.2f}", f"{tff / ours:.1f}" if tff else "-"]
         body.append([row["data"], str(row["clients"]), str(row["sampled"]), *cells, *ratios])
-    header = ["data", "clients", "in a round", *CONTENDERS, "of the bare loop", "TFF takes, times"]
+    header = ["data", "clients", "in a round", *names, "of the bare loop", "TFF takes, times"]
     lines = [[name, *(f"{v:.2f}" for v in values)] for name, values in bytes_of.items()]
     return (
         f"# Rounds of federated averaging\n\n{machine('tensorflow-federated')}.\n\n"
