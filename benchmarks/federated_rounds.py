@@ -285,6 +285,7 @@ def messages(run: Callable[[], Any]) -> list[float]:
 
 def report(rows: list[dict[str, Any]], bytes_of: dict[str, list[float]], command: str) -> str:
     body, names = [], [*CONTENDERS, "Flower"]
+    flower = ["flwr"] if any("Flower" in row["seconds"] for row in rows) else []
     for row in rows:
         ours, bare = row["seconds"]["keras_lp"], row["seconds"]["bare loop"]
         tff = row["seconds"].get("TFF")
@@ -294,7 +295,7 @@ def report(rows: list[dict[str, Any]], bytes_of: dict[str, list[float]], command
     header = ["data", "clients", "in a round", *names, "of the bare loop", "TFF takes, times"]
     lines = [[name, *(f"{v:.2f}" for v in values)] for name, values in bytes_of.items()]
     return (
-        f"# Rounds of federated averaging\n\n{machine('tensorflow-federated')}.\n\n"
+        f"# Rounds of federated averaging\n\n{machine('tensorflow-federated', *flower)}.\n\n"
         f"`{command}`\n\nSeconds a round, medians in turn; 9 steps of 20 examples a client. Goals "
         "at 100 clients: at most 1.3 times the bare loop (0.7 in blocks, which are always on "
         f"here), TFF at least 5 times.\n\n{table(header, body)}\n\n"
@@ -323,7 +324,10 @@ def main() -> None:
             rows.append({**case, "seconds": seconds})
             print(rows[-1], flush=True)
     bytes_of = wire()
-    command = "python benchmarks/federated_rounds.py"
+    command = (
+        f"python benchmarks/federated_rounds.py --data {' '.join(arguments.data)} "
+        f"--clients {' '.join(map(str, arguments.clients))} --repeats {arguments.repeats}"
+    )
     write(
         arguments.out / "federated_rounds",
         report(rows, bytes_of, command),
