@@ -67,7 +67,7 @@ def compare_single_tasks(
     heads are drawn anew for each seed, and `model` stays as it is. A twin is the same model with
     one head. It sees only the examples that have its label, again and again where these are few,
     for as many steps of the same batch size as the multitask model. The metric is the first of
-    each task (`accuracy`, or `mae`), on `validation_data` after the last step.
+    each task (`accuracy`, `f1` or `mae`), on `validation_data` after the last step.
 
     The gain is 100 (multitask - single) / single, with the sign turned where less is better; its
     mean over the tasks is the delta-m of Maninis et al.

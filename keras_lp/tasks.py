@@ -15,6 +15,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_lp.metrics import MacroF1, MeanAveragePrecision
 from keras_lp.missing import mask_entries, mask_labels
 
 Classes = int | Sequence[str]
@@ -275,7 +276,8 @@ class MultiLabel(ClassTask):
     """Any number of labels at once: the head gives logits, exports add the sigmoid.
 
     Labels are `(batch, classes)` of 0 and 1; an entry of -1 is missing, entry by entry. The loss
-    is the binary crossentropy, the metric is the `accuracy` of single entries.
+    is the binary crossentropy; the metrics are `f1`, the F1 score at a probability of 0.5, and
+    `map`, the average precision, both averaged over the labels that have a positive example.
 
     Args:
         classes: number of labels, or their names in order.
@@ -284,8 +286,8 @@ class MultiLabel(ClassTask):
             Defaults to None.
         label_smoothing: moves the targets from 0 and 1 to half of it and 1 less half of it.
             Defaults to 0.
-        metrics: more Keras metrics beside `accuracy`; they see single entries, labels and logits
-            of shape `(batch, classes, 1)`. Defaults to none.
+        metrics: more Keras metrics beside `f1` and `map`; they see single entries, labels and
+            logits of shape `(batch, classes, 1)`. Defaults to none.
         hidden_units: as in `lp.Classification`.
 
     Raises:
@@ -307,8 +309,7 @@ class MultiLabel(ClassTask):
         )
 
     def make_metrics(self) -> list[keras.metrics.Metric]:
-        own = keras.metrics.BinaryAccuracy(name="accuracy", threshold=0.0)
-        return [own, *self._new_metrics()]
+        return [MacroF1(self.units), MeanAveragePrecision(self.units), *self._new_metrics()]
 
     def mask_missing(self, y: Any, y_pred: Any, sample_weight: Any = None) -> tuple[Any, Any, Any]:
         return mask_entries(self, y, y_pred, sample_weight)

@@ -248,8 +248,8 @@ def test_metrics_of_a_task_survive_its_config():
     task = lp.MultiLabel(2, metrics=[keras.metrics.AUC(from_logits=True, name="auc")])
     config = keras.saving.serialize_keras_object(Head(task))
     again = keras.saving.deserialize_keras_object(config).task
-    assert [metric.name for metric in again.make_metrics()] == ["accuracy", "auc"]
-    assert again.make_metrics()[1] is not again.make_metrics()[1]
+    assert [metric.name for metric in again.make_metrics()] == ["f1", "map", "auc"]
+    assert again.make_metrics()[2] is not again.make_metrics()[2]
 
 
 def test_class_weights_of_keras_are_refused_where_there_are_several_tasks(mlp, digits):

@@ -251,7 +251,13 @@ def test_examples_beyond_the_mask_do_not_count(transferred, digits):
     assert_same([*a.values()], [*b.values()])
 
 
-@pytest.mark.parametrize("task", [lp.MultiLabel(3), lp.Regression(2, mean=5, std=[2, 4])])
+ACCURACY = keras.metrics.BinaryAccuracy(name="accuracy", threshold=0.0)
+
+
+@pytest.mark.parametrize(
+    "task",
+    [lp.MultiLabel(3, metrics=[ACCURACY]), lp.Regression(2, mean=5, std=[2, 4])],
+)
 def test_other_tasks_with_missing_labels_equal_keras(task, mlp, tmp_path):
     model = lp.transfer_model(
         mlp((8,)), task, trainable="all", optimizer=keras.optimizers.SGD(0.05)

@@ -1,0 +1,135 @@
+"""Metrics of a `MultiLabel` task that rare labels cannot flatter: each label counts the same.
+
+Their states are sums over examples, so the states of several clients may be added up.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+
+class _LabelMetric(keras.metrics.Metric):
+    """Base class: the state is a sum of `width` numbers a label."""
+
+    def __init__(self, num_labels: int, name: str, width: int, dtype: Any = None) -> None:
+        super().__init__(name=name, dtype=dtype)
+        self._direction = "up"
+        self.num_labels = num_labels
+        self.positives, self.negatives = (
+            self.add_weight((num_labels, width), initializer="zeros", name=part)
+            for part in ("positives", "negatives")
+        )
+
+    def _flat(self, y: Any, y_pred: Any, sample_weight: Any) -> tuple[Any, Any, Any]:
+        """Returns logits and the weights of positives and negatives, `(n, labels)`."""
+        y, y_pred = (
+            ops.reshape(ops.cast(part, self.dtype), (-1, self.num_labels)) for part in (y, y_pred)
+        )
+        weight = ops.ones_like(y)
+        if sample_weight is not None:
+            weight = ops.cast(sample_weight, self.dtype)
+            if len(weight.shape) < 2:
+                weight = weight[..., None] * ops.ones_like(y)
+            weight = ops.reshape(weight, (-1, self.num_labels))
+        return y_pred, weight * y, weight * (1 - y)
+
+    def _mean(self, values: Any) -> Any:
+        """Returns the mean over the labels that have a positive, 0 without one."""
+        present = ops.cast(ops.sum(self.positives, axis=-1) > 0, values.dtype)
+        return ops.sum(values * present) / ops.maximum(ops.sum(present), 1)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        return {**super().get_config(), "num_labels": self.num_labels}
+
+
+@keras.saving.register_keras_serializable("keras_lp")
+class MacroF1(_LabelMetric):
+    """The F1 score of each label at a probability of 0.5, averaged over the labels.
+
+    A label without a positive example is left out of the mean.
+
+    Args:
+        num_labels: number of labels.
+        name: name of the metric. Defaults to `"f1"`.
+        dtype: dtype of the sums. Defaults to float32.
+
+    Example:
+
+    >>> import keras_lp as lp
+    >>> metric = lp.MultiLabel(2).make_metrics()[0]
+    >>> metric.update_state([[1, 0], [1, 1]], [[2.0, -1.0], [-1.0, 3.0]])
+    >>> round(float(metric.result()), 4)
+    0.8333
+    """
+
+    def __init__(self, num_labels: int, name: str = "f1", dtype: Any = None) -> None:
+        super().__init__(num_labels, name, 2, dtype)
+
+    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
+        """Counts labels `(batch, ..., labels)` and logits of as many entries."""
+        y_pred, positive, negative = self._flat(y_true, y_pred, sample_weight)
+        chosen = ops.cast(y_pred > 0, self.dtype)
+        for sums, weight in ((self.positives, positive), (self.negatives, negative)):
+            sums.assign_add(
+                ops.stack(
+                    [ops.sum(weight * (1 - chosen), axis=0), ops.sum(weight * chosen, axis=0)],
+                    axis=-1,
+                )
+            )
+
+    def result(self) -> Any:
+        """Returns the mean of 2 TP / (2 TP + FP + FN)."""
+        found, wrong = self.positives[:, 1], self.negatives[:, 1]
+        total = ops.sum(self.positives, axis=-1) + found + wrong
+        return self._mean(2 * found / ops.where(total > 0, total, 1))
+
+
+@keras.saving.register_keras_serializable("keras_lp")
+class MeanAveragePrecision(_LabelMetric):
+    """The area under the precision-recall curve of each label, averaged over the labels.
+
+    Average precision as scikit-learn defines it, with logits from -12 to 12 counted in `bins`
+    steps: entries within a step count as equal. With well spread logits that is within 0.005 of
+    the exact value. A label without a positive example is left out.
+
+    Args:
+        num_labels: number of labels.
+        bins: number of steps. Defaults to 1024.
+        name: name of the metric. Defaults to `"map"`.
+        dtype: dtype of the sums. Defaults to float32.
+    """
+
+    def __init__(
+        self, num_labels: int, bins: int = 1024, name: str = "map", dtype: Any = None
+    ) -> None:
+        super().__init__(num_labels, name, bins, dtype)
+        self.bins = bins
+
+    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
+        """Counts labels `(batch, ..., labels)` and logits of as many entries."""
+        y_pred, positive, negative = self._flat(y_true, y_pred, sample_weight)
+        step = ops.floor((y_pred + 12) / 24 * self.bins)
+        step = ops.cast(ops.clip(step, 0, self.bins - 1), "int32")
+        places = ops.reshape(step + self.bins * ops.arange(self.num_labels), (-1,))
+        size = self.num_labels * self.bins
+        for sums, weight in ((self.positives, positive), (self.negatives, negative)):
+            counts = ops.segment_sum(ops.reshape(weight, (-1,)), places, num_segments=size)
+            sums.assign_add(ops.reshape(counts, (self.num_labels, self.bins)))
+
+    def result(self) -> Any:
+        """Returns the mean of the sums of precision times what recall gains at each step."""
+        gained = ops.flip(self.positives, axis=-1)
+        found = ops.cumsum(gained, axis=-1)
+        chosen = found + ops.cumsum(ops.flip(self.negatives, axis=-1), axis=-1)
+        precision = found / ops.where(chosen > 0, chosen, 1)
+        total = found[:, -1]
+        area = ops.sum(precision * gained, axis=-1)
+        return self._mean(area / ops.where(total > 0, total, 1))
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        return {**super().get_config(), "bins": self.bins}
