@@ -20,6 +20,7 @@ from keras_lp.federated.checkpoints import Checkpoints, describe_model, describe
 from keras_lp.federated.client_work import LocalTraining
 from keras_lp.federated.clients import Clients
 from keras_lp.federated.evaluation import summary
+from keras_lp.federated.head import fit_head
 from keras_lp.federated.model_checks import check_model
 from keras_lp.federated.optimizers import server_optimizer as make_server_optimizer
 from keras_lp.federated.rounds import Rounds
@@ -226,6 +227,88 @@ al., 2021 (arXiv:2003.00295) |
                 self._end_call(last)
             history.on_train_end(self._logs[-1] if self._logs else {})
         return self.model.history
+
+    def fit_head(
+        self,
+        clients: Clients,
+        *,
+        l2: float = 1e-3,
+        tolerance: float = 1e-6,
+        checkpoint_dir: str | os.PathLike | None = None,
+        validation_data: Any = None,
+        verbose: str | int = "auto",
+    ) -> keras.callbacks.History:
+        """Finds the best heads on a frozen backbone, whatever the spread of examples over clients.
+
+        A linear head on frozen features is a convex problem with one solution: the minimum of
+
+            J(W, b) = sum_i w_i * loss(y_i, W^T z_i + b) / sum_i w_i + l2 / 2 * |W|^2
+
+        over the examples of all clients, where `z` are the features with mean 0 and standard
+        deviation 1, `loss` is the task's and `w` the sample weights (times those of classes, 0
+        where the label is missing; for `MultiLabel` and `Regression` the sum is over entries).
+        The result is that of the same problem solved on all examples in one place; one label a
+        client changes nothing. All clients take part in every round: `clients_per_round`, the
+        optimizers and the other arguments of `FederatedAveraging` play no role.
+
+        Clients send sums over their examples only. In the first round: their count, the sum of
+        the features and, with 512 features or fewer, the matrix of the sums of their products,
+        which makes the later rounds few (with more features, the squares alone); for
+        `Regression` also count, sum and squares of the labels. In each round after it: the sums
+        of losses and label weights, and the gradient by kernel and bias, at the point where the
+        solver (SciPy's L-BFGS-B) on the server stands. These sums are neither encrypted nor
+        noised: a client with one example reveals its features. Features are computed once a
+        client, with `cache_features=False` too. Several heads are solved each by itself, in the
+        same rounds; Dropout before a head plays no role.
+
+        With `checkpoint_dir` the same program, started again after it was killed, goes on where
+        it stopped and ends with the same weights. It needs a folder of its own.
+
+        Args:
+            clients: as in `fit`; all of them are loaded.
+            l2: strength of the penalty on the weights of the standardised features, above 0.
+                Defaults to 1e-3.
+            tolerance: the search ends when no entry of the gradient is larger, in the solver's
+                coordinates, where the loss is about as steep in every direction. Defaults to
+                1e-6.
+            checkpoint_dir: a folder for what the clients sent, one file a round. Defaults to
+                None.
+            validation_data: as in `fit`, evaluated once, with the solution. Defaults to None.
+            verbose: 0 is silent, `"auto"` and 1 print a line a round. Defaults to `"auto"`.
+
+        Returns:
+            A `keras.callbacks.History` with an epoch a round: from the second on `loss` (as
+            `evaluate` gives it, without the penalty; with several tasks `<name>_loss` too) and
+            `gradient`, its largest entry; and `clients`, `bytes_up`, `bytes_down` and `seconds`
+            as in `fit`. `val_*` have one value.
+
+        Raises:
+            ValueError: heads with hidden layers, a backbone that trains or is random, losses
+                that are not the tasks' own; a task without labels; features that are not
+                finite; clients and checkpoints as in `fit`; numbers out of range.
+            TypeError: clients or data of another kind.
+            RuntimeError: TFF's worker process died again and again in one round.
+            ImportError: TensorFlow Federated or SciPy is not installed.
+
+        Example:
+
+        ```python
+        model = lp.transfer_model(backbone, 10)
+        lp.FederatedAveraging(model).fit_head(lp.partition((x, y), clients=100, alpha=0.1))
+        ```
+
+        Reference: Fanì et al., 2024, Accelerating Heterogeneous Federated Learning with
+        Closed-form Classifiers (Fed3R, arXiv:2402.05098), for ridge regression.
+        """
+        return fit_head(
+            self.model,
+            clients,
+            l2=l2,
+            tolerance=tolerance,
+            checkpoint_dir=checkpoint_dir,
+            validation_data=validation_data,
+            verbose=verbose,
+        )
 
     def evaluate(self, clients: Clients) -> dict[str, float]:
         """Evaluates the model on each client's own data.

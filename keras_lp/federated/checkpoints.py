@@ -12,6 +12,7 @@ import json
 import os
 import warnings
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import keras
 import numpy as np
 
 _KEPT = 3  # files: the newest, and what is there should it be damaged
+State = tuple[int, list[np.ndarray], dict[str, Any]]
 
 
 class Checkpoints:
@@ -27,9 +29,16 @@ class Checkpoints:
     Args:
         directory: the folder.
         settings: what a checkpoint must agree with, JSON values by name.
+        kept: how many files are kept, the newest; None keeps all. Defaults to 3.
     """
 
-    def __init__(self, directory: str | os.PathLike, settings: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        directory: str | os.PathLike,
+        settings: dict[str, Any],
+        kept: int | None = _KEPT,
+    ) -> None:
+        self._kept = kept
         self._directory = Path(directory)
         self._directory.mkdir(parents=True, exist_ok=True)
         self._settings = json.loads(json.dumps(settings))
@@ -54,10 +63,11 @@ class Checkpoints:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
-        for old in (*self._files()[:-_KEPT], *self._directory.glob("*.partial")):
+        outdated = self._files()[: -self._kept] if self._kept else []
+        for old in (*outdated, *self._directory.glob("*.partial")):
             old.unlink(missing_ok=True)
 
-    def load(self) -> tuple[int, list[np.ndarray], dict[str, Any]] | None:
+    def load(self) -> State | None:
         """Returns the newest whole `(round_number, arrays, about)`, None if there is none.
 
         Warns of each damaged file that it passes over.
@@ -65,17 +75,23 @@ class Checkpoints:
         Raises:
             ValueError: a checkpoint of another model or other settings.
         """
+        return next(self._whole(), None)
+
+    def load_all(self) -> list[State]:
+        """Returns all that are whole, as `load` returns one, the newest first."""
+        return list(self._whole())
+
+    def _whole(self) -> Iterator[State]:
         for path in reversed(self._files()):
             try:
                 header, arrays = _read(path)
             except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
                 warnings.warn(
-                    f"The checkpoint {path} is damaged ({error}) and passed over.", stacklevel=3
+                    f"The checkpoint {path} is damaged ({error}) and passed over.", stacklevel=4
                 )
                 continue
             self._check(path, header["settings"])
-            return header["round"], arrays, header["about"]
-        return None
+            yield header["round"], arrays, header["about"]
 
     def _files(self) -> list[Path]:
         return sorted(self._directory.glob("round_*.ckpt"))

@@ -195,9 +195,9 @@ class Rounds:
         key = (repr(rows), self._trainable(), self._compiled(), count, on_features)
         if key != built.key:
             stateless = self._stateless(data, on_features)
-            built.process = tff_model.build_evaluation(
+            built.process = tff_model.build_sum(
                 tff_runtime.load_tff(),
-                self._model.trainable_variables,
+                [tf.TensorSpec(v.shape, v.dtype) for v in self._model.trainable_variables],
                 spec,
                 evaluate_block(stateless, count, rows_reader(self._folder, rows)),
             )

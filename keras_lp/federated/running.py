@@ -44,17 +44,18 @@ def validation(
     return validate
 
 
-def print_round(number: int, rounds: int, logs: Mapping[str, Any]) -> None:
-    """Prints the line of a round."""
+def print_round(number: int, rounds: int | None, logs: Mapping[str, Any]) -> None:
+    """Prints the line of a round, of so many where that is known."""
     shown = [
         f"{name}: {_figure(value)}"
         for name, value in logs.items()
         if name != "seconds" and (name != "dropped" or value)
     ]
-    print(f"Round {number}/{rounds} - {logs['seconds']:.1f}s - {' - '.join(shown)}", flush=True)
+    place = f"{number}" if rounds is None else f"{number}/{rounds}"
+    print(f"Round {place} - {logs['seconds']:.1f}s - {' - '.join(shown)}", flush=True)
 
 
 def _figure(value: Any) -> str:
     if isinstance(value, float):
-        return f"{value:.4f}"
+        return f"{value:.4f}" if value == 0 or abs(value) >= 1e-3 else f"{value:.1e}"
     return f"{value:,}" if isinstance(value, (int, np.integer)) else f"{value}"

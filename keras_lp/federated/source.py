@@ -28,13 +28,16 @@ class Source(contextlib.AbstractContextManager):
     Args:
         model: the model.
         clients: as in `FederatedAveraging.fit`.
+        on_features: whether to give features. Defaults to None: on the terms above.
 
     Attributes:
         ids: the clients' ids.
         on_features: whether the inputs are features.
     """
 
-    def __init__(self, model: keras.Model, clients: Clients) -> None:
+    def __init__(
+        self, model: keras.Model, clients: Clients, on_features: bool | None = None
+    ) -> None:
         self._model = model
         self._population = Population(clients)
         self._population.check()
@@ -44,8 +47,9 @@ class Source(contextlib.AbstractContextManager):
         for client in self.ids:
             if self._population.holds(client):
                 self._kept[client] = self._checked(client)
-        everything_held = len(self._kept) == len(self.ids)
-        self.on_features = _features_wanted(model, everything_held)
+        if on_features is None:
+            on_features = _features_wanted(model, in_memory=len(self._kept) == len(self.ids))
+        self.on_features = on_features
         self._cache = FeatureCache(model, verbose=0) if self.on_features else None
         self._features: dict[Hashable, Any] = {}
 

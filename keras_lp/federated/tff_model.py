@@ -70,25 +70,32 @@ def build_process(
     )
 
 
-def build_evaluation(
-    tff: Any, variables: Sequence[keras.Variable], block_spec: Any, evaluate: Callable[..., Any]
+def build_sum(
+    tff: Any, weights_spec: Sequence[tf.TensorSpec], block_spec: Any, function: Callable[..., Any]
 ) -> Any:
-    """Returns the TFF computation `(weights, blocks) -> result` of `client_work.evaluate_block`."""
-    weights_type = _weights(tff, variables)[1].trainable
+    """Returns the TFF computation `(weights, blocks) -> result`, summed over the blocks.
+
+    Args:
+        tff: the module.
+        weights_spec: `tf.TensorSpec`s of the weights, which each client gets.
+        block_spec: `tf.TensorSpec`s of a block.
+        function: `(weights, block) -> result`, such as `client_work.evaluate_block` returns.
+    """
+    weights_type = tff.to_type(tuple(_tensor_type(tff, spec) for spec in weights_spec))
     data_type = _data_type(tff, block_spec)
 
     @tff.tensorflow.computation(weights_type, data_type)
-    def evaluate_clients(weights: Any, data: tf.data.Dataset) -> Any:
-        return evaluate(tuple(weights), data.get_single_element())
+    def work(weights: Any, data: tf.data.Dataset) -> Any:
+        return function(tuple(weights), data.get_single_element())
 
     @tff.federated_computation(
         tff.FederatedType(weights_type, tff.SERVER), tff.FederatedType(data_type, tff.CLIENTS)
     )
-    def evaluation(weights: Any, data: Any) -> Any:
+    def add_up(weights: Any, data: Any) -> Any:
         at_clients = tff.federated_broadcast(weights)
-        return tff.federated_sum(tff.federated_map(evaluate_clients, (at_clients, data)))
+        return tff.federated_sum(tff.federated_map(work, (at_clients, data)))
 
-    return evaluation
+    return add_up
 
 
 def _weights(tff: Any, variables: Sequence[keras.Variable]) -> tuple[Any, Any]:
@@ -103,11 +110,11 @@ def _weights(tff: Any, variables: Sequence[keras.Variable]) -> tuple[Any, Any]:
 
 
 def _data_type(tff: Any, block_spec: Any) -> Any:
-    return tff.SequenceType(
-        tf.nest.map_structure(
-            lambda spec: tff.TensorType(spec.dtype.as_numpy_dtype, spec.shape), block_spec
-        )
-    )
+    return tff.SequenceType(tf.nest.map_structure(lambda spec: _tensor_type(tff, spec), block_spec))
+
+
+def _tensor_type(tff: Any, spec: tf.TensorSpec) -> Any:
+    return tff.TensorType(spec.dtype.as_numpy_dtype, spec.shape)
 
 
 def _no_state(tff: Any) -> Any:

@@ -1,0 +1,264 @@
+"""The best heads on a frozen backbone: the solver on the server, sums from the clients."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_lp import checks, features
+from keras_lp.federated import head_sums, tff_model, tff_runtime
+from keras_lp.federated.blocks import Work, block_spec, rows_reader, rows_spec, to_blocks
+from keras_lp.federated.checkpoints import Checkpoints, describe_model, digest
+from keras_lp.federated.clients import Clients
+from keras_lp.federated.head_problem import Problem, Standardization, label_scales
+from keras_lp.federated.running import print_round, validation
+from keras_lp.federated.source import Source
+from keras_lp.heads import Head, heads
+from keras_lp.regression import Regression
+
+_MOST_ROUNDS = 500
+
+
+def fit_head(
+    model: keras.Model,
+    clients: Clients,
+    *,
+    l2: float,
+    tolerance: float,
+    checkpoint_dir: str | os.PathLike | None,
+    validation_data: Any,
+    verbose: str | int,
+) -> keras.callbacks.History:
+    """Does the work of `FederatedAveraging.fit_head`, where the arguments are described."""
+    checks.check_positive("l2", l2)
+    checks.check_positive("tolerance", tolerance)
+    checks.check_trainable_unchanged(model)
+    known = _linear_heads(model)
+    validate = validation(model, validation_data, 1)
+    with (
+        Source(model, clients, on_features=True) as source,
+        tempfile.TemporaryDirectory(prefix="keras_lp_") as folder,
+    ):
+        tff_runtime.load_tff()
+        checkpoints = _open(checkpoint_dir, model, source, l2)
+        rounds = _Rounds(model, source, Path(folder), checkpoints, verbose)
+        sums = rounds.run((), head_sums.moments(known, rounds.read_rows), lambda _: {})
+        scales = label_scales(known, sums)
+        problem = Problem(Standardization(sums), known, l2)
+        losses = head_sums.losses(known, scales, rounds.read_rows)
+
+        def objective(point: np.ndarray) -> tuple[float, np.ndarray]:
+            def describe(sums: Any) -> dict[str, float]:
+                _, gradient = problem.objective(point, sums)
+                return {**_losses(model, sums), "gradient": float(np.abs(gradient).max())}
+
+            return problem.objective(point, rounds.run(problem.weights(point), losses, describe))
+
+        point = _minimize(objective, problem.start(), tolerance)
+        _write(known, problem.weights(point), scales)
+        rounds.history.history.update({k: [v] for k, v in validate(1).items()})
+    return rounds.history
+
+
+class _Rounds:
+    """The rounds of one call, each the sum of something over all clients.
+
+    A round that a checkpoint knows is not run again: the solver asks for the same once more.
+
+    Attributes:
+        history: an epoch a round.
+        read_rows: reads the rows of a block in a graph.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        source: Source,
+        folder: Path,
+        checkpoints: Checkpoints | None,
+        verbose: str | int,
+    ) -> None:
+        data = [source.load(client) for client in source.ids]
+        unused = np.zeros(1, "float32"), np.zeros(2, "int32")  # shares and seed
+        self._blocks = to_blocks([Work(arrays, *unused) for arrays in data], 0.0, folder)
+        self.read_rows = rows_reader(folder, rows_spec(data[0]))
+        self._clients = len(data)
+        self._checkpoints = checkpoints
+        saved = checkpoints.load_all() if checkpoints is not None else []
+        self._saved = {about["sent"]: (arrays, about) for _, arrays, about in saved}
+        self._verbose = verbose
+        self._function: Any = None
+        self._computation: Any = None
+        self.history = keras.callbacks.History()
+        self.history.set_model(model)
+        self.history.on_train_begin()
+
+    def run(
+        self,
+        weights: tuple[np.ndarray, ...],
+        function: Callable[..., Any],
+        describe: Callable[[Any], dict[str, float]],
+    ) -> Any:
+        """Returns the sums of a function over all clients.
+
+        Args:
+            weights: what the clients get.
+            function: `(weights, block) -> sums`.
+            describe: what the history says of the sums.
+        """
+        number = len(self.history.epoch) + 1
+        sent = hashlib.sha256(b"".join(array.tobytes() for array in weights)).hexdigest()
+        if sent in self._saved:
+            arrays, about = self._saved[sent]
+            self.history.on_epoch_end(number - 1, about["logs"])
+            return tf.nest.map_structure(lambda i: arrays[i], about["structure"])
+        start = time.perf_counter()
+        sums = self._ask(weights, function)
+        arrays = tf.nest.flatten(sums)
+        logs = {
+            **describe(sums),
+            "clients": self._clients,
+            "bytes_up": self._clients * sum(array.nbytes for array in arrays),
+            "bytes_down": self._clients * sum(array.nbytes for array in weights),
+            "seconds": time.perf_counter() - start,
+        }
+        if self._checkpoints is not None:
+            structure = tf.nest.pack_sequence_as(sums, range(len(arrays)))
+            about = {"sent": sent, "structure": structure, "logs": logs}
+            self._checkpoints.save(number, arrays, about)
+        if self._verbose:
+            print_round(number, None, logs)
+        self.history.on_epoch_end(number - 1, logs)
+        return sums
+
+    def _ask(self, weights: tuple[np.ndarray, ...], function: Callable[..., Any]) -> Any:
+        """Runs a round of TFF."""
+        if function is not self._function:
+            specs = [tf.TensorSpec(array.shape, array.dtype) for array in weights]
+            tff = tff_runtime.load_tff()
+            self._computation = tff_model.build_sum(tff, specs, block_spec(1), function)
+            self._function = function
+        with tff_runtime.load_worker().watch():
+            sums = self._computation(weights, self._blocks)
+        sums = tf.nest.map_structure(np.asarray, sums)
+        if not all(np.isfinite(array).all() for array in tf.nest.flatten(sums)):
+            raise ValueError(
+                "Features must be finite numbers. Received: clients whose sums over features and "
+                "losses are not. Look at the outputs of the backbone, or use float32."
+            )
+        return sums
+
+
+def _minimize(
+    objective: Callable[[np.ndarray], tuple[float, np.ndarray]], start: np.ndarray, tolerance: float
+) -> np.ndarray:
+    """Returns the minimum of a smooth convex function."""
+    try:
+        from scipy.optimize import minimize
+    except ImportError as error:
+        raise ImportError("fit_head needs SciPy: pip install scipy.") from error
+    options = {"maxiter": _MOST_ROUNDS, "maxcor": 20, "gtol": tolerance, "ftol": 1e-6 * tolerance}
+    return minimize(objective, start, method="L-BFGS-B", jac=True, options=options).x
+
+
+def _linear_heads(model: keras.Model) -> dict[str, Head]:
+    """Returns the heads of a model by name.
+
+    Raises:
+        ValueError: a model whose heads are not linear functions of frozen features, or whose
+            losses are not those of its tasks.
+    """
+    known = heads(model)
+    if not known or features.features_layer(model) is None:
+        raise ValueError(
+            "fit_head solves heads that keras_lp built. Received: model "
+            f"{model.name!r} without one. Build it with lp.transfer_model or lp.multitask_model, "
+            "or train it with `fit`."
+        )
+    reason = _obstacle(model)
+    if reason is not None:
+        raise ValueError(
+            "fit_head needs a frozen backbone, whose features stay the same. Received: a model "
+            f'where {reason}. Build it with trainable="head" and without `augmentation`, or train '
+            "it with `fit`."
+        )
+    hidden = [name for name, head in known.items() if not _is_on_features(head)]
+    if hidden:
+        raise ValueError(
+            "fit_head solves heads of one layer on features of one vector an example. Received: "
+            f"the heads {hidden} with other layers below them or features of more axes. Build them "
+            'with hidden_units=() and pooling="avg", or train them with `fit`.'
+        )
+    if not model._has_own_losses():
+        raise ValueError(
+            "fit_head minimises the tasks' own losses. Received: a model compiled with "
+            f"loss={model.loss!r}. Leave `loss` as the builder set it, or train it with `fit`."
+        )
+    return known
+
+
+def _obstacle(model: keras.Model) -> str | None:
+    """Returns why the features of a model change, None if they do not."""
+    below = features.feature_model(model)
+    if below.weights:
+        return features.obstacle(model)
+    random = [layer.name for layer in below._flatten_layers() if layer._seed_generators]
+    return f"{random[0]!r} is random" if random else None
+
+
+def _is_on_features(head: Head) -> bool:
+    """Whether a head takes the features as they are, apart from Dropout while it trains."""
+    tensor = head.input
+    while isinstance(tensor._keras_history.operation, keras.layers.Dropout):
+        tensor = tensor._keras_history.operation.input
+    below = tensor._keras_history.operation
+    return isinstance(below, features.Features) and len(tensor.shape) == 2
+
+
+def _open(
+    directory: str | os.PathLike | None, model: keras.Model, source: Source, l2: float
+) -> Checkpoints | None:
+    """Opens the folder of checkpoints, one a round."""
+    if directory is None:
+        return None
+    settings = {"method": "fit_head", "l2": float(l2), **describe_model(model)}
+    settings["clients"] = digest([repr(client) for client in source.ids])
+    return Checkpoints(directory, settings, kept=None)
+
+
+def _losses(model: keras.Model, sums: Mapping[str, Any]) -> dict[str, float]:
+    """Returns the losses as `evaluate` gives them, from the sums of a round."""
+    unlabelled = [name for name, own in sums.items() if not own["weight"] > 0]
+    if unlabelled:
+        raise ValueError(
+            "Each task needs a label of a weight above 0. Received: clients without any of "
+            f"{unlabelled}."
+        )
+    means = {name: float(own["loss"] / own["weight"]) for name, own in sums.items()}
+    factors = model._loss_weights()
+    each = {f"{name}_loss": value for name, value in means.items()} if len(means) > 1 else {}
+    return {"loss": sum(factors[name] * value for name, value in means.items()), **each}
+
+
+def _write(
+    known: Mapping[str, Head],
+    weights: Sequence[np.ndarray],
+    scales: Mapping[str, tuple[np.ndarray, np.ndarray]],
+) -> None:
+    """Writes kernels and biases to the heads, and what is known of the labels."""
+    for (name, head), kernel, bias in zip(known.items(), weights[::2], weights[1::2], strict=True):
+        head.kernel.assign(kernel)
+        head.bias.assign(bias)
+        if isinstance(head.task, Regression):
+            mean, std = scales[name]
+            head.mean.assign(mean)
+            head.std.assign(std)
