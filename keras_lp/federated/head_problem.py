@@ -154,8 +154,14 @@ def label_scales(heads: Mapping[str, Head], sums: Sums) -> dict[str, tuple[Any, 
 
 
 def _curvature(head: Head) -> float:
-    """Returns a typical second derivative of the mean loss by an output."""
+    """Returns a typical second derivative of the mean loss by an output.
+
+    That of the squared error is the same everywhere. That of a crossentropy is largest where all
+    is equally probable; near the solution a fifth of it served best in trials, within a wide
+    range.
+    """
     units = head.task.units
-    if isinstance(head.task, Classification):
-        return (1 - 1 / units) / units
-    return (2.0 if isinstance(head.task, Regression) else 0.25) / units
+    if isinstance(head.task, Regression):
+        return 2.0 / units
+    is_class = isinstance(head.task, Classification)
+    return 0.2 * (1 - 1 / units if is_class else 0.25) / units
