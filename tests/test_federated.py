@@ -268,9 +268,11 @@ def test_callbacks_validation_and_progress(mlp, digits, capsys):
     assert [entry[:2] for entry in seen] == [(0, True), (1, True)]
     assert len(history.history["val_loss"]) == 2
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2
-    assert lines[0].startswith("Round 1/5 - ")
-    assert "val_accuracy: " in lines[0]
+    assert len(lines) == 3
+    assert lines[0].startswith("Adam restarts in each client and round")
+    assert 'optimizer="sgd", learning_rate=0.1' in lines[0]
+    assert lines[1].startswith("Round 1/5 - ")
+    assert "val_accuracy: " in lines[1]
     expected = model.evaluate(*digits, verbose=0, return_dict=True)
     assert history.history["val_loss"][-1] == pytest.approx(expected["loss"], abs=1e-5)
 

@@ -24,7 +24,7 @@ from keras_lp.federated.head import fit_head
 from keras_lp.federated.model_checks import check_model
 from keras_lp.federated.optimizers import server_optimizer as make_server_optimizer
 from keras_lp.federated.rounds import Rounds
-from keras_lp.federated.running import print_round, validation
+from keras_lp.federated.running import print_restarts, print_round, validation
 from keras_lp.federated.source import Source
 
 Callbacks = keras.callbacks.Callback | Sequence[keras.callbacks.Callback]
@@ -80,7 +80,10 @@ al., 2021 (arXiv:2003.00295) |
             how to install it.
 
     The client's optimizer starts afresh in every client and round: its state, such as momentum,
-    and a schedule of its rate. Callbacks that set the rate act from the next round on.
+    and a schedule of its rate. So adaptive ones such as Adam, the builders' default, often learn
+    slowly: `optimizer="sgd", learning_rate=0.1` is the better start, and for heads on a frozen
+    backbone `fit_head`, which needs no rate. Callbacks that set the rate act from the next round
+    on.
 
     Example:
 
@@ -209,6 +212,8 @@ al., 2021 (arXiv:2003.00295) |
                 if stopped or self._calls + 1 < len(self._ends):
                     last = end
             history = self._begin(callbacks, first, last)
+            if verbose and self.rounds_done == 0:
+                print_restarts(self.model.optimizer)
             compiled = self.model._compile_config  # a new object with each `compile`
             try:
                 while self.rounds_done < last and not self.model.stop_training:

@@ -25,7 +25,7 @@ from keras_lp.federated.source import Source
 from keras_lp.heads import Head, heads
 from keras_lp.regression import Regression
 
-_MOST_ROUNDS = 500
+_MOST_STEPS = 500  # of the solver, mostly a round each
 
 
 def fit_head(
@@ -54,16 +54,17 @@ def fit_head(
         sums = rounds.run((), head_sums.moments(known, rounds.read_rows), lambda _: {})
         scales = label_scales(known, sums)
         problem = Problem(Standardization(sums), known, l2)
-        losses = head_sums.losses(known, scales, rounds.read_rows)
+        add_up = head_sums.losses(known, scales, rounds.read_rows)
 
         def objective(point: np.ndarray) -> tuple[float, np.ndarray]:
             def describe(sums: Any) -> dict[str, float]:
+                losses = _losses(model, sums)  # first: it raises where there are no labels
                 _, gradient = problem.objective(point, sums)
-                return {**_losses(model, sums), "gradient": float(np.abs(gradient).max())}
+                return {**losses, "gradient": float(np.abs(gradient).max())}
 
-            return problem.objective(point, rounds.run(problem.weights(point), losses, describe))
+            return problem.objective(point, rounds.run(problem.weights(point), add_up, describe))
 
-        point = _minimize(objective, problem.start(), tolerance)
+        point = _minimize(objective, problem.start(), tolerance, verbose)
         _write(known, problem.weights(point), scales)
         rounds.history.history.update({k: [v] for k, v in validate(1).items()})
     return rounds.history
@@ -159,15 +160,25 @@ class _Rounds:
 
 
 def _minimize(
-    objective: Callable[[np.ndarray], tuple[float, np.ndarray]], start: np.ndarray, tolerance: float
+    objective: Callable[[np.ndarray], tuple[float, np.ndarray]],
+    start: np.ndarray,
+    tolerance: float,
+    verbose: str | int,
 ) -> np.ndarray:
     """Returns the minimum of a smooth convex function."""
     try:
         from scipy.optimize import minimize
     except ImportError as error:
         raise ImportError("fit_head needs SciPy: pip install scipy.") from error
-    options = {"maxiter": _MOST_ROUNDS, "maxcor": 20, "gtol": tolerance, "ftol": 1e-6 * tolerance}
-    return minimize(objective, start, method="L-BFGS-B", jac=True, options=options).x
+    options = {"maxiter": _MOST_STEPS, "maxcor": 20, "gtol": tolerance, "ftol": 1e-6 * tolerance}
+    found = minimize(objective, start, method="L-BFGS-B", jac=True, options=options)
+    if found.status == 1 and verbose:
+        print(
+            f"Stopped after {_MOST_STEPS} steps, at a gradient of {np.abs(found.jac).max():.1e}. A "
+            "larger `l2` needs fewer.",
+            flush=True,
+        )
+    return found.x
 
 
 def _linear_heads(model: keras.Model) -> dict[str, Head]:

@@ -44,6 +44,17 @@ def validation(
     return validate
 
 
+def print_restarts(optimizer: keras.optimizers.Optimizer) -> None:
+    """Says that an adaptive optimizer of the clients forgets what it adapted to."""
+    if not isinstance(optimizer, keras.optimizers.SGD):
+        print(
+            f"{type(optimizer).__name__} restarts in each client and round, so it may learn "
+            'slowly here. SGD often does better (optimizer="sgd", learning_rate=0.1), and '
+            "`fit_head` solves the heads of a frozen backbone.",
+            flush=True,
+        )
+
+
 def print_round(number: int, rounds: int | None, logs: Mapping[str, Any]) -> None:
     """Prints the line of a round, of so many where that is known."""
     shown = [
