@@ -11,6 +11,7 @@ from keras_lp.balancing import Balancing
 from keras_lp.comparison import Comparison, compare_single_tasks
 from keras_lp.finetune import finetune_model, merge_adapters
 from keras_lp.heads import decode_predictions
+from keras_lp.linear_probe import fit_head
 from keras_lp.lora import LoRA, load_adapters, save_adapters
 from keras_lp.mixing import mix
 from keras_lp.model import Model
@@ -61,6 +62,7 @@ __all__ = [
     "export_trainable_tflite",
     "find_learning_rate",
     "finetune_model",
+    "fit_head",
     "fit_two_phase",
     "layerwise",
     "load_adapters",

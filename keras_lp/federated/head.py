@@ -22,7 +22,8 @@ from keras_lp.federated.clients import Clients
 from keras_lp.federated.head_problem import Problem, Standardization, label_scales
 from keras_lp.federated.running import print_round, validation
 from keras_lp.federated.source import Source
-from keras_lp.heads import Head, heads
+from keras_lp.heads import Head
+from keras_lp.linear_probe import linear_heads
 from keras_lp.regression import Regression
 
 _MOST_STEPS = 500  # of the solver, mostly a round each
@@ -42,7 +43,7 @@ def fit_head(
     checks.check_positive("l2", l2)
     checks.check_positive("tolerance", tolerance)
     checks.check_trainable_unchanged(model)
-    known = _linear_heads(model)
+    known = _vector_heads(model)
     validate = validation(model, validation_data, 1)
     with (
         Source(model, clients, on_features=True) as source,
@@ -166,10 +167,8 @@ def _minimize(
     verbose: str | int,
 ) -> np.ndarray:
     """Returns the minimum of a smooth convex function."""
-    try:
-        from scipy.optimize import minimize
-    except ImportError as error:
-        raise ImportError("fit_head needs SciPy: pip install scipy.") from error
+    from scipy.optimize import minimize
+
     options = {"maxiter": _MOST_STEPS, "maxcor": 20, "gtol": tolerance, "ftol": 1e-6 * tolerance}
     found = minimize(objective, start, method="L-BFGS-B", jac=True, options=options)
     if found.status == 1 and verbose:
@@ -181,58 +180,16 @@ def _minimize(
     return found.x
 
 
-def _linear_heads(model: keras.Model) -> dict[str, Head]:
-    """Returns the heads of a model by name.
-
-    Raises:
-        ValueError: a model whose heads are not linear functions of frozen features, or whose
-            losses are not those of its tasks.
-    """
-    known = heads(model)
-    if not known or features.features_layer(model) is None:
+def _vector_heads(model: keras.Model) -> dict[str, Head]:
+    """Returns the heads of a model by name; raises unless features are a vector an example."""
+    known = linear_heads(model)
+    shape = features.features_layer(model).output.shape
+    if len(shape) != 2:
         raise ValueError(
-            "fit_head solves heads that keras_lp built. Received: model "
-            f"{model.name!r} without one. Build it with lp.transfer_model or lp.multitask_model, "
-            "or train it with `fit`."
-        )
-    reason = _obstacle(model)
-    if reason is not None:
-        raise ValueError(
-            "fit_head needs a frozen backbone, whose features stay the same. Received: a model "
-            f'where {reason}. Build it with trainable="head" and without `augmentation`, or train '
-            "it with `fit`."
-        )
-    hidden = [name for name, head in known.items() if not _is_on_features(head)]
-    if hidden:
-        raise ValueError(
-            "fit_head solves heads of one layer on features of one vector an example. Received: "
-            f"the heads {hidden} with other layers below them or features of more axes. Build them "
-            'with hidden_units=() and pooling="avg", or train them with `fit`.'
-        )
-    if not model._has_own_losses():
-        raise ValueError(
-            "fit_head minimises the tasks' own losses. Received: a model compiled with "
-            f"loss={model.loss!r}. Leave `loss` as the builder set it, or train it with `fit`."
+            "Clients solve heads on one vector of features an example. Received: features of shape "
+            f'{tuple(shape)}. Build the model with pooling="avg", or train it with `fit`.'
         )
     return known
-
-
-def _obstacle(model: keras.Model) -> str | None:
-    """Returns why the features of a model change, None if they do not."""
-    below = features.feature_model(model)
-    if below.weights:
-        return features.obstacle(model)
-    random = [layer.name for layer in below._flatten_layers() if layer._seed_generators]
-    return f"{random[0]!r} is random" if random else None
-
-
-def _is_on_features(head: Head) -> bool:
-    """Whether a head takes the features as they are, apart from Dropout while it trains."""
-    tensor = head.input
-    while isinstance(tensor._keras_history.operation, keras.layers.Dropout):
-        tensor = tensor._keras_history.operation.input
-    below = tensor._keras_history.operation
-    return isinstance(below, features.Features) and len(tensor.shape) == 2
 
 
 def _open(

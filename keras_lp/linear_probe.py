@@ -1,0 +1,349 @@
+"""`fit_head`: the best heads on a frozen backbone, solved instead of trained."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_lp import checks, features
+from keras_lp.balancing import Balancing
+from keras_lp.caching import FeatureCache, is_arrays, is_batches
+from keras_lp.head_solver import ROWS, Components, Labels, choose_l2, solve
+from keras_lp.heads import Head, heads
+from keras_lp.regression import Regression, standardize
+from keras_lp.tasks import Classification, MultiLabel
+
+_FOLDS = 5
+_ENOUGH = 50  # examples a class, above which one split into folds is precise enough
+_MANY = 10_000  # examples, above which a single fifth held out is precise enough
+_UNJUDGED = 0.1  # the strength where nothing can be held out
+
+
+def fit_head(
+    model: keras.Model,
+    data: Any,
+    *,
+    validation_data: Any = None,
+    l2: float | str = "auto",
+    class_weight: Mapping[Any, float] | str | None = None,
+    verbose: Any = "auto",
+) -> keras.callbacks.History:
+    """Solves the heads of a model with a frozen backbone: a linear probe.
+
+    The features of the examples are computed once and standardised. The loss of a linear head on
+    them, plus `l2 / 2` times the sum of its squared weights, is convex, so it has one optimum, and
+    L-BFGS finds it: there is no learning rate and no number of epochs, and the result is the same
+    every time. Kernel and bias, with the standardisation folded in, are written to the plain Keras
+    heads. Several heads are solved one by one; the weights of tasks play no part.
+
+    The objective of a `Classification` is that of scikit-learn's `LogisticRegression` with
+    `C = 1 / (l2 * n)` on standardised features of `n` examples, that of a `Regression` is `Ridge`
+    with `alpha = l2 * n / 2`, and that of each label of a `MultiLabel` a logistic regression.
+
+    Args:
+        model: a compiled model from `lp.transfer_model` or `lp.multitask_model` with a frozen
+            backbone (`trainable="head"`), no `augmentation`, and heads with `hidden_units=()`.
+        data: `(x, y)` or `(x, y, sample_weight)` arrays, or a finite batched `tf.data.Dataset` or
+            `PyDataset`; labels as in `fit`, missing ones too.
+        validation_data: held out examples in one of these forms. They choose `l2="auto"`, and
+            the history gets their `val_loss` and metrics. Defaults to None.
+        l2: strength of the penalty, above 0. `"auto"` takes the one with the lowest loss on
+            `validation_data`, else by cross-validation: 5 stratified folds, three times over
+            where there are few examples of a class, one fold where there are more than 10,000.
+            Defaults to `"auto"`.
+        class_weight: weights of the examples of each class, a dict by number or name, or
+            `"balanced"`: n / (classes * examples of the class). It replaces the `class_weight` of
+            the task. For a model with one task. Defaults to None, the task's own.
+        verbose: 0 prints nothing, else progress and one line with the result. Defaults to
+            `"auto"`.
+
+    Returns:
+        A `History` of one epoch: `loss` and metrics as `evaluate(data)` gives them, `l2`, the
+        cross-validated `cv_loss` (both `<task>_...` for several tasks), and `val_...`.
+
+    Raises:
+        ValueError: a model whose features change or whose heads are not linear; labels or inputs
+            that `fit` refuses; a task without a label; an `l2` that is not above 0.
+        TypeError: data of another type.
+
+    Example:
+
+    >>> import numpy as np, keras, keras_lp as lp
+    >>> backbone = keras.Sequential([keras.Input((4,)), keras.layers.Dense(16, "relu")])
+    >>> model = lp.transfer_model(backbone, ["small", "large"])
+    >>> x = np.random.default_rng(0).normal(size=(100, 4)).astype("float32")
+    >>> history = lp.fit_head(model, (x, x.sum(1) > 0), verbose=0)
+    >>> history.history["accuracy"][0] > 0.9
+    True
+
+    References: Kornblith et al., 2019, Do Better ImageNet Models Transfer Better?
+    (arXiv:1805.08974); Radford et al., 2021, CLIP (arXiv:2103.00020).
+    """
+    if l2 != "auto":
+        checks.check_positive("l2", l2)
+    checks.check_trainable_unchanged(model)
+    known = linear_heads(model)
+    _check_class_weight(known, class_weight)
+    data = _checked(model, data, "data")
+    if validation_data is not None:
+        validation_data = _checked(model, validation_data, "validation_data")
+    with FeatureCache(model, verbose) as cache:
+        examples = _Examples(cache.take(data)[0])
+        held_out = None if validation_data is None else _Examples(cache.take(validation_data)[0])
+        standardize(known, [examples.y])
+        components = Components(examples.rows)
+        judged = None if held_out is None or l2 != "auto" else components.turn(held_out.rows)
+        found = {}
+        for name, head in known.items():
+            labels = _labels(head, examples, class_weight)
+            if not np.any(labels.weights > 0):
+                raise ValueError(
+                    "Each head needs a label of a weight above 0. Received: data without any for "
+                    f"{name!r}."
+                )
+            strength, score, start = l2, None, None
+            if l2 == "auto" and judged is not None:
+                everything = np.ones((components.count, 1))
+                other = _labels(head, held_out, class_weight)
+                strength, _, start = choose_l2(components, labels, everything, (judged, other))
+            elif l2 == "auto":
+                folds = _folds(examples, head)
+                if folds is None:
+                    strength = _UNJUDGED
+                else:
+                    strength, score, start = choose_l2(components, labels, folds)
+            solution = solve(components, labels, strength, start=start)
+            kernel = components.kernel(solution.weights[:, 0])
+            head.kernel.assign(kernel)
+            head.bias.assign(solution.bias[0] - components.mean @ kernel)
+            prefix = f"{name}_" if len(known) > 1 else ""
+            found[f"{prefix}l2"] = float(strength)
+            if score is not None:
+                found[f"{prefix}cv_loss"] = float(score)
+        logs = _evaluate(model, examples)
+        validation = {} if held_out is None else _evaluate(model, held_out)
+    logs = {**logs, **found, **{f"val_{name}": value for name, value in validation.items()}}
+    if verbose not in (0, False):
+        print(_line(logs, found))
+    history = keras.callbacks.History()
+    history.set_model(model)
+    history.on_train_begin()
+    history.on_epoch_end(0, logs)
+    model.history = history
+    return history
+
+
+class _Examples:
+    """Features, labels and weights of a data set, as the cache gave them."""
+
+    def __init__(self, parts: tuple[Any, ...]) -> None:
+        self._parts = parts
+        x, self.y, self.sample_weight = (*parts, None)[:3]
+        self.features, self.mask = x[features.KEY], x.get(features.MASK)
+
+    @property
+    def rows(self) -> np.ndarray:
+        """The features, `(rows, columns)`: a row per step where examples have several."""
+        return self.features.reshape(-1, self.features.shape[-1])
+
+    def batches(self) -> Iterator[Any]:
+        """Yields `(features, y, sample_weight)` in large pieces."""
+        for start in range(0, len(self.features), ROWS):
+            rows = slice(start, start + ROWS)
+            yield keras.tree.map_structure(
+                lambda part, rows=rows: tf.convert_to_tensor(np.asarray(part[rows])), self._parts
+            )
+
+
+def linear_heads(model: keras.Model) -> dict[str, Head]:
+    """Returns the heads of a model by name.
+
+    Raises:
+        ValueError: a model whose heads are not linear functions of frozen features, or whose
+            losses are not those of its tasks.
+    """
+    known = heads(model)
+    if not known or features.features_layer(model) is None:
+        raise ValueError(
+            "fit_head solves heads that keras_lp built. Received: model "
+            f"{model.name!r} without one. Build it with lp.transfer_model or lp.multitask_model, "
+            "or train it with `fit`."
+        )
+    reason = _obstacle(model)
+    if reason is not None:
+        raise ValueError(
+            "fit_head needs a frozen backbone, whose features stay the same. Received: a model "
+            f'where {reason}. Build it with trainable="head" and without `augmentation`, or train '
+            "it with `fit`."
+        )
+    hidden = [name for name, head in known.items() if not _is_on_features(head)]
+    if hidden:
+        raise ValueError(
+            "fit_head solves heads of one layer. Received: the heads "
+            f"{hidden} with other layers below them. Build them with hidden_units=(), or train "
+            "them with `fit`."
+        )
+    if not model._has_own_losses():
+        raise ValueError(
+            "fit_head minimises the tasks' own losses. Received: a model compiled with "
+            f"loss={model.loss!r}. Leave `loss` as the builder set it, or train it with `fit`."
+        )
+    return known
+
+
+def can_be_solved(model: keras.Model) -> bool:
+    """Whether `fit_head` can solve the heads of a model."""
+    if features.features_layer(model) is None:
+        return False
+    try:
+        linear_heads(model)
+    except ValueError:
+        return False
+    return True
+
+
+def _obstacle(model: keras.Model) -> str | None:
+    """Returns why the features of a model change, None if they do not."""
+    below = features.feature_model(model)
+    if below.weights:
+        return features.obstacle(model)
+    random = [layer.name for layer in below._flatten_layers() if layer._seed_generators]
+    return f"{random[0]!r} is random" if random else None
+
+
+def _is_on_features(head: Head) -> bool:
+    """Whether a head takes the features as they are, apart from Dropout while it trains."""
+    below = head.input._keras_history.operation
+    while isinstance(below, (keras.layers.Dropout, Balancing)):
+        below = below.input._keras_history.operation
+    return isinstance(below, features.Features)
+
+
+def _check_class_weight(known: Mapping[str, Head], class_weight: Any) -> None:
+    if class_weight is None:
+        return
+    if len(known) > 1:
+        raise ValueError(
+            "Weights of classes belong to a task where there are several. Received: "
+            f"class_weight={class_weight}. Build with lp.Classification(..., class_weight=...)."
+        )
+    (head,) = known.values()
+    kinds = (Classification,) if isinstance(class_weight, str) else (Classification, MultiLabel)
+    wrong_word = isinstance(class_weight, str) and class_weight != "balanced"
+    if wrong_word or not isinstance(head.task, kinds):
+        raise ValueError(
+            "`class_weight` must be a dict of weights by class, or for Classification "
+            f'"balanced". Received: class_weight={class_weight!r} for a head of '
+            f"{type(head.task).__name__}."
+        )
+    if not isinstance(class_weight, str):
+        dataclasses.replace(head.task, class_weight=class_weight)  # raises if it does not do
+
+
+def _checked(model: keras.Model, data: Any, name: str) -> Any:
+    """Returns data that can be read more than once, with labels that the tasks can learn from."""
+    if isinstance(data, (tuple, list)) and len(data) in (2, 3):
+        x, y, *weights = data
+        x, y = (keras.tree.map_structure(_as_array, part) for part in (x, y))
+        weights = [weight for weight in weights if weight is not None]
+        model._checked(x, y)
+        parts = [x, y, *weights]
+        shapes = [np.shape(leaf) for leaf in keras.tree.flatten(parts)]
+        counts = {shape[:1] for shape in shapes}
+        if not is_arrays(x) or len(counts) != 1 or counts & {(), (0,)}:
+            raise ValueError(
+                f"The arrays of `{name}` must have as many examples each, at least one. Received: "
+                f"arrays of the shapes {shapes[:5]}."
+            )
+        return tuple(parts)
+    if is_batches(data):
+        return model._checked(data, None) if isinstance(data, tf.data.Dataset) else data
+    raise TypeError(
+        f"`{name}` must be (x, y) or (x, y, sample_weight) arrays, or a finite batched "
+        f"tf.data.Dataset or PyDataset. Received: {name} of type {type(data).__name__}. Limit a "
+        "data set that repeats with `.take(n)`; make arrays of what a generator gives."
+    )
+
+
+def _as_array(leaf: Any) -> Any:
+    return leaf if isinstance(leaf, tf.Tensor) else np.asarray(leaf)
+
+
+def _labels(head: Head, examples: _Examples, class_weight: Any) -> Labels:
+    """Returns the labels of a head, with a weight of 0 where there is none."""
+    task, steps = head.task, examples.features.shape[:-1]
+    y, sample_weight = (
+        part.get(head.name) if isinstance(part, Mapping) else part
+        for part in (examples.y, examples.sample_weight)
+    )
+    if class_weight is not None:
+        if isinstance(class_weight, str):
+            class_weight = _balanced(np.asarray(y), task.units)
+        task = dataclasses.replace(task, class_weight=class_weight)
+    if isinstance(task, Regression) and y is not None:
+        y = (np.asarray(y, "float64") - np.asarray(head.mean)) / np.asarray(head.std)
+    y, outputs, weight = task.mask_missing(y, tf.zeros((*steps, task.units)), sample_weight)
+    _, _, weight = task.for_loss(y, outputs, weight)
+    values, weights = np.asarray(y), np.asarray(weight, "float64")
+    if isinstance(task, Classification):
+        if examples.mask is not None:
+            weights = weights * np.asarray(examples.mask)
+        return Labels("softmax", values.ravel(), weights.ravel(), task.units, task.label_smoothing)
+    values = values.astype("float64").reshape(-1, task.units)
+    weights = weights.reshape(values.shape)
+    if isinstance(task, Regression):
+        return Labels("squared", values, weights, task.units)
+    values = values * (1 - task.label_smoothing) + task.label_smoothing / 2
+    return Labels("sigmoid", values, weights, task.units)
+
+
+def _balanced(y: np.ndarray, classes: int) -> dict[int, float]:
+    """Returns n / (classes * examples of the class) by class."""
+    counts = np.bincount(y[y >= 0].astype(int).ravel(), minlength=classes)
+    return {i: counts.sum() / (classes * count) for i, count in enumerate(counts) if count}
+
+
+def _folds(examples: _Examples, head: Head) -> np.ndarray | None:
+    """Returns what trains in each fold, `(rows, folds)` of 1 and 0; None if all must train.
+
+    The examples of a class are spread evenly over the folds; a class with a single example is
+    never held out. All steps of an example are in one fold.
+    """
+    count, steps = len(examples.features), int(np.prod(examples.features.shape[1:-1]))
+    groups = np.zeros(count, int)
+    y = examples.y.get(head.name) if isinstance(examples.y, Mapping) else examples.y
+    if isinstance(head.task, Classification) and np.size(y) == count:
+        groups = np.asarray(y).reshape(-1).astype(int)
+    sizes = dict(zip(*np.unique(groups, return_counts=True), strict=True))
+    several = np.array([sizes[group] > 1 for group in groups])
+    if not several.any():
+        return None
+    random, columns = np.random.default_rng(0), []
+    few = count < _ENOUGH * max(len(sizes), 2)
+    for _ in range(3 if few else 1):
+        order = np.lexsort((random.random(count), groups))
+        order = order[several[order]]
+        number = np.full(count, -1)
+        number[order] = np.arange(len(order)) % _FOLDS
+        columns += [number != fold for fold in range(1 if count > _MANY else _FOLDS)]
+    kept = [column for column in columns if not column.all()]
+    return np.repeat(np.array(kept, float).T, steps, axis=0)
+
+
+def _evaluate(model: keras.Model, examples: _Examples) -> dict[str, float]:
+    """Returns what `model.evaluate` gives, without tracing a function for it."""
+    model.reset_metrics()
+    for batch in examples.batches():
+        logs = model.test_step(batch)
+    return {name: float(value) for name, value in logs.items()}
+
+
+def _line(logs: Mapping[str, float], found: Mapping[str, float]) -> str:
+    chosen = ", ".join(f"{name}={value:.3g}" for name, value in found.items())
+    results = ", ".join(f"{name} {value:.4f}" for name, value in logs.items() if name not in found)
+    return f"Head solved with {chosen}: {results}"
