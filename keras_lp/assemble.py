@@ -13,10 +13,11 @@ from keras_lp.balancing import Balancing
 from keras_lp.blocks import blocks_of
 from keras_lp.features import CACHE_MEMORY, Features, obstacle
 from keras_lp.freezing import Trainable, choose, freeze
-from keras_lp.heads import Head, tasks
+from keras_lp.heads import Head, heads, tasks
 from keras_lp.images import augment
 from keras_lp.model import Model, input_structure
 from keras_lp.pooling import pool
+from keras_lp.scaling import is_on_features
 from keras_lp.tasks import Task, check_hidden_units
 
 HEAD = "predictions"  # the name of the head of a model with one task
@@ -45,7 +46,8 @@ def build_and_compile(
 ) -> Model:
     """Does the work of `transfer_model` and `multitask_model`."""
     _check_head(hidden_units, dropout)
-    optimizer = make_optimizer(optimizer, learning_rate)
+    if learning_rate is not None or optimizer != "adam":  # raises before anything is built
+        optimizer = make_optimizer(optimizer, 1e-3 if learning_rate is None else learning_rate)
     base, pretrained = resolve_backbone(
         backbone,
         input_shape=input_shape,
@@ -74,6 +76,7 @@ def build_and_compile(
         cache_memory=cache_memory,
         balancing=balancing,
         single=single,
+        frozen=not chosen,
     )
     freeze([base], chosen, keep_statistics=pretrained)
     reason = obstacle(model)
@@ -83,7 +86,21 @@ def build_and_compile(
             f"model where {reason}. Leave out `augmentation`, freeze the whole backbone "
             '(trainable="head"), or leave cache_features="auto".'
         )
+    if optimizer == "adam":
+        optimizer = make_optimizer(optimizer, _default_rate(model, frozen=not chosen))
     return compile_tasks(model, optimizer)
+
+
+def _default_rate(model: Model, frozen: bool) -> float:
+    """Returns the rate of Adam for a new model.
+
+    A step of Adam moves each weight by about the rate, so it moves an output of a linear head by
+    the rate times the number of features.
+    """
+    width = model.get_layer("features").output.shape[-1]
+    if not frozen or width is None or not all(map(is_on_features, heads(model).values())):
+        return 1e-3
+    return min(max(0.5 / width, 3e-4), 1e-2)
 
 
 def build_model(
@@ -99,6 +116,7 @@ def build_model(
     cache_memory: int = CACHE_MEMORY,
     balancing: Balancing | None = None,
     single: bool = True,
+    frozen: bool = False,
 ) -> Model:
     """Returns an uncompiled model: the backbone, pooled, with one head a task.
 
@@ -114,6 +132,8 @@ def build_model(
         cache_memory: bytes that they may take in memory.
         balancing: the layer that balances the tasks, if any.
         single: whether the output is a tensor; else it is a dict by task.
+        frozen: whether the backbone will be frozen: heads of one layer then start at 0, where
+            each class is as probable as any other, and scale their inputs. Defaults to False.
     """
     inputs = _inputs(backbone, input_shape)
     taken = {
@@ -158,7 +178,13 @@ def build_model(
             x = keras.layers.Dense(units, activation="relu", name=f"{name}_hidden_{i}")(x)
         if dropout:
             x = keras.layers.Dropout(dropout, name=f"{name}_dropout")(x)
-        outputs[name] = Head(task, name=name)(x)
+        linear = frozen and not own
+        outputs[name] = Head(
+            task,
+            scales_inputs=linear and features.shape[-1] is not None,
+            kernel_initializer="zeros" if linear else "glorot_uniform",
+            name=name,
+        )(x)
     return Model(inputs, next(iter(outputs.values())) if single else outputs)
 
 

@@ -6,7 +6,9 @@ over the features serves all of them.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -17,6 +19,7 @@ Kind = Literal["softmax", "sigmoid", "squared"]
 ROWS = 4096  # per step of a pass over the features
 MOST_COMPONENTS = 4096  # with more than this the eigenvectors cost more than they save
 DOUBLE_BYTES = 2**28  # features of at most this size are computed with in double precision
+MANY_PRODUCTS = 10**9  # in a pass over the features
 SEARCH = 0.1  # the share of the gradient that may be left while strengths are compared
 
 
@@ -36,7 +39,7 @@ class Components:
         self._streamed = isinstance(features, np.memmap)
         double = self.count * columns * 8 <= DOUBLE_BYTES
         self._dtype = np.float64 if double else np.float32
-        self.mean, self.scale = self._moments()
+        self.mean, self.scale = moments(features)
         self._dual: np.ndarray | None = None
         self._basis: np.ndarray | None = None
         self._rotated: np.ndarray | None = None
@@ -48,19 +51,6 @@ class Components:
             self._basis, self.variances = self._by_columns()
         if not self._streamed and self._rotated is None:
             self._rotated = np.concatenate([self._turned(block) for _, block in self._pieces()])
-
-    def _moments(self) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the mean of the columns and their deviation, 1 for a constant column."""
-        total, squares = np.zeros((2, self._features.shape[1]))
-        first = np.asarray(self._features[:ROWS], np.float64).mean(0)  # against cancellation
-        for start in range(0, self.count, ROWS):
-            block = np.asarray(self._features[start : start + ROWS], np.float64) - first
-            total += block.sum(0)
-            squares += np.einsum("ij,ij->j", block, block)
-        mean = total / self.count
-        deviation = np.sqrt(np.maximum(squares / self.count - mean**2, 0))
-        constant = deviation <= 1e-6 * np.abs(first + mean) + 1e-30
-        return first + mean, np.where(constant, np.inf, deviation)
 
     def _standardized(self, block: np.ndarray, columns: Any = slice(None)) -> np.ndarray:
         return (block.astype(self._dtype) - self.mean[columns].astype(self._dtype)) / self.scale[
@@ -137,6 +127,24 @@ class Components:
             by_example = self._dual @ weights
             return np.concatenate([block.T @ by_example for _, block in self._columns()])
         return weights if self._basis is None else self._basis @ weights
+
+
+def moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the mean of the columns and their deviation, infinite for a constant column.
+
+    Args:
+        features: `(rows, columns)`; a `np.memmap` is read in pieces.
+    """
+    total, squares = np.zeros((2, features.shape[1]))
+    first = np.asarray(features[:ROWS], np.float64).mean(0)  # against cancellation
+    for start in range(0, len(features), ROWS):
+        block = np.asarray(features[start : start + ROWS], np.float64) - first
+        total += block.sum(0)
+        squares += np.einsum("ij,ij->j", block, block)
+    mean = total / len(features)
+    deviation = np.sqrt(np.maximum(squares / len(features) - mean**2, 0))
+    constant = deviation <= 1e-6 * np.abs(first + mean) + 1e-30
+    return first + mean, np.where(constant, np.inf, deviation)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -260,15 +268,25 @@ def solve(
     begin = np.concatenate([(start.weights / scale).ravel(), start.bias.ravel() / scale_bias])
     first.append(objective(begin))
     tolerance = max(tolerance, share * np.abs(first[0][1]).max())
-    found = minimize(
-        objective,
-        begin,
-        method="L-BFGS-B",
-        jac=True,
-        options={"maxiter": 500, "maxcor": 20, "gtol": tolerance, "ftol": tolerance * 1e-6},
-    )
+    options = {"maxiter": 500, "maxcor": 20, "gtol": tolerance, "ftol": tolerance * 1e-6}
+    with _threads(features.count * size):
+        found = minimize(objective, begin, method="L-BFGS-B", jac=True, options=options)
     weights = found.x[:size].reshape(shape) * scale
     return Solution(weights, found.x[size:].reshape(shape[1:]) * scale_bias, passes)
+
+
+@functools.cache
+def _libraries() -> Any:
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()
+
+
+def _threads(work: int) -> Any:
+    """Keeps small products on one thread: more of them wait for each other most of the time."""
+    if work > MANY_PRODUCTS:
+        return contextlib.nullcontext()
+    return _libraries().limit(limits=1, user_api="blas")
 
 
 def _mean_loss(
@@ -322,6 +340,16 @@ def choose_l2(
         held_out: features in the basis of `features` and labels on which to judge; they replace
             the rows outside of the folds.
     """
+    with _threads(features.count * len(features.variances) * folds.shape[1] * labels.outputs):
+        return _search(features, labels, folds, held_out)
+
+
+def _search(
+    features: Components,
+    labels: Labels,
+    folds: np.ndarray,
+    held_out: tuple[np.ndarray, Labels] | None,
+) -> tuple[float, float, Solution]:
     largest = labels.curvature * max(features.variances, default=1.0)
     top = np.ceil(2 * np.log10(largest)) / 2
     best: tuple[float, float, Solution] | None = None

@@ -23,17 +23,21 @@ class Head(keras.layers.Dense):
     """The last layer of one task: its logits (or values), and the task itself.
 
     The head of a `Regression` also has the `mean` and `std` of the labels as weights that do not
-    train: its outputs are in the units of the labels, its loss is in units of `std`.
+    train: its outputs are in the units of the labels, its loss is in units of `std`. A head that
+    scales its inputs has their `input_mean` and `input_scale`.
 
     Args:
         task: the `Task` that this layer predicts.
+        scales_inputs: whether `call` subtracts a mean from each input column and multiplies by a
+            scale, which `scale_inputs` sets; 0 and 1 at first. Defaults to False.
         **kwargs: arguments of `keras.layers.Dense`, except `units` and `activation`.
     """
 
-    def __init__(self, task: Task, **kwargs: Any) -> None:
+    def __init__(self, task: Task, scales_inputs: bool = False, **kwargs: Any) -> None:
         # float32 also under mixed precision: a loss on float16 logits overflows.
         super().__init__(task.units, **{"dtype": "float32", **kwargs})
         self.task = task
+        self.scales_inputs = scales_inputs
         # The loss over all labels of an epoch: Keras averages batches by their size.
         self.loss_mean = keras.metrics.Mean(name=f"{self.name}_loss")
 
@@ -52,13 +56,51 @@ class Head(keras.layers.Dense):
                     ("std", self.task.std, 1.0),
                 )
             )
+        if self.scales_inputs:
+            self.input_mean, self.input_scale = (
+                self.add_weight(
+                    (input_shape[-1],), initializer=initializer, trainable=False, name=name
+                )
+                for name, initializer in (("input_mean", "zeros"), ("input_scale", "ones"))
+            )
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         """Returns `(batch, ..., units)` logits, or values in the units of the labels."""
+        if self.scales_inputs:
+            inputs = (ops.cast(inputs, self.compute_dtype) - self.input_mean) * self.input_scale
         outputs = super().call(inputs, training=training)
         if isinstance(self.task, Regression):
             outputs = outputs * self.std + self.mean
         return outputs
+
+    def scale_inputs(self, mean: np.ndarray, scale: np.ndarray) -> None:
+        """Sets what is done to the inputs; kernel and bias follow, so that no output changes.
+
+        Args:
+            mean: what to subtract from each column, `(columns,)`.
+            scale: what to multiply it by then, above 0.
+        """
+        kernel, bias = (np.asarray(weight, "float64") for weight in self.raw_weights())
+        self.input_mean.assign(mean)
+        self.input_scale.assign(scale)
+        self.kernel.assign(kernel / scale[:, None])
+        self.bias.assign(bias + mean @ kernel)
+
+    def raw_weights(self) -> tuple[np.ndarray, np.ndarray]:
+        """Returns kernel and bias for inputs as they are."""
+        kernel, bias = (np.asarray(weight, "float64") for weight in (self.kernel, self.bias))
+        if self.scales_inputs:
+            kernel = kernel * np.asarray(self.input_scale, "float64")[:, None]
+            bias = bias - np.asarray(self.input_mean, "float64") @ kernel
+        return kernel, bias
+
+    def set_raw_weights(self, kernel: np.ndarray, bias: np.ndarray) -> None:
+        """Sets kernel and bias for inputs as they are, which are not scaled then."""
+        self.kernel.assign(kernel)
+        self.bias.assign(bias)
+        if self.scales_inputs:
+            self.input_mean.assign(np.zeros(len(kernel)))
+            self.input_scale.assign(np.ones(len(kernel)))
 
     def compute_loss(
         self, loss: keras.losses.Loss, y: Any, y_pred: Any, sample_weight: Any
@@ -77,6 +119,8 @@ class Head(keras.layers.Dense):
         super().save_own_variables(store)
         if isinstance(self.task, Regression):
             store["mean"], store["std"] = self.mean, self.std
+        if self.scales_inputs:
+            store["input_mean"], store["input_scale"] = self.input_mean, self.input_scale
 
     def load_own_variables(self, store: Any) -> None:
         """Loads the weights that `save_own_variables` saved."""
@@ -84,12 +128,16 @@ class Head(keras.layers.Dense):
         if isinstance(self.task, Regression):
             self.mean.assign(store["mean"])
             self.std.assign(store["std"])
+        if self.scales_inputs:
+            self.input_mean.assign(store["input_mean"])
+            self.input_scale.assign(store["input_scale"])
 
     def get_config(self) -> dict[str, Any]:
         """Returns the config of the layer, with the task in it."""
         config = super().get_config()
         del config["units"], config["activation"]
-        return {**config, "task": keras.saving.serialize_keras_object(self.task)}
+        task = keras.saving.serialize_keras_object(self.task)
+        return {**config, "task": task, "scales_inputs": self.scales_inputs}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Head:

@@ -11,11 +11,11 @@ import numpy as np
 import tensorflow as tf
 
 from keras_lp import checks, features
-from keras_lp.balancing import Balancing
 from keras_lp.caching import FeatureCache, is_arrays, is_batches
 from keras_lp.head_solver import ROWS, Components, Labels, choose_l2, solve
 from keras_lp.heads import Head, heads
 from keras_lp.regression import Regression, standardize
+from keras_lp.scaling import is_on_features
 from keras_lp.tasks import Classification, MultiLabel
 
 _FOLDS = 5
@@ -119,8 +119,7 @@ def fit_head(
                     strength, score, start = choose_l2(components, labels, folds)
             solution = solve(components, labels, strength, start=start)
             kernel = components.kernel(solution.weights[:, 0])
-            head.kernel.assign(kernel)
-            head.bias.assign(solution.bias[0] - components.mean @ kernel)
+            head.set_raw_weights(kernel, solution.bias[0] - components.mean @ kernel)
             prefix = f"{name}_" if len(known) > 1 else ""
             found[f"{prefix}l2"] = float(strength)
             if score is not None:
@@ -181,7 +180,7 @@ def linear_heads(model: keras.Model) -> dict[str, Head]:
             f'where {reason}. Build it with trainable="head" and without `augmentation`, or train '
             "it with `fit`."
         )
-    hidden = [name for name, head in known.items() if not _is_on_features(head)]
+    hidden = [name for name, head in known.items() if not is_on_features(head)]
     if hidden:
         raise ValueError(
             "fit_head solves heads of one layer. Received: the heads "
@@ -214,14 +213,6 @@ def _obstacle(model: keras.Model) -> str | None:
         return features.obstacle(model)
     random = [layer.name for layer in below._flatten_layers() if layer._seed_generators]
     return f"{random[0]!r} is random" if random else None
-
-
-def _is_on_features(head: Head) -> bool:
-    """Whether a head takes the features as they are, apart from Dropout while it trains."""
-    below = head.input._keras_history.operation
-    while isinstance(below, (keras.layers.Dropout, Balancing)):
-        below = below.input._keras_history.operation
-    return isinstance(below, features.Features)
 
 
 def _check_class_weight(known: Mapping[str, Head], class_weight: Any) -> None:

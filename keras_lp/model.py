@@ -16,6 +16,7 @@ from keras_lp.freezing import restore_flag, run_graph
 from keras_lp.heads import heads, tasks
 from keras_lp.lora import revive_adapters
 from keras_lp.regression import label_batches, standardize
+from keras_lp.scaling import scale_features
 
 
 @keras.saving.register_keras_serializable("keras_lp")
@@ -124,6 +125,7 @@ class Model(keras.Model):
         if self._is_extended():
             return super().fit(**_with_epoch_ends(self, arguments))
         with computed_once(self, arguments) as arguments:
+            scale_features(self, arguments["x"])
             return super().fit(**_with_epoch_ends(self, arguments))
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:

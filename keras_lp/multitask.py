@@ -35,7 +35,7 @@ def multitask_model(
     cache_features: str | bool = "auto",
     cache_memory: int = CACHE_MEMORY,
     balancing: str | Mapping[str, float] | Balancing = "equal",
-    learning_rate: float | keras.optimizers.schedules.LearningRateSchedule = 1e-3,
+    learning_rate: float | keras.optimizers.schedules.LearningRateSchedule | None = None,
     optimizer: str | keras.optimizers.Optimizer = "adam",
 ) -> Model:
     """Returns a compiled model with a shared backbone and one head a task.
@@ -79,7 +79,8 @@ def multitask_model(
             then also shows each task's weight (`<task>_weight`) and, with gradients, their mean
             cosine (`gradient_cosine`). Defaults to `"equal"`, which nothing is consistently
             better than (Kurin et al., 2022).
-        learning_rate: rate, or schedule, of an optimizer given by name. Defaults to 1e-3.
+        learning_rate: as in `lp.transfer_model`. Defaults to None: 1e-3, or less or more for
+            frozen backbones.
         optimizer: name of a Keras optimizer, or an optimizer with a rate of its own. Defaults
             to `"adam"`.
 

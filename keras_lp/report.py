@@ -34,7 +34,7 @@ def trainable_report(model: keras.Model, print_fn: Callable[[str], Any] = print)
     block        parameters  trainable  learning rate
     block1               80     frozen              -
     block2              136     frozen              -
-    predictions          27         27          0.001
+    predictions          27         27           0.01
     trainable parameters: 27 of 243, 11.11 %
     """
     if not isinstance(model, keras.Model) or not model.built:
@@ -46,7 +46,7 @@ def trainable_report(model: keras.Model, print_fn: Callable[[str], Any] = print)
     rates = _rates(model)
     rows = [("block", "parameters", "trainable", "learning rate")]
     rows += [_row(block, rates) for block in [*blocks, *([leaf] for leaf in head_layers(model))]]
-    total, trains = model.count_params(), _count(model.trainable_weights)
+    total, trains = _count(model.weights), _count(model.trainable_weights)
     share = 100 * trains / max(total, 1)
     print_fn(
         f"{text_table(rows, left=1)}\ntrainable parameters: {trains:,} of {total:,}, {share:.2f} %"
@@ -79,4 +79,6 @@ def _rates(model: keras.Model) -> dict[int, float]:
 
 
 def _count(weights: Sequence[Any]) -> int:
-    return sum(math.prod(weight.shape) for weight in weights)
+    """Counts parameters; the scale of a head's inputs is none."""
+    scales = ("input_mean", "input_scale")
+    return sum(math.prod(weight.shape) for weight in weights if weight.name not in scales)

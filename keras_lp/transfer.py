@@ -31,7 +31,7 @@ def transfer_model(
     dropout: float = 0.0,
     cache_features: str | bool = "auto",
     cache_memory: int = CACHE_MEMORY,
-    learning_rate: float | keras.optimizers.schedules.LearningRateSchedule = 1e-3,
+    learning_rate: float | keras.optimizers.schedules.LearningRateSchedule | None = None,
     optimizer: str | keras.optimizers.Optimizer = "adam",
 ) -> Model:
     """Returns a compiled model: a frozen pretrained backbone and a new head for one task.
@@ -41,7 +41,10 @@ def transfer_model(
     its Dropout is off.
 
     A frozen backbone gives the same features in every epoch, so `fit` computes them once, and
-    trains the head on them: same result, a fraction of the time (see `cache_features`).
+    trains the head on them, a fraction of the time (see `cache_features`). A head of one layer
+    starts at 0 and trains on standardised features, so that ten epochs at the default rate come
+    near its optimum; its weights afterwards are those for the features as they are.
+    `lp.fit_head` finds the optimum itself.
 
     Args:
         backbone: the name of a `keras.applications` function or `"hub:"` and the name (or folder)
@@ -78,10 +81,13 @@ def transfer_model(
             True: also for a `tf.data.Dataset` or `PyDataset`, finite and batched; it is your word
             that each pass yields the same examples (a random `map` in it would be frozen at its
             first outcome); they are shuffled anew every epoch unless `fit(shuffle=False)`. False
-            is plain Keras. Defaults to `"auto"`.
+            is plain Keras: features computed in each epoch, and not standardised. Defaults to
+            `"auto"`.
         cache_memory: bytes of memory for cached features. What is more goes to a temporary
             folder, removed after `fit`. Defaults to 2 GiB.
-        learning_rate: rate, or schedule, of an optimizer given by name. Defaults to 1e-3.
+        learning_rate: rate, or schedule, of an optimizer given by name. Defaults to None: 1e-3;
+            for Adam on a wholly frozen backbone, with heads of one layer, 0.5 divided by the
+            number of features, from 3e-4 to 1e-2.
         optimizer: name of a Keras optimizer, or an optimizer with a rate of its own. Defaults
             to `"adam"`.
 

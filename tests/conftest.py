@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import keras_lp as lp
+from keras_lp.heads import heads
 
 Arrays = tuple[np.ndarray, np.ndarray]
 
@@ -61,6 +62,14 @@ def convnet() -> Callable[[], keras.Model]:
         return keras.Model(inputs, x, name="convnet")
 
     return make
+
+
+def with_random_heads(model: keras.Model) -> keras.Model:
+    """Gives the heads of a frozen backbone, which start at 0, outputs that differ."""
+    rng = np.random.default_rng(0)
+    for head in heads(model).values():
+        head.kernel.assign(rng.normal(0, 0.3, head.kernel.shape))
+    return model
 
 
 def snapshot(model: keras.Model) -> list[np.ndarray]:

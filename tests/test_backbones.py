@@ -208,7 +208,7 @@ def test_a_model_of_ours_lends_its_backbone_and_drops_its_head(mlp, digits, tmp_
     for source in (first, tmp_path / "first.keras"):
         second = lp.transfer_model(source, 7)
         assert second.output_shape == (None, 7)
-        assert second.count_params() == 64 * 16 + 16 + 16 * 7 + 7
+        assert second.count_params() == 64 * 16 + 16 + 16 * 7 + 7 + 2 * 16  # and the inputs' scale
         np.testing.assert_array_equal(
             second.layers[1](digits[0]), first.get_layer("mlp")(digits[0])
         )

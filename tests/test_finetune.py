@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import keras_lp as lp
-from tests.conftest import assert_same, snapshot
+from tests.conftest import assert_same, snapshot, with_random_heads
 
 
 def steps(model, digits, **kwargs):
@@ -27,7 +27,7 @@ def sgd_twin(model, digits):
 
 
 def test_one_sgd_step_shows_the_promised_ratios(mlp, digits):
-    model = lp.transfer_model(mlp((12, 10, 8)), 10)
+    model = with_random_heads(lp.transfer_model(mlp((12, 10, 8)), 10))
     model = lp.finetune_model(
         model, optimizer="sgd", learning_rate=0.1, layer_decay=0.5, weight_decay=None
     )

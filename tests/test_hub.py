@@ -6,6 +6,7 @@ import pytest
 
 import keras_lp as lp
 from keras_lp.blocks import blocks_of
+from tests.conftest import with_random_heads
 from tests.hub import LANGUAGE
 
 keras_hub = pytest.importorskip("keras_hub")
@@ -129,7 +130,7 @@ def test_without_pooling_each_token_gets_a_prediction():
 
 
 def test_dropout_of_a_frozen_language_model_is_off():
-    model = lp.transfer_model(keras_hub.models.GPT2Backbone(**LANGUAGE), 3)
+    model = with_random_heads(lp.transfer_model(keras_hub.models.GPT2Backbone(**LANGUAGE), 3))
     for x in (texts(), {name: keras.ops.convert_to_tensor(v) for name, v in texts().items()}):
         np.testing.assert_array_equal(model(x, training=True), model(x))
     model = lp.finetune_model(model)

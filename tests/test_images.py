@@ -4,6 +4,7 @@ import pytest
 
 import keras_lp as lp
 from keras_lp.backbones import resolve_backbone
+from tests.conftest import with_random_heads
 
 ALPHA = {"alpha": 0.25}
 
@@ -106,7 +107,7 @@ def test_only_pictures_are_resized(mlp):
 
 @pytest.mark.parametrize("name", ["light", "strong"])
 def test_presets_change_pictures_in_training_alone(name, tmp_path):
-    model = lp.transfer_model(own_network(), 2, augmentation=name)
+    model = with_random_heads(lp.transfer_model(own_network(), 2, augmentation=name))
     x = pictures(4, 16, 16, 3, dtype="float32")
     layer = model.get_layer("augmentation")
     np.testing.assert_array_equal(layer(x), x)

@@ -17,7 +17,7 @@ def test_a_frozen_model(mlp):
         [
             ["block0", "1,040", "frozen", "-"],
             ["block1", "136", "frozen", "-"],
-            ["predictions", "27", "27", "0.001"],
+            ["predictions", "27", "27", "0.01"],
         ],
         "trainable parameters: 27 of 1,203, 2.24 %",
     )

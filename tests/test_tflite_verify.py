@@ -13,6 +13,7 @@ from keras_lp.tflite import verify
 from keras_lp.tflite.examples import generate_examples, read_examples
 from keras_lp.tflite.interface import Output, vocabulary_sizes
 from keras_lp.tflite.verify import Tolerance
+from tests.conftest import with_random_heads
 
 pytest.importorskip("ai_edge_litert.interpreter")
 
@@ -132,7 +133,7 @@ def test_quantized_classes_must_agree(model, digits, tmp_path, monkeypatch):
 
 
 def test_quantized_values_must_be_near_on_the_mean(mlp, digits, tmp_path, monkeypatch):
-    model = lp.transfer_model(mlp(), lp.Regression(1, mean=100, std=10))
+    model = with_random_heads(lp.transfer_model(mlp(), lp.Regression(1, mean=100, std=10)))
     spread = np.ptp(model.predict(digits[0], verbose=0))
     options = {"quantization": "dynamic", "verification_data": digits[0]}
     off(monkeypatch, lambda value: value + 0.03 * spread)
@@ -208,7 +209,7 @@ def test_generated_ids_go_up_to_the_embedding_and_end_in_padding():
 
 def test_a_text_model_is_verified_on_generated_ids(tmp_path):
     ids = keras.Input((9,), dtype="int32")
-    model = lp.transfer_model(keras.Model(ids, text_model(ids)), 3)
+    model = with_random_heads(lp.transfer_model(keras.Model(ids, text_model(ids)), 3))
     report = lp.export_tflite(model, tmp_path / "m.tflite")
     assert report.outputs_vary
 

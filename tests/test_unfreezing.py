@@ -9,7 +9,9 @@ too_short = pytest.mark.filterwarnings("ignore:The lowest")  # too few epochs fo
 
 def model_of(mlp, **kwargs):
     keras.utils.set_random_seed(0)
-    return lp.finetune_model(lp.transfer_model(mlp((6, 5)), 3), **{"learning_rate": 0.1, **kwargs})
+    return lp.finetune_model(
+        lp.transfer_model(mlp((6, 5)), 3, cache_features=False), **{"learning_rate": 0.1, **kwargs}
+    )
 
 
 class Record(keras.callbacks.Callback):

@@ -224,8 +224,7 @@ def _write(
 ) -> None:
     """Writes kernels and biases to the heads, and what is known of the labels."""
     for (name, head), kernel, bias in zip(known.items(), weights[::2], weights[1::2], strict=True):
-        head.kernel.assign(kernel)
-        head.bias.assign(bias)
+        head.set_raw_weights(kernel, bias)
         if isinstance(head.task, Regression):
             mean, std = scales[name]
             head.mean.assign(mean)
