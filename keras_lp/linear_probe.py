@@ -331,7 +331,7 @@ def _evaluate(model: keras.Model, examples: _Examples) -> dict[str, float]:
     model.reset_metrics()
     for batch in examples.batches():
         logs = model.test_step(batch)
-    return {name: float(value) for name, value in logs.items()}
+    return {name: float(value) for name, value in sorted(logs.items())}  # as in `fit`
 
 
 def _line(logs: Mapping[str, float], found: Mapping[str, float]) -> str:

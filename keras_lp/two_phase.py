@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from keras_lp import checks
 from keras_lp.finetune import finetune_model
+from keras_lp.linear_probe import can_be_solved, fit_head
 from keras_lp.text_table import text_table
 
 
@@ -19,9 +20,9 @@ def fit_two_phase(
     model: keras.Model,
     data: Any,
     *,
-    head_epochs: int = 1,
+    head_epochs: int | None = None,
     epochs: int,
-    learning_rate: float,
+    learning_rate: float = 2e-3,
     layer_decay: float = 0.7,
     weight_decay: float | None = 1e-4,
     batch_size: int = 32,
@@ -30,28 +31,32 @@ def fit_two_phase(
     callbacks: Sequence[keras.callbacks.Callback] | None = None,
     verbose: Any = "auto",
 ) -> keras.callbacks.History:
-    """Trains the head with the backbone frozen, then all layers at layerwise rates.
+    """Solves the head with the backbone frozen, then trains all layers at layerwise rates.
 
-    The recipe of fastai's `fine_tune`. First the head alone at `learning_rate` (the frozen features
-    are computed once); then, from half of that rate at the head down by `layer_decay` a block, all
-    layers, with a warm-up over the first tenth of the steps and a cosine down to 0. AdamW in both.
-    At the end a table shows training and validation side by side: where the first goes on falling
-    and the second rises, the model overfits.
+    First the head alone: `lp.fit_head` finds its optimum on the frozen features, so that the large
+    errors of a new head do not disturb the backbone. Then all layers, from half of `learning_rate`
+    at the head down by `layer_decay` a block, with a warm-up over the first tenth of the steps and
+    a cosine down to 0, by AdamW. At the end a table shows training and validation side by side:
+    where the first goes on falling and the second rises, the model overfits.
 
     Args:
         model: a model from a builder, or any compiled Keras model with a loss; it is trained, and
             recompiled, in place.
         data: `(x, y)` or `(x, y, sample_weight)` arrays, or a batched `tf.data.Dataset` of a
             known number of batches.
-        head_epochs: epochs of the head alone; 0 leaves them out. Defaults to 1.
+        head_epochs: None solves the head, and shows it as the first epoch; a head that cannot be
+            solved (`augmentation`, `hidden_units`, a model of your own) gets one epoch. A number
+            trains it that many epochs at `learning_rate`, as fastai's `fine_tune` does; 0 leaves
+            the first phase out. Defaults to None.
         epochs: epochs of all layers.
-        learning_rate: the head's rate in the first phase.
+        learning_rate: twice the highest rate of the second phase. Defaults to 2e-3.
         layer_decay: ratio of the rates of two neighbouring blocks. Defaults to 0.7.
         weight_decay: decoupled weight decay. Defaults to 1e-4.
         batch_size: examples a batch of arrays. Defaults to 32.
         validation_data: as in `fit`. Defaults to None.
-        restore_best: whether to end with the weights of the epoch with the lowest `val_loss`;
-            without `validation_data` the last ones stay. Defaults to True.
+        restore_best: whether to end with the weights of the epoch with the lowest `val_loss`,
+            the head alone among them; without `validation_data` the last ones stay. Defaults to
+            True.
         callbacks: callbacks for both phases; the epochs count on through the second, and
             `EarlyStopping` ends its phase. Defaults to None.
         verbose: as in `fit`; 0 also leaves out the table. Defaults to `"auto"`.
@@ -66,14 +71,15 @@ def fit_two_phase(
 
     ```python
     model = lp.transfer_model("MobileNetV2", 2, input_shape=(96, 96, 3))
-    lp.fit_two_phase(model, (x, y), epochs=5, learning_rate=1e-3, validation_data=held_out)
+    lp.fit_two_phase(model, (x, y), epochs=5, validation_data=held_out)
     ```
 
-    References: Howard and Ruder, 2018 (arXiv:1801.06146); Howard and Gugger, 2020, fastai
+    References: Kumar et al., 2022, Fine-Tuning can Distort Pretrained Features
+    (arXiv:2202.10054); Howard and Ruder, 2018 (arXiv:1801.06146); Howard and Gugger, 2020, fastai
     (arXiv:2002.04688).
     """
     checks.check_positive("epochs", epochs, integer=True)
-    if head_epochs != 0:
+    if head_epochs is not None and head_epochs != 0:
         checks.check_positive("head_epochs", head_epochs, integer=True)
     checks.check_positive("learning_rate", learning_rate)
     steps = epochs * _batches_an_epoch(data, batch_size)
@@ -96,13 +102,27 @@ def fit_two_phase(
             callbacks=[*(callbacks or []), *([best] if best else [])],
             verbose=verbose,
         )
+        add(part)
+
+    def add(part: keras.callbacks.History) -> None:
         history.epoch += part.epoch
         for name, values in part.history.items():
             history.history.setdefault(name, []).extend(values)
 
     settings = {"optimizer": "adamw", "weight_decay": weight_decay, "layer_decay": layer_decay}
-    if head_epochs:
+    if head_epochs != 0:
         finetune_model(model, trainable="head", learning_rate=learning_rate, **settings)
+    if head_epochs is None and can_be_solved(model):
+        solved = fit_head(model, data, validation_data=validation_data, verbose=verbose)
+        for name in [name for name in solved.history if name.endswith(("l2", "cv_loss"))]:
+            del solved.history[name]
+        add(solved)
+        if best:
+            best.set_model(model)
+            best.on_epoch_end(0, {name: value for name, (value,) in solved.history.items()})
+        head_epochs = 1
+    elif head_epochs != 0:
+        head_epochs = head_epochs or 1
         fit(0, head_epochs)
     warm_up = max(1, steps // 10)
     schedule = keras.optimizers.schedules.CosineDecay(

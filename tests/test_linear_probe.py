@@ -313,7 +313,7 @@ def test_the_line_that_is_printed(mlp, digits, capsys):
     last = capsys.readouterr().out.splitlines()[-1]
     assert last == (
         f"Head solved with l2={history['l2'][0]:.3g}, cv_loss={history['cv_loss'][0]:.3g}: "
-        f"loss {history['loss'][0]:.4f}, accuracy {history['accuracy'][0]:.4f}"
+        f"accuracy {history['accuracy'][0]:.4f}, loss {history['loss'][0]:.4f}"
     )
     lp.fit_head(model, digits, verbose=0)
     assert capsys.readouterr().out == ""

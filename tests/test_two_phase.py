@@ -110,3 +110,34 @@ def test_wrong_input_is_refused_before_training(data, arguments, message, mlp, d
     with pytest.raises(ValueError, match=message):
         lp.fit_two_phase(model, data or digits, **{"learning_rate": 0.1, **arguments})
     assert int(model.optimizer.iterations) == 0
+
+
+def test_the_head_is_solved_first(mlp, split):
+    train, held = split
+    model = model_of(mlp)
+    expected = lp.fit_head(model, train, validation_data=held, verbose=0).history
+    history = lp.fit_two_phase(model_of(mlp), train, epochs=3, validation_data=held, verbose=0)
+    assert history.epoch == [0, 1, 2, 3]
+    assert {len(values) for values in history.history.values()} == {4}
+    for name in ("loss", "accuracy", "val_loss", "val_accuracy"):
+        assert history.history[name][0] == pytest.approx(expected[name][0], abs=1e-6)
+    assert history.history["loss"][-1] < history.history["loss"][0]
+
+
+def test_the_solved_head_can_be_the_best(mlp, split):
+    train, (x, y) = split
+    model = model_of(mlp)
+    history = lp.fit_two_phase(
+        model, train, epochs=2, learning_rate=1.0, validation_data=(x, y), verbose=0
+    )
+    losses = history.history["val_loss"]
+    assert losses[0] == min(losses)
+    assert model.evaluate(x, y, verbose=0)[0] == pytest.approx(losses[0], rel=1e-5)
+
+
+def test_a_head_that_cannot_be_solved_trains_for_an_epoch(mlp, split, capsys):
+    train, held = split
+    model = lp.transfer_model(mlp(), 10, hidden_units=[8])
+    history = lp.fit_two_phase(model, train, epochs=1, validation_data=held, verbose=2)
+    assert history.epoch == [0, 1]
+    assert "Head solved" not in capsys.readouterr().out
