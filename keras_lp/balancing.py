@@ -350,7 +350,7 @@ METHODS = {
 def as_balancing(
     balancing: str | Mapping[str, float] | Balancing, tasks: Mapping[str, Task]
 ) -> Balancing | None:
-    """Returns a new layer for these tasks; None for `"equal"` and for a dict of fixed weights.
+    """Returns a new layer for these tasks; None where weights are fixed.
 
     Raises:
         ValueError: an unknown name, or weights that are not those of the tasks.
@@ -370,8 +370,8 @@ def as_balancing(
             "`balancing` must be a name, a dict of weights by task or an lp.Balancing(). "
             f"Received: balancing={balancing!r}."
         )
-    check_choice("balancing", balancing, ["equal", *METHODS])
-    return None if balancing == "equal" else METHODS[balancing](tasks=tasks)
+    check_choice("balancing", balancing, ["equal", "sum", *METHODS])
+    return None if balancing in ("equal", "sum") else METHODS[balancing](tasks=tasks)
 
 
 def _packed(tasks: Mapping[str, Task]) -> dict[str, Any]:

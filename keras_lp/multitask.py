@@ -28,7 +28,7 @@ def multitask_model(
     backbone_kwargs: Mapping[str, Any] | None = None,
     pretrained: bool | None = None,
     trainable: Trainable = "all",
-    pooling: str | None = "avg",
+    pooling: str | None = "auto",
     augmentation: str | keras.Layer | None = None,
     hidden_units: Sequence[int] = (),
     dropout: float = 0.0,
@@ -42,8 +42,11 @@ def multitask_model(
 
     Labels are a dict by task. A missing label is -1 (`Classification`, entries of `MultiLabel`)
     or NaN (`Regression`), or the task's key is absent; it takes no part in the loss, the metrics
-    or what they are divided by. `loss` and `val_loss` are the sum of the tasks' losses, each times
-    the task's own `weight`, whatever the balancing: a weighted sum that moves says nothing.
+    or what they are divided by. `<task>_loss` is the mean over the labels of a task. `loss` and
+    `val_loss` are the sum of these, each times the task's own `weight` and the number of labels of
+    an example (of `MultiLabel` and `Regression`, its units), whatever the balancing: a weighted sum
+    that moves says nothing. So a task of many rare labels, whose mean loss is small, is not
+    drowned by another.
 
     Where few examples have a task's label, a batch of all of them has hardly any. A stream of the
     labelled examples and of all, as many of each, gives it enough:
@@ -65,20 +68,22 @@ def multitask_model(
             BatchNormalization then trains. Defaults to True for a model.
         trainable: `"all"`; `"head"`; a number n for the top n blocks besides the heads; or a
             list of layer names. Defaults to `"all"`.
-        pooling: `"avg"`, `"max"`, `"flatten"` or None. Defaults to `"avg"`.
+        pooling: as in `lp.transfer_model`. Defaults to `"auto"`.
         augmentation: as in `lp.transfer_model`. Defaults to None.
         hidden_units: sizes of dense layers (relu) in each head. Defaults to none.
         dropout: rate of a dropout before each head's last layer. Defaults to 0.
         cache_features: as in `lp.transfer_model`, with `trainable="head"`. Defaults to `"auto"`.
         cache_memory: as in `lp.transfer_model`. Defaults to 2 GiB.
-        balancing: how the tasks share the backbone: `"equal"` adds up their losses; a dict has a
-            fixed weight a task; `"uncertainty"` and `"dwa"` weigh the losses; `"gradnorm"`,
-            `"pcgrad"`, `"cagrad"`, `"mgda"` and `"imtl_g"` weigh their gradients of the backbone,
-            which takes a backward pass a task. Or a `keras_lp.balancing` object with settings of
-            its own, such as `lp.balancing.CAGrad(c=0.4)`, or an `lp.Balancing` of yours. `fit`
-            then also shows each task's weight (`<task>_weight`) and, with gradients, their mean
-            cosine (`gradient_cosine`). Defaults to `"equal"`, which nothing is consistently
-            better than (Kurin et al., 2022).
+        balancing: how the tasks share the backbone: `"equal"` adds up the losses of an example;
+            `"sum"` adds up the means over labels, as Keras does; a dict has a fixed weight for
+            each task, times its labels of an example; `"uncertainty"` and `"dwa"` weigh the
+            losses; `"gradnorm"`, `"pcgrad"`, `"cagrad"`, `"mgda"` and `"imtl_g"` weigh their
+            gradients of the backbone, which takes a backward pass for each task. Or a
+            `keras_lp.balancing` object with settings of its own, such as
+            `lp.balancing.CAGrad(c=0.4)`, or an `lp.Balancing` of yours. `fit` then also shows each
+            task's weight (`<task>_weight`) and, with gradients, their mean cosine
+            (`gradient_cosine`). Defaults to `"equal"`, which nothing is consistently better than
+            (Kurin et al., 2022).
         learning_rate: as in `lp.transfer_model`. Defaults to None: 1e-3, or less or more for
             frozen backbones.
         optimizer: name of a Keras optimizer, or an optimizer with a rate of its own. Defaults
@@ -122,11 +127,13 @@ def multitask_model(
             )
     known = {name: as_task(task) for name, task in tasks.items()}
     layer = as_balancing(balancing, known)
-    if isinstance(balancing, Mapping):
-        known = {
-            name: dataclasses.replace(task, weight=task.weight * balancing[name])
-            for name, task in known.items()
-        }
+    factors = balancing if isinstance(balancing, Mapping) else dict.fromkeys(known, 1.0)
+    if balancing == "sum":
+        factors = {name: 1 / task.labels_per_example for name, task in known.items()}
+    known = {
+        name: dataclasses.replace(task, weight=task.weight * factors[name])
+        for name, task in known.items()
+    }
     model = build_and_compile(
         backbone,
         known,

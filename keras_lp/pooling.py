@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import keras
 from keras import ops
 
 from keras_lp import checks
+
+FLAT = 4096  # numbers of a feature map, see benchmarks/results/pooling.md
 
 
 @keras.saving.register_keras_serializable("keras_lp")
@@ -42,14 +45,20 @@ def pool(features: Any, pooling: str | None, padding_mask: Any = None) -> Any:
 
     Args:
         features: a symbolic tensor of rank 2, 3 or 4.
-        pooling: `"avg"`, `"max"`, `"flatten"` or None.
+        pooling: `"avg"`, `"max"`, `"flatten"`, None, or `"auto"`: a feature map of at most
+            `FLAT` numbers becomes flat, so that the place of things is not lost; a larger one, of
+            an open size, or a sequence is averaged.
         padding_mask: 1 for the real tokens of a text, `(batch, tokens)`.
 
     Raises:
         ValueError: an unknown word, or features of another rank or of an open size.
     """
-    checks.check_choice("pooling", pooling, ["avg", "max", "flatten", None])
+    checks.check_choice("pooling", pooling, ["auto", "avg", "max", "flatten", None])
     rank = len(features.shape)
+    if pooling == "auto":
+        sizes = features.shape[1:]
+        small = rank == 4 and None not in sizes and math.prod(sizes) <= FLAT
+        pooling = "flatten" if small else "avg"
     if rank == 2 or pooling is None:
         return features
     if pooling == "flatten":

@@ -16,7 +16,8 @@ def trainable_report(model: keras.Model, print_fn: Callable[[str], Any] = print)
     """Prints what trains: a line a block, from the input to the head, and the sum.
 
     A block is what `trainable=n` counts and what layer decay gives a rate to. The rate is that of
-    the compiled optimizer now; it is not shown for a model that is not compiled.
+    the compiled optimizer now; it is not shown for a model that is not compiled. Another line says
+    how a feature map becomes a vector, where there is one.
 
     Args:
         model: a built Keras model.
@@ -48,9 +49,22 @@ def trainable_report(model: keras.Model, print_fn: Callable[[str], Any] = print)
     rows += [_row(block, rates) for block in [*blocks, *([leaf] for leaf in head_layers(model))]]
     total, trains = _count(model.weights), _count(model.trainable_weights)
     share = 100 * trains / max(total, 1)
-    print_fn(
-        f"{text_table(rows, left=1)}\ntrainable parameters: {trains:,} of {total:,}, {share:.2f} %"
-    )
+    lines = [text_table(rows, left=1), *_pooling(model)]
+    lines.append(f"trainable parameters: {trains:,} of {total:,}, {share:.2f} %")
+    print_fn("\n".join(lines))
+
+
+def _pooling(model: keras.Model) -> list[str]:
+    """Returns a line on the pooling of a model from a builder, if there is one."""
+    layer = next((layer for layer in model.layers if layer.name == "pooling"), None)
+    if layer is None:
+        return []
+    first, *_ = keras.tree.flatten(layer.input)
+    sizes = " x ".join("?" if size is None else str(size) for size in first.shape[1:])
+    if isinstance(layer, keras.layers.Flatten):
+        return [f"features: {sizes}, flattened to {layer.output.shape[-1]:,}"]
+    largest = "Max" in type(layer).__name__ or getattr(layer, "mode", "") == "max"
+    return [f"features: {sizes}, the {'maximum' if largest else 'average'} of each channel"]
 
 
 def _row(block: Sequence[keras.Layer], rates: dict[int, float]) -> tuple[str, str, str, str]:

@@ -58,6 +58,11 @@ class Task(abc.ABC):
     def units(self) -> int:
         """Number of outputs of the head."""
 
+    @property
+    def labels_per_example(self) -> int:
+        """How many labels an example has, over which the loss is a mean."""
+        return self.units
+
     @abc.abstractmethod
     def make_loss(self) -> keras.losses.Loss:
         """Returns the loss on what `for_loss` gives, averaged over the labels present."""
@@ -236,6 +241,10 @@ class Classification(ClassTask):
 
     activation: ClassVar[str] = "softmax"
     _least: ClassVar[int] = 2
+
+    @property
+    def labels_per_example(self) -> int:
+        return 1
 
     def make_loss(self) -> keras.losses.Loss:
         if not self.label_smoothing:

@@ -25,7 +25,7 @@ def transfer_model(
     backbone_kwargs: Mapping[str, Any] | None = None,
     pretrained: bool | None = None,
     trainable: Trainable = "head",
-    pooling: str | None = "avg",
+    pooling: str | None = "auto",
     augmentation: str | keras.Layer | None = None,
     hidden_units: Sequence[int] = (),
     dropout: float = 0.0,
@@ -69,7 +69,9 @@ def transfer_model(
             names; or `"all"`. Defaults to `"head"`.
         pooling: how features with axes of space or time become a vector: `"avg"`, `"max"`,
             `"flatten"` or None (as they are: a sequence keeps one prediction a step). Text is
-            pooled over its real tokens, those whose `padding_mask` is 1. Defaults to `"avg"`.
+            pooled over its real tokens, those whose `padding_mask` is 1. `"auto"` flattens a
+            feature map of at most 4096 numbers (height x width x channels) and averages the rest;
+            `lp.trainable_report` names what it chose. Defaults to `"auto"`.
         augmentation: random changes of the inputs in training, absent from predictions and
             exports: a Keras layer that keeps the shape, or for pictures from 0 to 255 `"light"`
             (mirrored left to right, moved, turned, zoomed) or `"strong"` (twice as much, and

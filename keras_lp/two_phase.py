@@ -22,7 +22,7 @@ def fit_two_phase(
     *,
     head_epochs: int | None = None,
     epochs: int,
-    learning_rate: float = 2e-3,
+    learning_rate: float = 1e-3,
     layer_decay: float = 0.7,
     weight_decay: float | None = 1e-4,
     batch_size: int = 32,
@@ -49,7 +49,7 @@ def fit_two_phase(
             trains it that many epochs at `learning_rate`, as fastai's `fine_tune` does; 0 leaves
             the first phase out. Defaults to None.
         epochs: epochs of all layers.
-        learning_rate: twice the highest rate of the second phase. Defaults to 2e-3.
+        learning_rate: twice the highest rate of the second phase. Defaults to 1e-3.
         layer_decay: ratio of the rates of two neighbouring blocks. Defaults to 0.7.
         weight_decay: decoupled weight decay. Defaults to 1e-4.
         batch_size: examples a batch of arrays. Defaults to 32.

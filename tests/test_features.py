@@ -75,7 +75,8 @@ def shaken(backbone):
 def build(backbone=None, **kwargs):
     keras.utils.set_random_seed(0)
     backbone = shaken(backbone or sequential())
-    return lp.transfer_model(backbone, 3, input_shape=SHAPE, learning_rate=0.1, **kwargs)
+    kwargs = {"pooling": "avg", "learning_rate": 0.1, **kwargs}
+    return lp.transfer_model(backbone, 3, input_shape=SHAPE, **kwargs)
 
 
 def twins(fit, **kwargs):

@@ -27,7 +27,7 @@ def pictures(*shape, dtype="uint8"):
 def test_grey_pictures_of_another_size_give_the_features_of_resized_colour_ones(weights, dtype):
     model = lp.transfer_model(
         "MobileNet", 2, input_shape=(28, 28, 1), image_size=64, weights=weights,
-        backbone_kwargs=ALPHA,
+        backbone_kwargs=ALPHA, pooling="avg",
     )  # fmt: skip
     assert model.input_shape == (None, 28, 28, 1)
     x = pictures(4, 28, 28, 1, dtype=dtype)
@@ -62,7 +62,7 @@ def own_network(channels=3):
 
 def test_a_model_of_the_users_own_gets_grey_and_resized_pictures_too(tmp_path):
     backbone = own_network()
-    model = lp.transfer_model(backbone, 2, input_shape=(10, 12, 1), image_size=16)
+    model = lp.transfer_model(backbone, 2, input_shape=(10, 12, 1), image_size=16, pooling="avg")
     x = pictures(3, 10, 12, 1)
     resized = keras.ops.image.resize(x.astype("float32"), (16, 16))
     expected = np.asarray(backbone(np.repeat(resized, 3, -1))).mean((1, 2))

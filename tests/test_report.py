@@ -8,6 +8,7 @@ def rows(model):
     text = []
     lp.trainable_report(model, print_fn=text.append)
     lines = text[0].splitlines()
+    lines = [line for line in lines if not line.startswith("features: ")]
     cells = [[cell.strip() for cell in line.split("  ") if cell.strip()] for line in lines]
     return cells[1:-1], lines[-1]
 
@@ -67,3 +68,16 @@ def test_several_tasks_and_hidden_layers(mlp, capsys):
 def test_a_model_without_weights_is_refused(model):
     with pytest.raises(ValueError, match="a Keras model with weights"):
         lp.trainable_report(model)
+
+
+@pytest.mark.parametrize(
+    ("pooling", "line"),
+    [
+        ("auto", "features: 4 x 4 x 8, flattened to 128"),
+        ("avg", "features: 4 x 4 x 8, the average of each channel"),
+        ("max", "features: 4 x 4 x 8, the maximum of each channel"),
+    ],
+)
+def test_the_pooling_is_named(convnet, pooling, line, capsys):
+    lp.trainable_report(lp.transfer_model(convnet(), 3, pooling=pooling))
+    assert capsys.readouterr().out.splitlines()[-2] == line
