@@ -17,6 +17,7 @@ import numpy as np
 Kind = Literal["softmax", "sigmoid", "squared"]
 
 ROWS = 4096  # per step of a pass over the features
+SLOW_COMPONENTS = 2048  # more than these are computed on several threads
 MOST_COMPONENTS = 4096  # with more than this the eigenvectors cost more than they save
 DOUBLE_BYTES = 2**28  # features of at most this size are computed with in double precision
 MANY_PRODUCTS = 10**9  # in a pass over the features
@@ -43,12 +44,14 @@ class Components:
         self._dual: np.ndarray | None = None
         self._basis: np.ndarray | None = None
         self._rotated: np.ndarray | None = None
-        if min(self.count, columns) > MOST_COMPONENTS:
-            self.variances = np.ones(columns)
-        elif self.count < columns:
-            self._dual, self._rotated, self.variances = self._by_examples()
-        else:
-            self._basis, self.variances = self._by_columns()
+        smaller = min(self.count, columns)
+        with _threads(many=smaller > SLOW_COMPONENTS):
+            if smaller > MOST_COMPONENTS:
+                self.variances = np.ones(columns)
+            elif self.count < columns:
+                self._dual, self._rotated, self.variances = self._by_examples()
+            else:
+                self._basis, self.variances = self._by_columns()
         if not self._streamed and self._rotated is None:
             self._rotated = np.concatenate([self._turned(block) for _, block in self._pieces()])
 
@@ -269,7 +272,7 @@ def solve(
     first.append(objective(begin))
     tolerance = max(tolerance, share * np.abs(first[0][1]).max())
     options = {"maxiter": 500, "maxcor": 20, "gtol": tolerance, "ftol": tolerance * 1e-6}
-    with _threads(features.count * size):
+    with _threads(many=features.count * size > MANY_PRODUCTS):
         found = minimize(objective, begin, method="L-BFGS-B", jac=True, options=options)
     weights = found.x[:size].reshape(shape) * scale
     return Solution(weights, found.x[size:].reshape(shape[1:]) * scale_bias, passes)
@@ -282,9 +285,9 @@ def _libraries() -> Any:
     return ThreadpoolController()
 
 
-def _threads(work: int) -> Any:
-    """Keeps small products on one thread: more of them wait for each other most of the time."""
-    if work > MANY_PRODUCTS:
+def _threads(many: bool) -> Any:
+    """Keeps small work on one thread: more of them wait for each other most of the time."""
+    if many:
         return contextlib.nullcontext()
     return _libraries().limit(limits=1, user_api="blas")
 
@@ -340,7 +343,8 @@ def choose_l2(
         held_out: features in the basis of `features` and labels on which to judge; they replace
             the rows outside of the folds.
     """
-    with _threads(features.count * len(features.variances) * folds.shape[1] * labels.outputs):
+    size = len(features.variances) * folds.shape[1] * labels.outputs
+    with _threads(many=features.count * size > MANY_PRODUCTS):
         return _search(features, labels, folds, held_out)
 
 

@@ -15,7 +15,7 @@ from keras import ops
 from keras.src.losses.loss import unscale_loss_for_distribution
 
 from keras_lp.regression import Regression
-from keras_lp.tasks import ClassTask, Task
+from keras_lp.tasks import ClassTask, MultiLabel, Task
 
 
 @keras.saving.register_keras_serializable("keras_lp")
@@ -165,17 +165,19 @@ def backbone_of(model: keras.Model) -> keras.Model | None:
     return next((layer for layer in model.layers if isinstance(layer, keras.Model)), None)
 
 
-def decode_predictions(model: keras.Model, predictions: Any, top: int = 1) -> Any:
+def decode_predictions(model: keras.Model, predictions: Any, top: int | None = None) -> Any:
     """Turns the outputs of a model into names and probabilities.
 
     Args:
         model: a model that keras_lp built.
         predictions: what `model.predict` returned: logits `(examples, classes)`, or a dict of
             them for a multitask model.
-        top: how many classes to give for each example, the most probable first. Defaults to 1.
+        top: how many classes to give for each example, the most probable first. Defaults to None:
+            the most probable class; for `MultiLabel` all labels whose probability is
+            above their threshold.
 
     Returns:
-        For each example a list of `top` pairs `(class name, probability)`; for `Regression` the
+        For each example a list of pairs `(class name, probability)`; for `Regression` the
         values as they are; for a multitask model a dict with one of these a task.
 
     Raises:
@@ -194,8 +196,8 @@ def decode_predictions(model: keras.Model, predictions: Any, top: int = 1) -> An
             "decode_predictions needs a model that keras_lp built, whose heads know their "
             f"classes. Received: a {type(model).__name__} without such a head."
         )
-    if not isinstance(top, numbers.Integral) or top < 1:
-        raise ValueError(f"`top` must be an integer of 1 or more. Received: top={top!r}.")
+    if top is not None and (not isinstance(top, numbers.Integral) or top < 1):
+        raise ValueError(f"`top` must be an integer of 1 or more, or None. Received: top={top!r}.")
     if isinstance(predictions, Mapping):
         unknown = [name for name in predictions if name not in known]
         if unknown:
@@ -211,7 +213,7 @@ def decode_predictions(model: keras.Model, predictions: Any, top: int = 1) -> An
     return _decode(next(iter(known.values())), predictions, top)
 
 
-def _decode(task: Task, predictions: Any, top: int) -> Any:
+def _decode(task: Task, predictions: Any, top: int | None) -> Any:
     values = np.asarray(predictions)
     if values.ndim != 2 or values.shape[-1] != task.units:
         raise ValueError(
@@ -221,9 +223,12 @@ def _decode(task: Task, predictions: Any, top: int) -> Any:
     if not isinstance(task, ClassTask):
         return values
     probabilities = ops.convert_to_numpy(keras.activations.get(task.activation)(values))
-    best = np.argsort(-probabilities, axis=-1, kind="stable")[:, :top]
+    present = np.ones_like(probabilities, bool)
+    if top is None and isinstance(task, MultiLabel):
+        present, top = probabilities > np.asarray(task.thresholds or 0.5), task.units
+    best = np.argsort(-probabilities, axis=-1, kind="stable")[:, : top or 1]
     names = task.class_names
     return [
-        [(names[i], float(row[i])) for i in order]
-        for row, order in zip(probabilities, best, strict=True)
+        [(names[i], float(row[i])) for i in order if here[i]]
+        for row, here, order in zip(probabilities, present, best, strict=True)
     ]

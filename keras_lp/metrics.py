@@ -5,9 +5,11 @@ Their states are sums over examples, so the states of several clients may be add
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 
@@ -48,12 +50,14 @@ class _LabelMetric(keras.metrics.Metric):
 
 @keras.saving.register_keras_serializable("keras_lp")
 class MacroF1(_LabelMetric):
-    """The F1 score of each label at a probability of 0.5, averaged over the labels.
+    """The F1 score of each label at a threshold, averaged over the labels.
 
     A label without a positive example is left out of the mean.
 
     Args:
         num_labels: number of labels.
+        thresholds: the probability above which each label counts as present. Defaults to None,
+            0.5.
         name: name of the metric. Defaults to `"f1"`.
         dtype: dtype of the sums. Defaults to float32.
 
@@ -66,13 +70,21 @@ class MacroF1(_LabelMetric):
     0.8333
     """
 
-    def __init__(self, num_labels: int, name: str = "f1", dtype: Any = None) -> None:
+    def __init__(
+        self,
+        num_labels: int,
+        thresholds: Sequence[float] | None = None,
+        name: str = "f1",
+        dtype: Any = None,
+    ) -> None:
         super().__init__(num_labels, name, 2, dtype)
+        self.thresholds = thresholds
 
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
         """Counts labels `(batch, ..., labels)` and logits of as many entries."""
         y_pred, positive, negative = self._flat(y_true, y_pred, sample_weight)
-        chosen = ops.cast(y_pred > 0, self.dtype)
+        p = np.asarray(self.thresholds or [0.5] * self.num_labels, "float64")
+        chosen = ops.cast(y_pred > np.log(p / (1 - p)), self.dtype)
         for sums, weight in ((self.positives, positive), (self.negatives, negative)):
             sums.assign_add(
                 ops.stack(
@@ -80,6 +92,11 @@ class MacroF1(_LabelMetric):
                     axis=-1,
                 )
             )
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        thresholds = None if self.thresholds is None else list(self.thresholds)
+        return {**super().get_config(), "thresholds": thresholds}
 
     def result(self) -> Any:
         """Returns the mean of 2 TP / (2 TP + FP + FN)."""

@@ -14,9 +14,11 @@ from keras_lp.balancing import Balancing, balancing_of
 from keras_lp.caching import computed_once
 from keras_lp.freezing import restore_flag, run_graph
 from keras_lp.heads import heads, tasks
+from keras_lp.linear_probe import can_be_solved
 from keras_lp.lora import revive_adapters
 from keras_lp.regression import label_batches, standardize
 from keras_lp.scaling import scale_features
+from keras_lp.short_runs import fast_statistics, unfinished
 
 
 @keras.saving.register_keras_serializable("keras_lp")
@@ -31,6 +33,10 @@ class Model(keras.Model):
     - `fit` looks at inputs and labels before they are used (arrays and `tf.data.Dataset`s), and
       refuses a model whose `trainable` flags changed since `compile`;
     - `fit` computes the features of a frozen backbone once, see `lp.transfer_model`;
+    - in a short run, of fewer than 1,000 steps in all, the moving averages of BatchNormalization
+      that trains follow faster than its momentum says, so that `evaluate` judges the network that
+      trained;
+    - `fit` says in a line where the loss still fell by more than 5 % in the last epoch;
     - a `.keras` file keeps the flags of layers inside layers too, which Keras itself forgets.
 
     Metrics of your own belong into `compile(weighted_metrics=...)`: Keras gives those under
@@ -124,9 +130,13 @@ class Model(keras.Model):
         standardize(heads(self), label_batches(arguments))
         if self._is_extended():
             return super().fit(**_with_epoch_ends(self, arguments))
-        with computed_once(self, arguments) as arguments:
+        with fast_statistics(self, arguments), computed_once(self, arguments) as arguments:
             scale_features(self, arguments["x"])
-            return super().fit(**_with_epoch_ends(self, arguments))
+            history = super().fit(**_with_epoch_ends(self, arguments))
+        line = unfinished(history, can_be_solved(self)) if verbose not in (0, False) else None
+        if line is not None:
+            print(line)
+        return history
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         """Returns the outputs; frozen layers run in inference mode, their Dropout is off."""

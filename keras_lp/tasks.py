@@ -285,7 +285,7 @@ class MultiLabel(ClassTask):
     """Any number of labels at once: the head gives logits, exports add the sigmoid.
 
     Labels are `(batch, classes)` of 0 and 1; an entry of -1 is missing, entry by entry. The loss
-    is the binary crossentropy; the metrics are `f1`, the F1 score at a probability of 0.5, and
+    is the binary crossentropy; the metrics are `f1`, the F1 score at `thresholds`, and
     `map`, the average precision, both averaged over the labels that have a positive example.
 
     Args:
@@ -295,6 +295,9 @@ class MultiLabel(ClassTask):
             Defaults to None.
         label_smoothing: moves the targets from 0 and 1 to half of it and 1 less half of it.
             Defaults to 0.
+        thresholds: the probability, between 0 and 1, above which a label counts as present: a
+            number, or one for each label. `lp.choose_thresholds` chooses them on held out
+            examples. Defaults to None, 0.5.
         metrics: more Keras metrics beside `f1` and `map`; they see single entries, labels and
             logits of shape `(batch, classes, 1)`. Defaults to none.
         hidden_units: as in `lp.Classification`.
@@ -310,7 +313,25 @@ class MultiLabel(ClassTask):
     3
     """
 
+    thresholds: float | Sequence[float] | None = dataclasses.field(default=None, kw_only=True)
+
     activation: ClassVar[str] = "sigmoid"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.thresholds is None:
+            return
+        try:
+            values = np.broadcast_to(np.asarray(self.thresholds, "float64"), (self.units,))
+            fits = bool(((values > 0) & (values < 1)).all())
+        except (TypeError, ValueError):
+            fits = False
+        if not fits:
+            raise ValueError(
+                "`thresholds` of MultiLabel must be a probability between 0 and 1, or one for each "
+                f"of its {self.units} labels. Received: thresholds={self.thresholds!r}."
+            )
+        object.__setattr__(self, "thresholds", tuple(values.tolist()))
 
     def make_loss(self) -> keras.losses.Loss:
         return keras.losses.BinaryCrossentropy(
@@ -318,7 +339,8 @@ class MultiLabel(ClassTask):
         )
 
     def make_metrics(self) -> list[keras.metrics.Metric]:
-        return [MacroF1(self.units), MeanAveragePrecision(self.units), *self._new_metrics()]
+        f1 = MacroF1(self.units, self.thresholds)
+        return [f1, MeanAveragePrecision(self.units), *self._new_metrics()]
 
     def mask_missing(self, y: Any, y_pred: Any, sample_weight: Any = None) -> tuple[Any, Any, Any]:
         return mask_entries(self, y, y_pred, sample_weight)

@@ -131,7 +131,12 @@ def _output(output: Output, several: bool, files: dict[str, str]) -> TensorMetad
         _check_lines("classes", output.class_names)
         name = f"labels_{output.name}.txt" if several else "labels.txt"
         files[name] = "\n".join(output.class_names)
-    if isinstance(output.task, Regression):
+    thresholds = getattr(output.task, "thresholds", None)
+    if thresholds is not None:
+        file = f"thresholds_{output.name}.txt" if several else "thresholds.txt"
+        files[file] = "\n".join(f"{value:.6g}" for value in thresholds)
+        description = f"Probabilities; a label is present above its value in {file}."
+    elif isinstance(output.task, Regression):
         description = "Values in the units of the labels."
     else:
         description = "" if output.kind == "values" else "Probabilities."

@@ -43,7 +43,7 @@ class Contents:
         operations: how often each stands in any subgraph.
         int8_operations: how many of them give 8-bit numbers, without conversions.
         subgraphs: how many.
-        files: the associated files: labels, a vocabulary.
+        files: the associated files: labels, thresholds, a vocabulary.
     """
 
     size: int
@@ -83,6 +83,11 @@ class Contents:
         name = tensor.metadata.labels
         return self.files[name].splitlines() if name in self.files else []
 
+    def thresholds(self, tensor: Tensor) -> list[float]:
+        """The thresholds of an output, in the order of its labels; empty without any."""
+        name = tensor.metadata.labels.replace("labels", "thresholds", 1)
+        return [float(line) for line in self.files.get(name, "").splitlines()]
+
     def _listed(self, tensors: list[Tensor]) -> str:
         """Names, and types too where there are signatures that are not told above."""
         alone = len(self.signatures) == 1
@@ -96,6 +101,10 @@ class Contents:
         if labels := self.labels(tensor):
             more = f" and {len(labels) - _SHOWN} more" if len(labels) > _SHOWN else ""
             notes.append(f"labels {', '.join(labels[:_SHOWN])}{more}")
+        if thresholds := self.thresholds(tensor):
+            more = f" and {len(thresholds) - _SHOWN} more" if len(thresholds) > _SHOWN else ""
+            shown = ", ".join(f"{value:.3g}" for value in thresholds[:_SHOWN])
+            notes.append(f"present above {shown}{more}")
         if tensor.metadata.vocabulary:
             notes.append(f"vocabulary in {tensor.metadata.vocabulary}")
         return [tensor.name, str(tensor), "; ".join(notes)]

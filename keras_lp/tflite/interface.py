@@ -23,8 +23,8 @@ class Output:
         name: its name in the signature.
         task: what its head predicts; None where keras_lp made no head.
         activation: what the export adds to the model's own output.
-        kind: `"classes"` (the largest entry is the answer), `"labels"` (each entry above 0.5 is)
-            or `"values"`.
+        kind: `"classes"` (the largest entry is the answer), `"labels"` (each entry above its
+            threshold is) or `"values"`.
     """
 
     name: str
@@ -46,7 +46,9 @@ class Output:
 
     def decide(self, values: np.ndarray) -> np.ndarray:
         """The answers that probabilities stand for: class numbers, or a bool an entry."""
-        return values.argmax(-1) if self.kind == "classes" else values > 0.5
+        if self.kind == "classes":
+            return values.argmax(-1)
+        return values > np.asarray(getattr(self.task, "thresholds", None) or 0.5)
 
 
 def outputs(model: keras.Model) -> list[Output]:
