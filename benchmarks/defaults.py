@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import json
 import os
 import statistics
 import tempfile
@@ -188,8 +189,9 @@ def _score(setting: Setting, y: np.ndarray, logits: np.ndarray) -> float:
     return float(balanced_accuracy_score(y, found) if setting.uneven else np.mean(y == found))
 
 
-def study(every: list[Setting], seeds: int) -> list[dict[str, Any]]:
-    runs = []
+def study(every: list[Setting], seeds: int, partial: Path) -> list[dict[str, Any]]:
+    """Runs everything; after each number of examples all runs so far go to a file."""
+    runs: list[dict[str, Any]] = []
     for setting in every:
         problem = setting.problem
         approaches = {**APPROACHES, **(BALANCED if setting.uneven else {})}
@@ -219,6 +221,7 @@ def study(every: list[Setting], seeds: int) -> list[dict[str, Any]]:
                 own = [100 * run["score"] for run in runs[-seeds:]]
                 cost = statistics.median(run["seconds"] for run in runs[-seeds:])
                 print(f"{problem.name} {size} {name}: {np.mean(own):.1f}  {cost:.1f} s", flush=True)
+            partial.write_text(json.dumps(runs))
     return runs
 
 
@@ -399,7 +402,7 @@ def main() -> None:
         if arguments.study == "cost":
             return
         start = time.time()
-        runs = study(every, arguments.seeds)
+        runs = study(every, arguments.seeds, arguments.out.with_suffix(".partial.json"))
     results = {
         "command": f"python benchmarks/defaults.py --mobilenet {arguments.mobilenet.name} "
         f"--cifar10 {arguments.cifar10.name} --seeds {arguments.seeds}",

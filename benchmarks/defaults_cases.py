@@ -34,13 +34,13 @@ class Setting:
 
 def settings(weights: Path, cifar10: Path, data_dir: str | None, folder: Path) -> list[Setting]:
     """The problems; networks that are pretrained for them are kept in the folder."""
+    cifar, xray = cifar10_problem(cifar10), xray_problem(data_dir)
+    sizes = (40, 200, 1000)
     return [
-        Setting(cifar10_problem(cifar10), (40, 200, 1000), _mobilenet(weights, 10)),
-        Setting(
-            xray_problem(data_dir), (40, 200, 1000), _mobilenet(weights, XRAY_LABELS), uneven=True
-        ),
-        _scripts(data_dir, folder),
+        Setting(cifar, sizes, _mobilenet(weights, 10)),
         *_texts(data_dir, folder),
+        _scripts(data_dir, folder),
+        Setting(xray, sizes, _mobilenet(weights, XRAY_LABELS), uneven=True),
     ]
 
 
