@@ -21,6 +21,7 @@ from keras_lp.rates import layerwise
 from keras_lp.regression import Regression
 from keras_lp.report import trainable_report
 from keras_lp.tasks import Classification, MultiLabel
+from keras_lp.thresholds import choose_thresholds
 from keras_lp.transfer import transfer_model
 from keras_lp.two_phase import fit_two_phase
 from keras_lp.unfreezing import GradualUnfreezing
@@ -55,6 +56,7 @@ __all__ = [
     "TFLiteMetadata",
     "aggregate_device_updates",
     "balancing",
+    "choose_thresholds",
     "compare_single_tasks",
     "decode_predictions",
     "describe_clients",

@@ -15,7 +15,7 @@ from keras import ops
 from keras.src.losses.loss import unscale_loss_for_distribution
 
 from keras_lp.regression import Regression
-from keras_lp.tasks import ClassTask, Task
+from keras_lp.tasks import ClassTask, MultiLabel, Task
 
 
 @keras.saving.register_keras_serializable("keras_lp")
@@ -165,28 +165,35 @@ def backbone_of(model: keras.Model) -> keras.Model | None:
     return next((layer for layer in model.layers if isinstance(layer, keras.Model)), None)
 
 
-def decode_predictions(model: keras.Model, predictions: Any, top: int = 1) -> Any:
+def decode_predictions(model: keras.Model, predictions: Any, top: int | None = 1) -> Any:
     """Turns the outputs of a model into names and probabilities.
 
     Args:
         model: a model that keras_lp built.
         predictions: what `model.predict` returned: logits `(examples, classes)`, or a dict of
             them for a multitask model.
-        top: how many classes to give for each example, the most probable first. Defaults to 1.
+        top: how many classes to give for each example, the most probable first, whatever the
+            thresholds. None gives the answer: for `MultiLabel` all labels whose probability is
+            above their threshold (`lp.choose_thresholds`, else 0.5), perhaps none; for
+            `Classification` the most probable class. Defaults to 1.
 
     Returns:
-        For each example a list of `top` pairs `(class name, probability)`; for `Regression` the
-        values as they are; for a multitask model a dict with one of these a task.
+        For each example a list of pairs `(class name, probability)`, the most probable first; for
+        `Regression` the values as they are; for a multitask model a dict with one of these a task.
 
     Raises:
         ValueError: a model without tasks, predictions of another shape or name, `top` below 1.
 
     Example:
 
-    ```python
-    predictions = model.predict(images)
-    lp.decode_predictions(model, predictions)      # [[("pneumonia", 0.93)], [("normal", 0.71)]]
-    ```
+    >>> import numpy as np, keras, keras_lp as lp
+    >>> backbone = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8)])
+    >>> task = lp.MultiLabel(["sun", "rain", "snow"], thresholds={"snow": 0.25})
+    >>> model = lp.transfer_model(backbone, task)
+    >>> logits = np.log([[3.0, 4.0, 1 / 2], [1 / 4, 1 / 9, 1 / 4]])  # model.predict(x)
+    >>> decoded = lp.decode_predictions(model, logits, top=None)
+    >>> [[(name, round(p, 2)) for name, p in example] for example in decoded]
+    [[('rain', 0.8), ('sun', 0.75), ('snow', 0.33)], []]
     """
     known = tasks(model)
     if not known:
@@ -194,8 +201,8 @@ def decode_predictions(model: keras.Model, predictions: Any, top: int = 1) -> An
             "decode_predictions needs a model that keras_lp built, whose heads know their "
             f"classes. Received: a {type(model).__name__} without such a head."
         )
-    if not isinstance(top, numbers.Integral) or top < 1:
-        raise ValueError(f"`top` must be an integer of 1 or more. Received: top={top!r}.")
+    if top is not None and (not isinstance(top, numbers.Integral) or top < 1):
+        raise ValueError(f"`top` must be an integer of 1 or more, or None. Received: top={top!r}.")
     if isinstance(predictions, Mapping):
         unknown = [name for name in predictions if name not in known]
         if unknown:
@@ -211,7 +218,7 @@ def decode_predictions(model: keras.Model, predictions: Any, top: int = 1) -> An
     return _decode(next(iter(known.values())), predictions, top)
 
 
-def _decode(task: Task, predictions: Any, top: int) -> Any:
+def _decode(task: Task, predictions: Any, top: int | None) -> Any:
     values = np.asarray(predictions)
     if values.ndim != 2 or values.shape[-1] != task.units:
         raise ValueError(
@@ -221,9 +228,14 @@ def _decode(task: Task, predictions: Any, top: int) -> Any:
     if not isinstance(task, ClassTask):
         return values
     probabilities = ops.convert_to_numpy(keras.activations.get(task.activation)(values))
-    best = np.argsort(-probabilities, axis=-1, kind="stable")[:, :top]
+    best = np.argsort(-probabilities, axis=-1, kind="stable")
+    shown = np.ones(values.shape, bool)
+    if top is None and isinstance(task, MultiLabel):
+        shown = task.is_predicted(values)
+    else:
+        best = best[:, : top or 1]
     names = task.class_names
     return [
-        [(names[i], float(row[i])) for i in order]
-        for row, order in zip(probabilities, best, strict=True)
+        [(names[i], float(row[i])) for i in order if told[i]]
+        for row, order, told in zip(probabilities, best, shown, strict=True)
     ]
