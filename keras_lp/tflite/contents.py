@@ -13,7 +13,12 @@ from pathlib import Path
 from tensorflow.lite.python import schema_py_generated as schema
 
 from keras_lp.text_table import text_table
-from keras_lp.tflite.metadata import TensorMetadata, associated_files, read_metadata
+from keras_lp.tflite.metadata import (
+    TensorMetadata,
+    associated_files,
+    read_least_scores,
+    read_metadata,
+)
 
 _SHOWN = 12  # labels
 
@@ -43,7 +48,7 @@ class Contents:
         operations: how often each stands in any subgraph.
         int8_operations: how many of them give 8-bit numbers, without conversions.
         subgraphs: how many.
-        files: the associated files: labels, a vocabulary.
+        files: the associated files: labels, thresholds, a vocabulary.
     """
 
     size: int
@@ -83,6 +88,10 @@ class Contents:
         name = tensor.metadata.labels
         return self.files[name].splitlines() if name in self.files else []
 
+    def thresholds(self, tensor: Tensor) -> list[float]:
+        """The thresholds of an output's labels, empty where the file has none."""
+        return read_least_scores(self.files.get(tensor.metadata.calibration, ""))
+
     def _listed(self, tensors: list[Tensor]) -> str:
         """Names, and types too where there are signatures that are not told above."""
         alone = len(self.signatures) == 1
@@ -95,6 +104,9 @@ class Contents:
             notes.append(f"(pixel - {mean:g}) / {std:g}")
         if labels := self.labels(tensor):
             more = f" and {len(labels) - _SHOWN} more" if len(labels) > _SHOWN else ""
+            thresholds = self.thresholds(tensor)
+            if len(thresholds) == len(labels):
+                labels = [f"{a} > {b:.3g}" for a, b in zip(labels, thresholds, strict=True)]
             notes.append(f"labels {', '.join(labels[:_SHOWN])}{more}")
         if tensor.metadata.vocabulary:
             notes.append(f"vocabulary in {tensor.metadata.vocabulary}")

@@ -12,7 +12,7 @@ import numpy as np
 
 from keras_lp.heads import Head
 from keras_lp.model import input_structure
-from keras_lp.tasks import ClassTask, Task
+from keras_lp.tasks import ClassTask, MultiLabel, Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,8 +23,8 @@ class Output:
         name: its name in the signature.
         task: what its head predicts; None where keras_lp made no head.
         activation: what the export adds to the model's own output.
-        kind: `"classes"` (the largest entry is the answer), `"labels"` (each entry above 0.5 is)
-            or `"values"`.
+        kind: `"classes"` (the largest entry is the answer), `"labels"` (each entry above its
+            threshold is) or `"values"`.
     """
 
     name: str
@@ -37,6 +37,11 @@ class Output:
         """The names of the entries, empty where nobody named them."""
         return self.task.class_names if isinstance(self.task, ClassTask) else ()
 
+    @property
+    def thresholds(self) -> tuple[float, ...]:
+        """The thresholds of the entries, empty where nobody set them."""
+        return (self.task.thresholds or ()) if isinstance(self.task, MultiLabel) else ()
+
     def activate(self, raw: np.ndarray) -> np.ndarray:
         """Adds the activation, in NumPy: a comparison must not stand on what it checks."""
         if self.activation == "softmax":
@@ -46,7 +51,9 @@ class Output:
 
     def decide(self, values: np.ndarray) -> np.ndarray:
         """The answers that probabilities stand for: class numbers, or a bool an entry."""
-        return values.argmax(-1) if self.kind == "classes" else values > 0.5
+        if self.kind == "classes":
+            return values.argmax(-1)
+        return values > (np.array(self.thresholds) if self.thresholds else 0.5)
 
 
 def outputs(model: keras.Model) -> list[Output]:
