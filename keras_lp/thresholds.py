@@ -45,7 +45,7 @@ def choose_thresholds(
     overfit: F1 on the same data is too good, and for a label that the model cannot tell apart the
     best threshold predicts it for every example (Lipton et al.). Choose on data that the model did
     not train on, and measure on data that chose nothing. Train first: thresholds do not follow
-    later changes of the weights.
+    later changes of the weights. In a federation, choose between two calls of `fit`.
 
     Args:
         model: a model that keras_lp built, with one `lp.MultiLabel` task or more. It may be
