@@ -11,7 +11,7 @@ import keras
 from keras_lp.assemble import build_and_compile
 from keras_lp.backbones import BackboneLike
 from keras_lp.balanced_step import shared_variables
-from keras_lp.balancing import Balancing, as_balancing
+from keras_lp.balancing import Balancing, as_balancing, fixed_weights
 from keras_lp.features import CACHE_MEMORY
 from keras_lp.freezing import Trainable
 from keras_lp.model import Model
@@ -42,8 +42,15 @@ def multitask_model(
 
     Labels are a dict by task. A missing label is -1 (`Classification`, entries of `MultiLabel`)
     or NaN (`Regression`), or the task's key is absent; it takes no part in the loss, the metrics
-    or what they are divided by. `loss` and `val_loss` are the sum of the tasks' losses, each times
-    the task's own `weight`, whatever the balancing: a weighted sum that moves says nothing.
+    or what they are divided by.
+
+    What is minimised is the sum over the labels of an example: a task's loss, `<task>_loss`, is a
+    mean over its labels, and counts times the number of labels that an example of it has. That is
+    1 for `Classification`, and the `units` of `MultiLabel` and `Regression`, also where some are
+    missing: the mean of 28 rare labels is so small that beside another task they would hardly be
+    learned. The `weight` of a task multiplies that. `loss` and `val_loss` are this sum whatever
+    the balancing, as one whose weights move says nothing; only `balancing="sum"` adds up the
+    means. A rate of SGD goes with the size of the loss; Adam does not depend on it.
 
     Where few examples have a task's label, a batch of all of them has hardly any. A stream of the
     labelled examples and of all, as many of each, gives it enough:
@@ -71,14 +78,16 @@ def multitask_model(
         dropout: rate of a dropout before each head's last layer. Defaults to 0.
         cache_features: as in `lp.transfer_model`, with `trainable="head"`. Defaults to `"auto"`.
         cache_memory: as in `lp.transfer_model`. Defaults to 2 GiB.
-        balancing: how the tasks share the backbone: `"equal"` adds up their losses; a dict has a
-            fixed weight a task; `"uncertainty"` and `"dwa"` weigh the losses; `"gradnorm"`,
-            `"pcgrad"`, `"cagrad"`, `"mgda"` and `"imtl_g"` weigh their gradients of the backbone,
-            which takes a backward pass a task. Or a `keras_lp.balancing` object with settings of
-            its own, such as `lp.balancing.CAGrad(c=0.4)`, or an `lp.Balancing` of yours. `fit`
-            then also shows each task's weight (`<task>_weight`) and, with gradients, their mean
-            cosine (`gradient_cosine`). Defaults to `"equal"`, which nothing is consistently
-            better than (Kurin et al., 2022).
+        balancing: how the tasks share the backbone: `"equal"` adds up their losses as above, all
+            labels alike; `"sum"` adds up the means, all tasks alike whatever they have of labels;
+            a dict has a weight a task, which multiplies its share of `"equal"`. `"uncertainty"`
+            and `"dwa"` weigh the losses of `"equal"`; `"gradnorm"`, `"pcgrad"`, `"cagrad"`,
+            `"mgda"` and `"imtl_g"` weigh the gradients of these for the backbone, which takes a
+            backward pass a task. Or a `keras_lp.balancing` object with settings of its own, such
+            as `lp.balancing.CAGrad(c=0.4)`, or an `lp.Balancing` of yours. `fit` then also shows
+            each task's weight (`<task>_weight`) and, with gradients, their mean cosine
+            (`gradient_cosine`). Defaults to `"equal"`, which nothing is consistently better than
+            (Kurin et al., 2022).
         learning_rate: as in `lp.transfer_model`. Defaults to None: 1e-3, or less or more for
             frozen backbones.
         optimizer: name of a Keras optimizer, or an optimizer with a rate of its own. Defaults
@@ -122,11 +131,11 @@ def multitask_model(
             )
     known = {name: as_task(task) for name, task in tasks.items()}
     layer = as_balancing(balancing, known)
-    if isinstance(balancing, Mapping):
-        known = {
-            name: dataclasses.replace(task, weight=task.weight * balancing[name])
-            for name, task in known.items()
-        }
+    shares = fixed_weights(balancing, known)
+    known = {
+        name: dataclasses.replace(task, weight=task.weight * shares[name])
+        for name, task in known.items()
+    }
     model = build_and_compile(
         backbone,
         known,

@@ -58,6 +58,11 @@ class Task(abc.ABC):
     def units(self) -> int:
         """Number of outputs of the head."""
 
+    @property
+    def label_count(self) -> int:
+        """Number of labels an example has: how often its mean loss counts beside other tasks."""
+        return 1
+
     @abc.abstractmethod
     def make_loss(self) -> keras.losses.Loss:
         """Returns the loss on what `for_loss` gives, averaged over the labels present."""
@@ -210,7 +215,8 @@ class Classification(ClassTask):
 
     Args:
         classes: number of classes (2 or more), or their names in the order of the numbers.
-        weight: what the loss is multiplied by in the sum of the tasks. Defaults to 1.
+        weight: what the loss is multiplied by in the sum of the tasks, besides its number of
+            labels an example (`balancing` of `lp.multitask_model`). Defaults to 1.
         class_weight: dict of weights by the number or name of a class; a class that is not in it
             weighs 1. The loss is the weighted mean; metrics are not weighted. Defaults to None.
         label_smoothing: share of each label that is spread over all classes, from 0 to below 1.
@@ -276,8 +282,9 @@ class MultiLabel(ClassTask):
     """Any number of labels at once: the head gives logits, exports add the sigmoid.
 
     Labels are `(batch, classes)` of 0 and 1; an entry of -1 is missing, entry by entry. The loss
-    is the binary crossentropy; the metrics are `f1`, the F1 score at a probability of 0.5, and
-    `map`, the average precision, both averaged over the labels that have a positive example.
+    is the binary crossentropy, its mean over the entries; beside other tasks the mean counts once
+    for each label, `classes` times. The metrics are `f1`, the F1 score at a probability of 0.5,
+    and `map`, the average precision, both averaged over the labels that have a positive example.
 
     Args:
         classes: number of labels, or their names in order.
@@ -302,6 +309,10 @@ class MultiLabel(ClassTask):
     """
 
     activation: ClassVar[str] = "sigmoid"
+
+    @property
+    def label_count(self) -> int:
+        return self.units
 
     def make_loss(self) -> keras.losses.Loss:
         return keras.losses.BinaryCrossentropy(

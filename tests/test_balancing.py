@@ -358,8 +358,10 @@ def test_fine_tuning_keeps_the_balancing(build, examples):
     ("balancing", "error", "message"),
     [
         ("cagra", ValueError, "Did you mean 'cagrad'"),
+        ("mean", ValueError, "'equal', 'sum', 'uncertainty'"),
         ({"digit": 1.0}, ValueError, "a weight for each of the tasks"),
         ({"digit": 1.0, "odd": -1.0, "size": 1.0}, ValueError, "a number of 0 or more"),
+        ({"digit": 1.0, "odd": "2", "size": 1.0}, ValueError, "Each weight of `balancing`"),
         (3, TypeError, "a name, a dict of weights by task"),
     ],
 )
