@@ -23,8 +23,8 @@ class Balancing(keras.layers.Layer):
     state are saved with the model. A way of your own overrides `task_weights`, and is registered
     as any custom Keras layer.
 
-    What is weighed are the losses that `"equal"` adds up: a task's mean loss times its number of
-    labels an example and times its own `weight`.
+    What is weighed are the losses that `"equal"` adds up: means over labels, for `MultiLabel`
+    times the number of labels; each times the task's own `weight`.
 
     Without gradients (the default), the step follows the weighted sum of the losses. With
     `uses_gradients = True` each task has its own gradient g_i of the shared parameters (the
@@ -126,10 +126,10 @@ class Balancing(keras.layers.Layer):
 class Uncertainty(Balancing):
     """Each task weighs as much as its noise, which is learned, is small.
 
-    It minimises exp(-s) L + n s / 2 for a task of classes and exp(-s) L / 2 + n s / 2 for numbers,
-    over the log variance s of each task too; L is the sum over the n labels that an example has.
-    As a model's optimizer would move s in a batch without the task, s follows its gradient, a
-    label's share of it, by itself.
+    It minimises exp(-s) L + n s / 2 for a task of classes and exp(-s) L / 2 + s / 2 for numbers,
+    over the log variance s of each task too; n is 1, for `MultiLabel` the number of labels, which
+    share one s. As a model's optimizer would move s in a batch without the task, s follows its
+    gradient, divided by n, by itself.
 
     Args:
         learning_rate: of the log variances, which start at 0. Defaults to 0.025.

@@ -44,13 +44,14 @@ def multitask_model(
     or NaN (`Regression`), or the task's key is absent; it takes no part in the loss, the metrics
     or what they are divided by.
 
-    What is minimised is the sum over the labels of an example: a task's loss, `<task>_loss`, is a
-    mean over its labels, and counts times the number of labels that an example of it has. That is
-    1 for `Classification`, and the `units` of `MultiLabel` and `Regression`, also where some are
-    missing: the mean of 28 rare labels is so small that beside another task they would hardly be
-    learned. The `weight` of a task multiplies that. `loss` and `val_loss` are this sum whatever
-    the balancing, as one whose weights move says nothing; only `balancing="sum"` adds up the
-    means. A rate of SGD goes with the size of the loss; Adam does not depend on it.
+    What is minimised is the sum of the tasks' losses, in which each label of `MultiLabel` counts
+    as one class of `Classification` does: `<task>_loss` is a mean over labels, and for
+    `MultiLabel` it counts times their number, also where some are missing. The mean of 28 rare
+    labels is so small that beside another task they would hardly be learned. The loss of
+    `Regression` counts once: it is 1 for the best constant prediction. The `weight` of a task
+    multiplies that. `loss` and `val_loss` are this sum whatever the balancing, as one whose
+    weights move says nothing; only `balancing="sum"` adds up the means. With SGD the step goes
+    with the size of the loss, with Adam it does not.
 
     Where few examples have a task's label, a batch of all of them has hardly any. A stream of the
     labelled examples and of all, as many of each, gives it enough:
@@ -78,9 +79,9 @@ def multitask_model(
         dropout: rate of a dropout before each head's last layer. Defaults to 0.
         cache_features: as in `lp.transfer_model`, with `trainable="head"`. Defaults to `"auto"`.
         cache_memory: as in `lp.transfer_model`. Defaults to 2 GiB.
-        balancing: how the tasks share the backbone: `"equal"` adds up their losses as above, all
-            labels alike; `"sum"` adds up the means, all tasks alike whatever they have of labels;
-            a dict has a weight a task, which multiplies its share of `"equal"`. `"uncertainty"`
+        balancing: how the tasks share the backbone: `"equal"` adds up their losses as above;
+            `"sum"` adds up the means, also of `MultiLabel`; a dict has a weight a task, which
+            multiplies its loss in `"equal"`. `"uncertainty"`
             and `"dwa"` weigh the losses of `"equal"`; `"gradnorm"`, `"pcgrad"`, `"cagrad"`,
             `"mgda"` and `"imtl_g"` weigh the gradients of these for the backbone, which takes a
             backward pass a task. Or a `keras_lp.balancing` object with settings of its own, such

@@ -25,8 +25,8 @@ class Regression(Task):
     metric is `mae`, the mean absolute error in the units of the labels. The loss is the squared
     error in units of the labels' standard deviation, so that it is of the size of other tasks'
     losses and the head has little to learn of the scale: 1 is what the best constant prediction
-    has. It is the mean over the units; beside other tasks the mean counts once for each, `units`
-    times.
+    has. It is the mean over the units, also beside other tasks: squared errors of many numbers
+    would drown them.
 
     Mean and deviation of each unit are taken from the training labels by the first `fit` (of
     arrays, a data set or a `PyDataset`; data sets are gone through once for it) and stay; they are
@@ -84,10 +84,6 @@ class Regression(Task):
             )
         object.__setattr__(self, "mean", tuple(mean.tolist()))
         object.__setattr__(self, "std", tuple(std.tolist()))
-
-    @property
-    def label_count(self) -> int:
-        return self.units
 
     def make_loss(self) -> keras.losses.Loss:
         return keras.losses.MeanSquaredError(reduction=REDUCTION)

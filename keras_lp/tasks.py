@@ -60,7 +60,7 @@ class Task(abc.ABC):
 
     @property
     def label_count(self) -> int:
-        """Number of labels an example has: how often its mean loss counts beside other tasks."""
+        """How often the mean loss counts beside other tasks."""
         return 1
 
     @abc.abstractmethod
@@ -215,8 +215,8 @@ class Classification(ClassTask):
 
     Args:
         classes: number of classes (2 or more), or their names in the order of the numbers.
-        weight: what the loss is multiplied by in the sum of the tasks, besides its number of
-            labels an example (`balancing` of `lp.multitask_model`). Defaults to 1.
+        weight: what the loss is multiplied by in the sum of the tasks; that of `MultiLabel` is
+            the sum over its labels there. Defaults to 1.
         class_weight: dict of weights by the number or name of a class; a class that is not in it
             weighs 1. The loss is the weighted mean; metrics are not weighted. Defaults to None.
         label_smoothing: share of each label that is spread over all classes, from 0 to below 1.
