@@ -44,11 +44,11 @@ def multitask_model(
     or NaN (`Regression`), or the task's key is absent; it takes no part in the loss, the metrics
     or what they are divided by.
 
-    What is minimised is the sum of the tasks' losses, in which each label of `MultiLabel` counts
-    as one class of `Classification` does: `<task>_loss` is a mean over labels, and for
-    `MultiLabel` it counts times their number, also where some are missing. The mean of 28 rare
-    labels is so small that beside another task they would hardly be learned. The loss of
-    `Regression` counts once: it is 1 for the best constant prediction. The `weight` of a task
+    What is minimised is the sum of the tasks' losses, in which each label of a `MultiLabel` counts
+    as a task of its own: its `<task>_loss`, a mean over labels, counts times their number, also
+    where some are missing. The mean of 28 rare labels is so small that beside another task they
+    would hardly be learned. The other tasks count once: the crossentropy of `Classification`, and
+    the mean square of `Regression`, which is 1 for the best constant prediction. A task's `weight`
     multiplies that. `loss` and `val_loss` are this sum whatever the balancing, as one whose
     weights move says nothing; only `balancing="sum"` adds up the means. With SGD the step goes
     with the size of the loss, with Adam it does not.
@@ -81,12 +81,12 @@ def multitask_model(
         cache_memory: as in `lp.transfer_model`. Defaults to 2 GiB.
         balancing: how the tasks share the backbone: `"equal"` adds up their losses as above;
             `"sum"` adds up the means, also of `MultiLabel`; a dict has a weight a task, which
-            multiplies its loss in `"equal"`. `"uncertainty"`
-            and `"dwa"` weigh the losses of `"equal"`; `"gradnorm"`, `"pcgrad"`, `"cagrad"`,
-            `"mgda"` and `"imtl_g"` weigh the gradients of these for the backbone, which takes a
-            backward pass a task. Or a `keras_lp.balancing` object with settings of its own, such
-            as `lp.balancing.CAGrad(c=0.4)`, or an `lp.Balancing` of yours. `fit` then also shows
-            each task's weight (`<task>_weight`) and, with gradients, their mean cosine
+            multiplies its loss in `"equal"`. The others balance the losses of `"equal"`:
+            `"uncertainty"` and `"dwa"` weigh them; `"gradnorm"`, `"pcgrad"`, `"cagrad"`, `"mgda"`
+            and `"imtl_g"` weigh their gradients of the backbone, which takes a backward pass a
+            task. Or a `keras_lp.balancing` object with settings of its own, such as
+            `lp.balancing.CAGrad(c=0.4)`, or an `lp.Balancing` of yours. `fit` then also shows each
+            task's weight (`<task>_weight`) and, with gradients, their mean cosine
             (`gradient_cosine`). Defaults to `"equal"`, which nothing is consistently better than
             (Kurin et al., 2022).
         learning_rate: as in `lp.transfer_model`. Defaults to None: 1e-3, or less or more for
