@@ -154,7 +154,7 @@ class Model(keras.Model):
         sample_weight: Any = None,
         training: bool = True,
     ) -> Any:
-        """Returns the sum of the tasks' losses, each the mean over its labels present."""
+        """Returns the sum of the tasks' losses: the means over the labels present, weighted."""
         if not self._has_own_losses():
             y, y_pred, sample_weight = _mask_missing(self, y, y_pred, sample_weight)
             return super().compute_loss(x, y, y_pred, sample_weight, training)

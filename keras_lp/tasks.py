@@ -59,9 +59,9 @@ class Task(abc.ABC):
         """Number of outputs of the head."""
 
     @property
-    def labels_per_example(self) -> int:
-        """How many labels an example has, over which the loss is a mean."""
-        return self.units
+    def label_count(self) -> int:
+        """How often the mean loss counts beside other tasks."""
+        return 1
 
     @abc.abstractmethod
     def make_loss(self) -> keras.losses.Loss:
@@ -215,7 +215,8 @@ class Classification(ClassTask):
 
     Args:
         classes: number of classes (2 or more), or their names in the order of the numbers.
-        weight: what the loss is multiplied by in the sum of the tasks. Defaults to 1.
+        weight: what the loss is multiplied by in the sum of the tasks; that of `MultiLabel` is
+            the sum over its labels there. Defaults to 1.
         class_weight: dict of weights by the number or name of a class; a class that is not in it
             weighs 1. The loss is the weighted mean; metrics are not weighted. Defaults to None.
         label_smoothing: share of each label that is spread over all classes, from 0 to below 1.
@@ -241,10 +242,6 @@ class Classification(ClassTask):
 
     activation: ClassVar[str] = "softmax"
     _least: ClassVar[int] = 2
-
-    @property
-    def labels_per_example(self) -> int:
-        return 1
 
     def make_loss(self) -> keras.losses.Loss:
         if not self.label_smoothing:
@@ -285,8 +282,9 @@ class MultiLabel(ClassTask):
     """Any number of labels at once: the head gives logits, exports add the sigmoid.
 
     Labels are `(batch, classes)` of 0 and 1; an entry of -1 is missing, entry by entry. The loss
-    is the binary crossentropy; the metrics are `f1`, the F1 score above the thresholds, and `map`,
-    the average precision, both averaged over the labels that have a positive example.
+    is the binary crossentropy, its mean over the entries; beside other tasks the mean counts once
+    for each label, `classes` times. The metrics are `f1`, the F1 score above the thresholds,
+    and `map`, the average precision, both averaged over the labels that have a positive example.
 
     Args:
         classes: number of labels, or their names in order.
@@ -327,6 +325,10 @@ class MultiLabel(ClassTask):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "thresholds", self._thresholds_of_labels())
+
+    @property
+    def label_count(self) -> int:
+        return self.units
 
     def make_loss(self) -> keras.losses.Loss:
         return keras.losses.BinaryCrossentropy(
