@@ -193,12 +193,12 @@ def compile_tasks(model: Model, optimizer: Any) -> Model:
     known = tasks(model)
     losses = {name: task.make_loss() for name, task in known.items()}
     metrics = {name: task.make_metrics() for name, task in known.items()}
-    weights = loss_weights(known)
+    weights = {name: float(task.weight) for name, task in known.items()}
     if not isinstance(model.output, Mapping):
         losses, metrics, weights = (
             next(iter(part.values())) for part in (losses, metrics, weights)
         )
-    plain = all(weight == 1 for weight in loss_weights(known).values())
+    plain = all(task.weight == 1 for task in known.values())
     model.compile(
         optimizer=optimizer,
         loss=losses,
@@ -208,19 +208,6 @@ def compile_tasks(model: Model, optimizer: Any) -> Model:
     # Built now, so that a model saved before it has trained loads without a warning.
     model.optimizer.build(model.trainable_variables)
     return model
-
-
-def loss_weights(known: Mapping[str, Task]) -> dict[str, float]:
-    """Returns what the mean loss of each task counts in the sum.
-
-    Where there are several tasks each counts by the labels of an example, so that the sum is one
-    of losses of an example, whatever their number of labels.
-    """
-    several = len(known) > 1
-    return {
-        name: float(task.weight) * (task.labels_per_example if several else 1)
-        for name, task in known.items()
-    }
 
 
 def make_optimizer(optimizer: Any, learning_rate: Any) -> keras.optimizers.Optimizer:

@@ -12,16 +12,19 @@ from keras import ops
 from keras_lp import gramian as of_gramian
 from keras_lp.checks import check_choice, check_positive
 from keras_lp.regression import Regression
-from keras_lp.tasks import Task
+from keras_lp.tasks import Task, is_number
 
 
 @keras.saving.register_keras_serializable("keras_lp")
 class Balancing(keras.layers.Layer):
-    """Base class of the ways to balance tasks; this one weighs them equally.
+    """Base class of the ways to balance tasks; this one weighs them equally, as `"equal"` does.
 
     A layer between the backbone and the heads: it hands the features on, and its settings and
     state are saved with the model. A way of your own overrides `task_weights`, and is registered
     as any custom Keras layer.
+
+    What is weighed are the losses that `"equal"` adds up: means over labels, for `MultiLabel`
+    times the number of labels; each times the task's own `weight`.
 
     Without gradients (the default), the step follows the weighted sum of the losses. With
     `uses_gradients = True` each task has its own gradient g_i of the shared parameters (the
@@ -123,9 +126,10 @@ class Balancing(keras.layers.Layer):
 class Uncertainty(Balancing):
     """Each task weighs as much as its noise, which is learned, is small.
 
-    It minimises exp(-s) L + s / 2 for a task of classes and exp(-s) L / 2 + s / 2 for numbers,
-    over the log variance s of each task too. As a model's optimizer would move s in a batch
-    without the task, s follows its gradient by itself.
+    It minimises exp(-s) L + n s / 2 for a task of classes and exp(-s) L / 2 + s / 2 for numbers,
+    over the log variance s of each task too; n is 1, for `MultiLabel` the number of labels, which
+    share one s. As a model's optimizer would move s in a batch without the task, s follows its
+    gradient, divided by n, by itself.
 
     Args:
         learning_rate: of the log variances, which start at 0. Defaults to 0.025.
@@ -142,6 +146,7 @@ class Uncertainty(Balancing):
         self._factors = [
             0.5 if isinstance(task, Regression) else 1.0 for task in self.tasks.values()
         ]
+        self._counts = [float(task.label_count) for task in self.tasks.values()]
 
     def build(self, input_shape: Any) -> None:
         super().build(input_shape)
@@ -151,7 +156,8 @@ class Uncertainty(Balancing):
         return ops.exp(-self.log_variances) * ops.convert_to_tensor(self._factors, "float32")
 
     def update(self, losses: Any, gramian: Any, present: Any) -> None:
-        slope = 0.5 - self.task_weights(losses, gramian) * losses
+        each = losses / ops.convert_to_tensor(self._counts, "float32")
+        slope = 0.5 - self.task_weights(losses, gramian) * each
         moved = self.log_variances - self.learning_rate * slope
         self.log_variances.assign(ops.where(present, moved, self.log_variances))
 
@@ -350,7 +356,7 @@ METHODS = {
 def as_balancing(
     balancing: str | Mapping[str, float] | Balancing, tasks: Mapping[str, Task]
 ) -> Balancing | None:
-    """Returns a new layer for these tasks; None where weights are fixed.
+    """Returns a new layer for these tasks; None where their losses add up by fixed weights.
 
     Raises:
         ValueError: an unknown name, or weights that are not those of the tasks.
@@ -362,6 +368,11 @@ def as_balancing(
                 f"`balancing` as a dict has a weight for each of the tasks {list(tasks)}. "
                 f"Received: balancing={dict(balancing)}."
             )
+        if not all(is_number(w) and 0 <= w < float("inf") for w in balancing.values()):
+            raise ValueError(
+                "Each weight of `balancing` must be a number of 0 or more. Received: "
+                f"balancing={dict(balancing)}."
+            )
         return None
     if isinstance(balancing, Balancing):
         return type(balancing).from_config({**balancing.get_config(), "tasks": _packed(tasks)})
@@ -372,6 +383,16 @@ def as_balancing(
         )
     check_choice("balancing", balancing, ["equal", "sum", *METHODS])
     return None if balancing in ("equal", "sum") else METHODS[balancing](tasks=tasks)
+
+
+def fixed_weights(
+    balancing: str | Mapping[str, float] | Balancing, tasks: Mapping[str, Task]
+) -> dict[str, float]:
+    """Returns what the mean loss of each task counts in `loss`, besides the task's own weight."""
+    if isinstance(balancing, str) and balancing == "sum":
+        return dict.fromkeys(tasks, 1.0)
+    given = balancing if isinstance(balancing, Mapping) else dict.fromkeys(tasks, 1.0)
+    return {name: given[name] * task.label_count for name, task in tasks.items()}
 
 
 def _packed(tasks: Mapping[str, Task]) -> dict[str, Any]:

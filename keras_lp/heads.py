@@ -165,30 +165,35 @@ def backbone_of(model: keras.Model) -> keras.Model | None:
     return next((layer for layer in model.layers if isinstance(layer, keras.Model)), None)
 
 
-def decode_predictions(model: keras.Model, predictions: Any, top: int | None = None) -> Any:
+def decode_predictions(model: keras.Model, predictions: Any, top: int | None = 1) -> Any:
     """Turns the outputs of a model into names and probabilities.
 
     Args:
         model: a model that keras_lp built.
         predictions: what `model.predict` returned: logits `(examples, classes)`, or a dict of
             them for a multitask model.
-        top: how many classes to give for each example, the most probable first. Defaults to None:
-            the most probable class; for `MultiLabel` all labels whose probability is
-            above their threshold.
+        top: how many classes to give for each example, the most probable first, whatever the
+            thresholds. None gives the answer: for `MultiLabel` all labels whose probability is
+            above their threshold (`lp.choose_thresholds`, else 0.5), perhaps none; for
+            `Classification` the most probable class. Defaults to 1.
 
     Returns:
-        For each example a list of pairs `(class name, probability)`; for `Regression` the
-        values as they are; for a multitask model a dict with one of these a task.
+        For each example a list of pairs `(class name, probability)`, the most probable first; for
+        `Regression` the values as they are; for a multitask model a dict with one of these a task.
 
     Raises:
         ValueError: a model without tasks, predictions of another shape or name, `top` below 1.
 
     Example:
 
-    ```python
-    predictions = model.predict(images)
-    lp.decode_predictions(model, predictions)      # [[("pneumonia", 0.93)], [("normal", 0.71)]]
-    ```
+    >>> import numpy as np, keras, keras_lp as lp
+    >>> backbone = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8)])
+    >>> task = lp.MultiLabel(["sun", "rain", "snow"], thresholds={"snow": 0.25})
+    >>> model = lp.transfer_model(backbone, task)
+    >>> logits = np.log([[3.0, 4.0, 1 / 2], [1 / 4, 1 / 9, 1 / 4]])  # model.predict(x)
+    >>> decoded = lp.decode_predictions(model, logits, top=None)
+    >>> [[(name, round(p, 2)) for name, p in example] for example in decoded]
+    [[('rain', 0.8), ('sun', 0.75), ('snow', 0.33)], []]
     """
     known = tasks(model)
     if not known:
@@ -223,12 +228,14 @@ def _decode(task: Task, predictions: Any, top: int | None) -> Any:
     if not isinstance(task, ClassTask):
         return values
     probabilities = ops.convert_to_numpy(keras.activations.get(task.activation)(values))
-    present = np.ones_like(probabilities, bool)
+    best = np.argsort(-probabilities, axis=-1, kind="stable")
+    shown = np.ones(values.shape, bool)
     if top is None and isinstance(task, MultiLabel):
-        present, top = probabilities > np.asarray(task.thresholds or 0.5), task.units
-    best = np.argsort(-probabilities, axis=-1, kind="stable")[:, : top or 1]
+        shown = task.is_predicted(values)
+    else:
+        best = best[:, : top or 1]
     names = task.class_names
     return [
-        [(names[i], float(row[i])) for i in order if here[i]]
-        for row, here, order in zip(probabilities, present, best, strict=True)
+        [(names[i], float(row[i])) for i in order if told[i]]
+        for row, order, told in zip(probabilities, best, shown, strict=True)
     ]

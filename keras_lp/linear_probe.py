@@ -11,8 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_lp import checks, features
-from keras_lp.batches import checked_data
-from keras_lp.caching import FeatureCache
+from keras_lp.caching import FeatureCache, is_arrays, is_batches
 from keras_lp.head_solver import ROWS, Components, Labels, choose_l2, solve
 from keras_lp.heads import Head, heads
 from keras_lp.regression import Regression, standardize
@@ -239,12 +238,37 @@ def _check_class_weight(known: Mapping[str, Head], class_weight: Any) -> None:
 
 def _checked(model: keras.Model, data: Any, name: str) -> Any:
     """Returns data that can be read more than once, with labels that the tasks can learn from."""
-    data = checked_data(data, name)
+    data = _readable(data, name)
     if isinstance(data, tuple):
         model._checked(*data[:2])
     elif isinstance(data, tf.data.Dataset):
         data = model._checked(data, None)
     return data
+
+
+def _readable(data: Any, name: str) -> Any:
+    """Returns data that can be read more than once; arrays for what becomes an array."""
+    if isinstance(data, (tuple, list)) and len(data) in (2, 3):
+        parts = [keras.tree.map_structure(_as_array, part) for part in data if part is not None]
+        shapes = [np.shape(leaf) for leaf in keras.tree.flatten(parts)]
+        counts = {shape[:1] for shape in shapes}
+        if not is_arrays(parts[0]) or len(counts) != 1 or counts & {(), (0,)}:
+            raise ValueError(
+                f"The arrays of `{name}` must have as many examples each, at least one. Received: "
+                f"arrays of the shapes {shapes[:5]}."
+            )
+        return tuple(parts)
+    if is_batches(data):
+        return data
+    raise TypeError(
+        f"`{name}` must be (x, y) or (x, y, sample_weight) arrays, or a finite batched "
+        f"tf.data.Dataset or PyDataset. Received: {name} of type {type(data).__name__}. Limit a "
+        "data set that repeats with `.take(n)`; make arrays of what a generator gives."
+    )
+
+
+def _as_array(leaf: Any) -> Any:
+    return leaf if isinstance(leaf, tf.Tensor) else np.asarray(leaf)
 
 
 def _labels(head: Head, examples: _Examples, class_weight: Any) -> Labels:

@@ -13,6 +13,12 @@ import numpy as np
 from keras import ops
 
 
+def cutoffs(thresholds: Any) -> np.ndarray:
+    """Returns the logits of probabilities between 0 and 1, in float64."""
+    thresholds = np.asarray(thresholds, "float64")
+    return np.log(thresholds) - np.log1p(-thresholds)
+
+
 class _LabelMetric(keras.metrics.Metric):
     """Base class: the state is a sum of `width` numbers a label."""
 
@@ -50,14 +56,15 @@ class _LabelMetric(keras.metrics.Metric):
 
 @keras.saving.register_keras_serializable("keras_lp")
 class MacroF1(_LabelMetric):
-    """The F1 score of each label at a threshold, averaged over the labels.
+    """The F1 score of each label above its threshold, averaged over the labels.
 
     A label without a positive example is left out of the mean.
 
     Args:
         num_labels: number of labels.
-        thresholds: the probability above which each label counts as present. Defaults to None,
-            0.5.
+        thresholds: probabilities between 0 and 1, one a label; an entry is positive above its
+            own. Defaults to None, 0.5 for all. `lp.choose_thresholds` sets those of the metric
+            named `"f1"`.
         name: name of the metric. Defaults to `"f1"`.
         dtype: dtype of the sums. Defaults to float32.
 
@@ -78,13 +85,12 @@ class MacroF1(_LabelMetric):
         dtype: Any = None,
     ) -> None:
         super().__init__(num_labels, name, 2, dtype)
-        self.thresholds = thresholds
+        self.thresholds = thresholds if thresholds is None else tuple(map(float, thresholds))
 
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
         """Counts labels `(batch, ..., labels)` and logits of as many entries."""
         y_pred, positive, negative = self._flat(y_true, y_pred, sample_weight)
-        p = np.asarray(self.thresholds or [0.5] * self.num_labels, "float64")
-        chosen = ops.cast(y_pred > np.log(p / (1 - p)), self.dtype)
+        chosen = ops.cast(y_pred > ops.convert_to_tensor(self._cutoffs(), self.dtype), self.dtype)
         for sums, weight in ((self.positives, positive), (self.negatives, negative)):
             sums.assign_add(
                 ops.stack(
@@ -93,16 +99,24 @@ class MacroF1(_LabelMetric):
                 )
             )
 
-    def get_config(self) -> dict[str, Any]:
-        """Returns the constructor's arguments."""
-        thresholds = None if self.thresholds is None else list(self.thresholds)
-        return {**super().get_config(), "thresholds": thresholds}
-
     def result(self) -> Any:
         """Returns the mean of 2 TP / (2 TP + FP + FN)."""
         found, wrong = self.positives[:, 1], self.negatives[:, 1]
         total = ops.sum(self.positives, axis=-1) + found + wrong
         return self._mean(2 * found / ops.where(total > 0, total, 1))
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        thresholds = self.thresholds if self.thresholds is None else list(self.thresholds)
+        return {**super().get_config(), "thresholds": thresholds}
+
+    def _cutoffs(self) -> np.ndarray:
+        """Returns the logits of the thresholds, rounded down: no float32 logit lies between."""
+        if self.thresholds is None:
+            return np.zeros(self.num_labels, "float32")
+        exact = cutoffs(self.thresholds)
+        rounded = exact.astype("float32")
+        return np.where(rounded > exact, np.nextafter(rounded, np.float32(-np.inf)), rounded)
 
 
 @keras.saving.register_keras_serializable("keras_lp")

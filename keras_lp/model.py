@@ -154,7 +154,7 @@ class Model(keras.Model):
         sample_weight: Any = None,
         training: bool = True,
     ) -> Any:
-        """Returns the sum of the tasks' losses, each the mean over its labels present."""
+        """Returns the sum of the tasks' losses: the means over the labels present, weighted."""
         if not self._has_own_losses():
             y, y_pred, sample_weight = _mask_missing(self, y, y_pred, sample_weight)
             return super().compute_loss(x, y, y_pred, sample_weight, training)
@@ -177,7 +177,7 @@ class Model(keras.Model):
         """
         losses, counts = {}, {}
         factors = self._loss_weights()
-        for name, head, *example in _by_task(self, y, y_pred, sample_weight):
+        for name, head, *example in by_task(self, y, y_pred, sample_weight):
             loss = self.loss[name] if isinstance(self.loss, Mapping) else self.loss
             value, count = head.compute_loss(loss, *example)
             losses[name] = value * factors[name]
@@ -305,7 +305,7 @@ def _with_epoch_ends(model: keras.Model, arguments: dict[str, Any]) -> dict[str,
     return {**arguments, "callbacks": [_EpochEnd(balancing), *keras.tree.flatten(callbacks or [])]}
 
 
-def _by_task(model: keras.Model, y: Any, y_pred: Any, sample_weight: Any) -> list[tuple[Any, ...]]:
+def by_task(model: keras.Model, y: Any, y_pred: Any, sample_weight: Any) -> list[tuple[Any, ...]]:
     """Returns `(name, head, y, y_pred, sample_weight)` of each task."""
     known = heads(model)
     if y is None:
@@ -334,7 +334,7 @@ def _mask_missing(
 ) -> tuple[Any, Any, Any]:
     masked = {
         name: head.task.mask_missing(*example)
-        for name, head, *example in _by_task(model, y, y_pred, sample_weight)
+        for name, head, *example in by_task(model, y, y_pred, sample_weight)
     }
     if not isinstance(y_pred, Mapping):
         return next(iter(masked.values()))

@@ -11,7 +11,7 @@ import keras
 from keras_lp.assemble import build_and_compile
 from keras_lp.backbones import BackboneLike
 from keras_lp.balanced_step import shared_variables
-from keras_lp.balancing import Balancing, as_balancing
+from keras_lp.balancing import Balancing, as_balancing, fixed_weights
 from keras_lp.features import CACHE_MEMORY
 from keras_lp.freezing import Trainable
 from keras_lp.model import Model
@@ -42,11 +42,16 @@ def multitask_model(
 
     Labels are a dict by task. A missing label is -1 (`Classification`, entries of `MultiLabel`)
     or NaN (`Regression`), or the task's key is absent; it takes no part in the loss, the metrics
-    or what they are divided by. `<task>_loss` is the mean over the labels of a task. `loss` and
-    `val_loss` are the sum of these, each times the task's own `weight` and the number of labels of
-    an example (of `MultiLabel` and `Regression`, its units), whatever the balancing: a weighted sum
-    that moves says nothing. So a task of many rare labels, whose mean loss is small, is not
-    drowned by another.
+    or what they are divided by.
+
+    What is minimised is the sum of the tasks' losses, in which each label of a `MultiLabel` counts
+    as a task of its own: its `<task>_loss`, a mean over labels, counts times their number, also
+    where some are missing. The mean of 28 rare labels is so small that beside another task they
+    would hardly be learned. The other tasks count once: the crossentropy of `Classification`, and
+    the mean square of `Regression`, which is 1 for the best constant prediction. A task's `weight`
+    multiplies that. `loss` and `val_loss` are this sum whatever the balancing, as one whose
+    weights move says nothing; only `balancing="sum"` adds up the means. With SGD the step goes
+    with the size of the loss, with Adam it does not.
 
     Where few examples have a task's label, a batch of all of them has hardly any. A stream of the
     labelled examples and of all, as many of each, gives it enough:
@@ -74,12 +79,12 @@ def multitask_model(
         dropout: rate of a dropout before each head's last layer. Defaults to 0.
         cache_features: as in `lp.transfer_model`, with `trainable="head"`. Defaults to `"auto"`.
         cache_memory: as in `lp.transfer_model`. Defaults to 2 GiB.
-        balancing: how the tasks share the backbone: `"equal"` adds up the losses of an example;
-            `"sum"` adds up the means over labels, as Keras does; a dict has a fixed weight for
-            each task, times its labels of an example; `"uncertainty"` and `"dwa"` weigh the
-            losses; `"gradnorm"`, `"pcgrad"`, `"cagrad"`, `"mgda"` and `"imtl_g"` weigh their
-            gradients of the backbone, which takes a backward pass for each task. Or a
-            `keras_lp.balancing` object with settings of its own, such as
+        balancing: how the tasks share the backbone: `"equal"` adds up their losses as above;
+            `"sum"` adds up the means, also of `MultiLabel`; a dict has a weight a task, which
+            multiplies its loss in `"equal"`. The others balance the losses of `"equal"`:
+            `"uncertainty"` and `"dwa"` weigh them; `"gradnorm"`, `"pcgrad"`, `"cagrad"`, `"mgda"`
+            and `"imtl_g"` weigh their gradients of the backbone, which takes a backward pass a
+            task. Or a `keras_lp.balancing` object with settings of its own, such as
             `lp.balancing.CAGrad(c=0.4)`, or an `lp.Balancing` of yours. `fit` then also shows each
             task's weight (`<task>_weight`) and, with gradients, their mean cosine
             (`gradient_cosine`). Defaults to `"equal"`, which nothing is consistently better than
@@ -127,11 +132,9 @@ def multitask_model(
             )
     known = {name: as_task(task) for name, task in tasks.items()}
     layer = as_balancing(balancing, known)
-    factors = balancing if isinstance(balancing, Mapping) else dict.fromkeys(known, 1.0)
-    if balancing == "sum":
-        factors = {name: 1 / task.labels_per_example for name, task in known.items()}
+    shares = fixed_weights(balancing, known)
     known = {
-        name: dataclasses.replace(task, weight=task.weight * factors[name])
+        name: dataclasses.replace(task, weight=task.weight * shares[name])
         for name, task in known.items()
     }
     model = build_and_compile(

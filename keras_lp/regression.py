@@ -24,7 +24,9 @@ class Regression(Task):
     Labels are `(batch,)` or `(batch, units)` floats; NaN is a missing label, entry by entry. The
     metric is `mae`, the mean absolute error in the units of the labels. The loss is the squared
     error in units of the labels' standard deviation, so that it is of the size of other tasks'
-    losses and the head has little to learn of the scale.
+    losses and the head has little to learn of the scale: 1 is what the best constant prediction
+    has. It is the mean over the units, also beside other tasks: squared errors of many numbers
+    would drown them.
 
     Mean and deviation of each unit are taken from the training labels by the first `fit` (of
     arrays, a data set or a `PyDataset`; data sets are gone through once for it) and stay; they are

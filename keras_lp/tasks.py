@@ -8,14 +8,14 @@ from __future__ import annotations
 import abc
 import dataclasses
 import numbers
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import keras
 import numpy as np
 from keras import ops
 
-from keras_lp.metrics import MacroF1, MeanAveragePrecision
+from keras_lp.metrics import MacroF1, MeanAveragePrecision, cutoffs
 from keras_lp.missing import mask_entries, mask_labels
 
 Classes = int | Sequence[str]
@@ -59,9 +59,9 @@ class Task(abc.ABC):
         """Number of outputs of the head."""
 
     @property
-    def labels_per_example(self) -> int:
-        """How many labels an example has, over which the loss is a mean."""
-        return self.units
+    def label_count(self) -> int:
+        """How often the mean loss counts beside other tasks."""
+        return 1
 
     @abc.abstractmethod
     def make_loss(self) -> keras.losses.Loss:
@@ -215,7 +215,8 @@ class Classification(ClassTask):
 
     Args:
         classes: number of classes (2 or more), or their names in the order of the numbers.
-        weight: what the loss is multiplied by in the sum of the tasks. Defaults to 1.
+        weight: what the loss is multiplied by in the sum of the tasks; that of `MultiLabel` is
+            the sum over its labels there. Defaults to 1.
         class_weight: dict of weights by the number or name of a class; a class that is not in it
             weighs 1. The loss is the weighted mean; metrics are not weighted. Defaults to None.
         label_smoothing: share of each label that is spread over all classes, from 0 to below 1.
@@ -241,10 +242,6 @@ class Classification(ClassTask):
 
     activation: ClassVar[str] = "softmax"
     _least: ClassVar[int] = 2
-
-    @property
-    def labels_per_example(self) -> int:
-        return 1
 
     def make_loss(self) -> keras.losses.Loss:
         if not self.label_smoothing:
@@ -285,8 +282,9 @@ class MultiLabel(ClassTask):
     """Any number of labels at once: the head gives logits, exports add the sigmoid.
 
     Labels are `(batch, classes)` of 0 and 1; an entry of -1 is missing, entry by entry. The loss
-    is the binary crossentropy; the metrics are `f1`, the F1 score at `thresholds`, and
-    `map`, the average precision, both averaged over the labels that have a positive example.
+    is the binary crossentropy, its mean over the entries; beside other tasks the mean counts once
+    for each label, `classes` times. The metrics are `f1`, the F1 score above the thresholds,
+    and `map`, the average precision, both averaged over the labels that have a positive example.
 
     Args:
         classes: number of labels, or their names in order.
@@ -295,43 +293,42 @@ class MultiLabel(ClassTask):
             Defaults to None.
         label_smoothing: moves the targets from 0 and 1 to half of it and 1 less half of it.
             Defaults to 0.
-        thresholds: the probability, between 0 and 1, above which a label counts as present: a
-            number, or one for each label. `lp.choose_thresholds` chooses them on held out
-            examples. Defaults to None, 0.5.
+        thresholds: the probability above which a label is predicted, between 0 and 1: a number
+            for all labels, a list with one a label, or a dict by the number or name of a label,
+            where those not in it have 0.5. The loss knows nothing of them; `f1`,
+            `lp.decode_predictions` and exported files do, and `lp.choose_thresholds` sets them.
+            Defaults to None, 0.5 for all.
         metrics: more Keras metrics beside `f1` and `map`; they see single entries, labels and
             logits of shape `(batch, classes, 1)`. Defaults to none.
         hidden_units: as in `lp.Classification`.
 
     Raises:
-        ValueError: no label, a name twice, or a weight or smoothing out of range.
+        ValueError: no label, a name twice, or a weight, smoothing or threshold out of range.
         TypeError: neither a number nor names; metrics that are not objects of Keras.
 
     Example:
 
     >>> import keras_lp as lp
-    >>> lp.MultiLabel(["sun", "rain", "snow"]).units
+    >>> task = lp.MultiLabel(["sun", "rain", "snow"], thresholds={"snow": 0.2})
+    >>> task.units
     3
+    >>> task.thresholds
+    (0.5, 0.5, 0.2)
     """
-
-    thresholds: float | Sequence[float] | None = dataclasses.field(default=None, kw_only=True)
 
     activation: ClassVar[str] = "sigmoid"
 
+    thresholds: float | Mapping[int | str, float] | Sequence[float] | None = dataclasses.field(
+        default=None, kw_only=True
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.thresholds is None:
-            return
-        try:
-            values = np.broadcast_to(np.asarray(self.thresholds, "float64"), (self.units,))
-            fits = bool(((values > 0) & (values < 1)).all())
-        except (TypeError, ValueError):
-            fits = False
-        if not fits:
-            raise ValueError(
-                "`thresholds` of MultiLabel must be a probability between 0 and 1, or one for each "
-                f"of its {self.units} labels. Received: thresholds={self.thresholds!r}."
-            )
-        object.__setattr__(self, "thresholds", tuple(values.tolist()))
+        object.__setattr__(self, "thresholds", self._thresholds_of_labels())
+
+    @property
+    def label_count(self) -> int:
+        return self.units
 
     def make_loss(self) -> keras.losses.Loss:
         return keras.losses.BinaryCrossentropy(
@@ -339,8 +336,12 @@ class MultiLabel(ClassTask):
         )
 
     def make_metrics(self) -> list[keras.metrics.Metric]:
-        f1 = MacroF1(self.units, self.thresholds)
-        return [f1, MeanAveragePrecision(self.units), *self._new_metrics()]
+        own = [MacroF1(self.units, self.thresholds), MeanAveragePrecision(self.units)]
+        return [*own, *self._new_metrics()]
+
+    def is_predicted(self, logits: Any) -> np.ndarray:
+        """Returns which entries of `(..., classes)` logits are above their threshold."""
+        return np.asarray(logits) > cutoffs(self.probability_thresholds)
 
     def mask_missing(self, y: Any, y_pred: Any, sample_weight: Any = None) -> tuple[Any, Any, Any]:
         return mask_entries(self, y, y_pred, sample_weight)
@@ -363,6 +364,42 @@ class MultiLabel(ClassTask):
                 "Labels of MultiLabel must be 0 or 1, or -1 where the label is missing. "
                 f"Received: {name} with the value {y[wrong].flat[0]!s}."
             )
+
+    @property
+    def probability_thresholds(self) -> np.ndarray:
+        """The thresholds as an array, `(classes,)`, 0.5 where none are set."""
+        given = (0.5,) * self.units if self.thresholds is None else self.thresholds
+        return np.array(given, "float64")
+
+    def _thresholds_of_labels(self) -> tuple[float, ...] | None:
+        """Returns one threshold a label; those not in a dict are 0.5."""
+        given = self.thresholds
+        if given is None:
+            return None
+        if is_number(given):
+            given = [given] * self.units
+        if not isinstance(given, Mapping):
+            values = list(given) if isinstance(given, Iterable) else []
+            if len(values) != self.units:
+                raise ValueError(
+                    "`thresholds` of MultiLabel must be a number for all labels, a list with one a "
+                    "label, or a dict by the number or name of a label. Received: "
+                    f"thresholds={given!r} for {self.units} labels."
+                )
+            given = dict(enumerate(values))
+        names = {name: i for i, name in enumerate(self.class_names)}
+        thresholds = [0.5] * self.units
+        for key, value in given.items():
+            index = names.get(key, key)
+            known = isinstance(index, numbers.Integral) and 0 <= index < self.units
+            if not known or not is_number(value) or not 0 < value < 1:
+                raise ValueError(
+                    "`thresholds` of MultiLabel must be probabilities above 0 and below 1, by the "
+                    f"number or name of the label. Received: {key!r}: {value!r}; the labels are "
+                    f"{list(self.class_names[:20])}."
+                )
+            thresholds[index] = float(value)
+        return tuple(thresholds)
 
 
 def as_task(task: Any) -> Task:

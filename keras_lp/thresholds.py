@@ -1,113 +1,277 @@
-"""Thresholds of labels: the probability above which a label of a `MultiLabel` is present."""
+"""`choose_thresholds`: the probability above which each label is predicted, from validation data.
+
+The largest F1 over all thresholds of a label is found exactly, by one pass over the sorted
+probabilities (Lipton et al., 2014, Thresholding Classifiers to Maximize F1 Score,
+arXiv:1402.1892).
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
-from keras_lp.batches import as_batches
-from keras_lp.heads import Head, heads
+from keras_lp import checks
+from keras_lp.caching import is_arrays, is_batches
+from keras_lp.heads import Head, heads, tasks
 from keras_lp.metrics import MacroF1
+from keras_lp.model import by_task
 from keras_lp.tasks import MultiLabel
 
+_DEFAULT = 0.5
+_BATCH = 32  # examples of arrays at once, as in `predict`
 
-def choose_thresholds(model: keras.Model, validation_data: Any) -> Any:
-    """Chooses for each label the probability above which it counts as present: the best F1.
 
-    A probability of 0.5 is seldom the best threshold of a rare label. For each label of each
-    `MultiLabel` task the threshold with the largest F1 score on held out examples is chosen, in
-    the middle between two neighbouring probabilities; of several the one nearest to 0.5. A label
-    without a positive example keeps 0.5. The thresholds become part of the task in the head:
-    `decode_predictions`, the metric `f1` and exported files use them, and they are saved with the
-    model.
+def choose_thresholds(
+    model: keras.Model, validation_data: Any
+) -> np.ndarray | dict[str, np.ndarray]:
+    """Chooses, for each label, the threshold with the largest F1 on validation data.
 
-    Use examples that the model was not trained on, and more than a few positives of each label:
-    the best threshold of few examples is a chance one.
+    A label is predicted where its probability is above its threshold. The thresholds are kept in
+    the tasks of the model: `evaluate` and `fit` report their `f1` with them from now on,
+    `lp.decode_predictions(..., top=None)` names the labels above them, and they are in `.keras`
+    files, in clones and in the metadata of `lp.export_tflite`. Weights, the optimizer and the loss
+    stay as they are.
+
+    A threshold is midway between two neighbouring probabilities of the label in the data; where
+    several have the same F1 it is the one nearest to 0.5. A label without a positive example gets
+    0.5.
+
+    The thresholds fit the data that they were chosen on. With few positives of a label they
+    overfit: F1 on the same data is too good, and for a label that the model cannot tell apart the
+    best threshold predicts it for every example (Lipton et al.). Choose on data that the model did
+    not train on, and measure on data that chose nothing. Train first: thresholds do not follow
+    later changes of the weights. In a federation, choose between two calls of `fit`.
 
     Args:
-        model: a compiled model from a builder, with a `MultiLabel` task.
-        validation_data: `(x, y)` or `(x, y, sample_weight)` arrays, or a batched
-            `tf.data.Dataset` or `PyDataset`; labels as in `fit`, a missing entry is -1.
+        model: a model that keras_lp built, with one `lp.MultiLabel` task or more. It may be
+            compiled or not.
+        validation_data: `(x, y)` or `(x, y, sample_weight)` arrays, or a finite batched
+            `tf.data.Dataset` or `PyDataset` of such tuples. Labels as in `fit`; entries of -1 do
+            not count, others by their weight.
 
     Returns:
-        The thresholds, an array `(labels,)`; for a model with several outputs a dict of them by
-        task.
+        The thresholds, `(labels,)` probabilities between 0 and 1. For a model whose outputs are a
+        dict (`lp.multitask_model`), a dict of them by task. A task without a label in the data
+        keeps its thresholds and is not in the dict.
 
     Raises:
-        ValueError: a model without a `MultiLabel` task.
-        TypeError: data of another type.
+        ValueError: a model without a `MultiLabel` task; data without one of its labels; labels or
+            inputs that `fit` refuses; outputs that are NaN; a weight below 0.
+        TypeError: data of another type, or labels that are not numbers.
 
     Example:
 
     >>> import numpy as np, keras, keras_lp as lp
-    >>> backbone = keras.Sequential([keras.Input((4,)), keras.layers.Dense(16, "relu")])
-    >>> model = lp.transfer_model(backbone, lp.MultiLabel(["rare", "common"]))
-    >>> x = np.random.default_rng(0).normal(size=(200, 4)).astype("float32")
-    >>> y = (x[:, :2] > [1.5, 0.0]).astype(int)
-    >>> history = lp.fit_head(model, (x[:100], y[:100]), verbose=0)
-    >>> thresholds = lp.choose_thresholds(model, (x[100:], y[100:]))
-    >>> thresholds.shape
-    (2,)
+    >>> x = np.array([[-4], [-3], [-2], [0], [1]], "float32")
+    >>> y = np.array([[0, 0], [0, -1], [1, 0], [1, 0], [1, 0]])
+    >>> backbone = keras.Sequential([keras.Input((1,)), keras.layers.Identity()])
+    >>> model = lp.transfer_model(backbone, lp.MultiLabel(["rain", "snow"]))
+    >>> model.layers[-1].set_raw_weights(np.ones((1, 2)), np.zeros(2))
+    >>> lp.choose_thresholds(model, (x, y)).round(3)  # between sigmoid(-3) and sigmoid(-2)
+    array([0.083, 0.5  ])
+    >>> model.evaluate(x, y, verbose=0, return_dict=True)["f1"]
+    1.0
 
     Reference: Lipton et al., 2014, Thresholding Classifiers to Maximize F1 Score
     (arXiv:1402.1892).
     """
-    known = {n: h for n, h in heads(model).items() if isinstance(h.task, MultiLabel)}
+    known = {name: head for name, head in heads(model).items() if _is_multi_label(head)}
     if not known:
         raise ValueError(
-            "choose_thresholds needs a model with a MultiLabel task. Received: model "
-            f"{model.name!r} with {[type(h.task).__name__ for h in heads(model).values()]}."
+            "choose_thresholds needs a model with an lp.MultiLabel task. Received: model "
+            f"{model.name!r} with the tasks {tasks(model)}. The most probable class of a "
+            "Classification needs no threshold."
         )
-    parts: dict[str, list[tuple[np.ndarray, ...]]] = {name: [] for name in known}
-    for x, y, sample_weight in as_batches(validation_data, "validation_data"):
-        outputs = model.predict_on_batch(x)
-        for name, head in known.items():
-            example = (_of_task(part, name) for part in (y, outputs, sample_weight))
-            masked = head.task.mask_missing(*example)
-            flat = (np.reshape(np.asarray(part), (-1, head.task.units)) for part in masked)
-            parts[name].append(tuple(flat))
-    found = {}
-    for name, head in known.items():
-        y, logits, weight = (np.concatenate(part) for part in zip(*parts[name], strict=True))
-        probabilities = 1 / (1 + np.exp(-logits.astype("float64")))
-        found[name] = np.array(
-            [_best(probabilities[:, i], y[:, i], weight[:, i]) for i in range(head.task.units)]
+    found = {
+        name: _best_thresholds(*columns)
+        for name, columns in _columns(model, known, validation_data).items()
+        if np.any(columns[1:])
+    }
+    if not found:
+        raise ValueError(
+            f"Thresholds of the tasks {list(known)} are chosen on their labels. Received: "
+            "validation_data without one of them of a weight above 0."
         )
-        set_thresholds(model, head, found[name])
+    set_thresholds(model, found)
     return found if isinstance(model.output, Mapping) else next(iter(found.values()))
 
 
-def set_thresholds(model: keras.Model, head: Head, thresholds: np.ndarray) -> None:
-    """Gives a head, and the metric of its task, thresholds."""
-    head.task = dataclasses.replace(head.task, thresholds=thresholds.tolist())
-    metrics = model._compile_config.config["weighted_metrics"]
-    metrics = metrics[head.name] if isinstance(metrics, Mapping) else metrics
-    for metric in keras.tree.flatten(metrics):
-        if isinstance(metric, MacroF1):
-            metric.thresholds = head.task.thresholds
-    model.train_function = model.test_function = None  # they hold the old ones
+def set_thresholds(model: keras.Model, thresholds: Mapping[str, Any]) -> None:
+    """Sets thresholds of tasks by name, in the heads and in the metrics of a compiled model."""
+    known = heads(model)
+    for name, values in thresholds.items():
+        head = known[name]
+        head.task = dataclasses.replace(head.task, thresholds=values)
+    if not getattr(model, "compiled", False):
+        return
+    changed = False
+    for name in thresholds:
+        for metric in _compiled_metrics(model, name):
+            if isinstance(metric, MacroF1) and metric.name == "f1":
+                metric.thresholds = known[name].task.thresholds
+                changed = True
+    if changed:
+        _forget_traced(model)
 
 
-def _of_task(part: Any, name: str) -> Any:
-    return part.get(name) if isinstance(part, Mapping) else part
+def best_threshold(
+    probabilities: np.ndarray, positives: np.ndarray, negatives: np.ndarray
+) -> float:
+    """Returns the threshold of one label with the largest F1.
+
+    Args:
+        probabilities: of the label, `(n,)`.
+        positives: how much each example counts as one with the label, `(n,)`, 0 or more.
+        negatives: the same for one without it.
+    """
+    counts = positives + negatives > 0
+    total = positives.sum()
+    if not total > 0:
+        return _DEFAULT
+    values, places = np.unique(probabilities[counts], return_inverse=True)
+    # Summed from the most probable on: what a threshold just below each value would predict.
+    found, wrong = (
+        np.cumsum(np.bincount(places, part[counts], len(values))[::-1])[::-1]
+        for part in (positives, negatives)
+    )
+    f1 = 2 * found / (total + found + wrong)
+    thresholds = (np.concatenate([[0], values[:-1]]) + values) / 2
+    f1[thresholds == 0] = 0  # a probability of 0 is above no threshold
+    best = thresholds[f1 >= f1.max() * (1 - 1e-12)] if f1.max() > 0 else np.array([_DEFAULT])
+    return float(best[np.argmin(np.abs(best - _DEFAULT))])
 
 
-def _best(probabilities: np.ndarray, y: np.ndarray, weight: np.ndarray) -> float:
-    """Returns the threshold with the largest F1 score."""
-    present = weight * (y > 0.5)
-    if not present.sum() > 0:
-        return 0.5
-    kept = weight > 0
-    order = np.argsort(-probabilities[kept], kind="stable")
-    p = probabilities[kept][order]
-    found, chosen = np.cumsum(present[kept][order]), np.cumsum(weight[kept][order])
-    last = np.append(p[1:] < p[:-1], True)  # of those that are equally probable
-    below = np.append(p[1:], 0)
-    thresholds = (p + below)[last] / 2
-    scores = (2 * found / (chosen + present.sum()))[last]
-    best = np.isclose(scores, scores.max(), rtol=1e-12)
-    return float(min(thresholds[best], key=lambda value: abs(value - 0.5)))
+def _best_thresholds(
+    logits: np.ndarray, positives: np.ndarray, negatives: np.ndarray
+) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        exact = 1 / (1 + np.exp(-logits))
+    # float32 as outputs are, of a phone too: a threshold between values that round to one would
+    # tell them apart in here only.
+    probabilities = exact.astype("float32").astype("float64")
+    columns = zip(probabilities.T, positives.T, negatives.T, strict=True)
+    return np.array([best_threshold(*column) for column in columns])
+
+
+def _columns(
+    model: keras.Model, known: Mapping[str, Head], data: Any
+) -> dict[str, tuple[np.ndarray, ...]]:
+    """Returns logits and the weights of positives and negatives by task, `(n, labels)` each."""
+    pieces: dict[str, list[tuple[np.ndarray, ...]]] = {name: [] for name in known}
+    for x, y, sample_weight in _batches(data):
+        if y is not None:
+            if isinstance(model.output, Mapping):
+                checks.check_label_names(tasks(model), y, " of validation_data")
+            checks.check_examples(tasks(model), x, y, " of validation_data")
+        outputs = model.predict_on_batch(x)
+        for name, head, *example in by_task(model, y, outputs, sample_weight):
+            if name in known:
+                pieces[name].append(_piece(name, head, *example))
+    if not all(pieces.values()):
+        raise ValueError("`validation_data` must have a batch. Received: an empty data set.")
+    return {
+        name: tuple(np.concatenate(parts) for parts in zip(*found, strict=True))
+        for name, found in pieces.items()
+    }
+
+
+def _piece(name: str, head: Head, y: Any, y_pred: Any, sample_weight: Any) -> tuple[Any, ...]:
+    units = head.task.units
+    y, logits, weight = (
+        np.asarray(part, "float64").reshape(-1, units)
+        for part in head.task.mask_missing(y, tf.convert_to_tensor(y_pred), sample_weight)
+    )
+    if np.isnan(logits).any():
+        raise ValueError(
+            f"Outputs must be numbers to choose thresholds. Received: NaN of the task {name!r}. "
+            "The training may have diverged: try a smaller learning rate."
+        )
+    if not (weight >= 0).all():
+        raise ValueError(
+            "Weights of examples must be 0 or more to choose thresholds. Received: "
+            f"sample_weight with the value {weight[~(weight >= 0)][0]}."
+        )
+    return logits, weight * y, weight * (1 - y)
+
+
+def _batches(data: Any) -> Iterator[tuple[Any, Any, Any]]:
+    """Yields `(x, y, sample_weight)`, the last two None where they are not there."""
+    if isinstance(data, (tuple, list)) and len(data) in (2, 3):
+        parts = _arrays(*data)
+        for start in range(0, len(keras.tree.flatten(parts)[0]), _BATCH):
+            rows = slice(start, start + _BATCH)
+            yield keras.tree.map_structure(
+                lambda part, rows=rows: None if part is None else part[rows], parts
+            )
+    elif is_batches(data):
+        count = data.num_batches if isinstance(data, keras.utils.PyDataset) else 0
+        batches = (data[i] for i in range(count)) if count else data
+        for batch in batches:
+            yield keras.utils.unpack_x_y_sample_weight(batch)
+    else:
+        raise TypeError(
+            "`validation_data` must be (x, y) or (x, y, sample_weight) arrays, or a finite batched "
+            "tf.data.Dataset or PyDataset. Received: validation_data of type "
+            f"{type(data).__name__}. Limit a data set that repeats with `.take(n)`; make arrays of "
+            "what a generator gives."
+        )
+
+
+def _arrays(x: Any, y: Any, sample_weight: Any = None) -> tuple[Any, Any, Any]:
+    x = keras.tree.map_structure(_as_array, x)
+    y, sample_weight = (
+        {name: _as_array(own) for name, own in part.items() if own is not None}
+        if isinstance(part, Mapping)
+        else _as_array(part)
+        for part in (y, sample_weight)
+    )
+    leaves = [leaf for leaf in keras.tree.flatten([x, y, sample_weight]) if leaf is not None]
+    counts = {tuple(leaf.shape[:1]) for leaf in leaves}
+    if not is_arrays(x) or len(counts) != 1 or counts & {(), (0,)}:
+        raise ValueError(
+            "The arrays of `validation_data` must have as many examples each, at least one. "
+            f"Received: arrays of the shapes {[tuple(leaf.shape) for leaf in leaves[:5]]}."
+        )
+    return x, y, sample_weight
+
+
+def _as_array(leaf: Any) -> Any:
+    return leaf if leaf is None or isinstance(leaf, tf.Tensor) else np.asarray(leaf)
+
+
+def _is_multi_label(head: Head) -> bool:
+    return isinstance(head.task, MultiLabel)
+
+
+def _compiled_metrics(model: keras.Model, name: str) -> list[Any]:
+    """Returns what a model was compiled with as metrics of one task."""
+    found = []
+    for argument in ("metrics", "weighted_metrics"):
+        given = model._compile_config.config.get(argument)
+        if isinstance(given, Mapping):
+            given = given.get(name)
+        elif len(heads(model)) > 1:  # a list with one entry an output
+            by_output = dict(zip(model.output_names, given or (), strict=False))
+            given = by_output.get(name)
+        found += keras.tree.flatten(given)
+    return found
+
+
+def _forget_traced(model: keras.Model) -> None:
+    """Makes a compiled model trace its steps anew: metrics of before are constants in them.
+
+    As `compile` would, but the optimizer's state and what trains stay as they are. Functions are
+    made anew, and not left out, as a `fit` that a callback was called from goes on with them.
+    """
+    if model.train_function is not None:
+        model.make_train_function(force=True)
+    if model.test_function is not None:
+        model.make_test_function(force=True)
+    vars(model).pop("_several_steps", None)  # of `caching`, from the last `fit`
+    compiled = model._compile_config  # a federation looks whether it is a new one
+    model._compile_config = type(compiled)(**compiled.config)

@@ -358,8 +358,10 @@ def test_fine_tuning_keeps_the_balancing(build, examples):
     ("balancing", "error", "message"),
     [
         ("cagra", ValueError, "Did you mean 'cagrad'"),
+        ("mean", ValueError, "'equal', 'sum', 'uncertainty'"),
         ({"digit": 1.0}, ValueError, "a weight for each of the tasks"),
         ({"digit": 1.0, "odd": -1.0, "size": 1.0}, ValueError, "a number of 0 or more"),
+        ({"digit": 1.0, "odd": "2", "size": 1.0}, ValueError, "Each weight of `balancing`"),
         (3, TypeError, "a name, a dict of weights by task"),
     ],
 )
@@ -400,48 +402,3 @@ def test_losses_that_are_not_the_tasks_own_are_refused(build, examples):
 def test_federation_refuses_a_balanced_model(build):
     with pytest.raises(ValueError, match=r"add up the losses.*by MGDA"):
         lp.FederatedAveraging(build("mgda"))
-
-
-def test_the_default_sum_counts_every_label_of_an_example(mlp, digits):
-    x, y = digits
-    kinds = {
-        "digit": lp.Classification(10, weight=0.5),
-        "marks": lp.MultiLabel(3),
-        "value": lp.Regression(2, mean=0, std=1),
-    }
-    labels = {
-        "digit": y,
-        "marks": np.stack([y % 2, y > 4, y % 3 == 0], 1),
-        "value": np.stack([y / 9, y**2 / 81], 1),
-    }
-    for balancing, factors in [
-        ("equal", (0.5, 3, 2)),
-        ("sum", (0.5, 1, 1)),
-        ({"digit": 2.0, "marks": 0.1, "value": 1.0}, (1.0, 0.3, 2)),
-        ("uncertainty", (0.5, 3, 2)),
-    ]:
-        model = lp.multitask_model(mlp(), kinds, balancing=balancing)
-        logs = model.evaluate(x, labels, verbose=0, return_dict=True)
-        expected = sum(f * logs[f"{name}_loss"] for f, name in zip(factors, kinds, strict=True))
-        assert logs["loss"] == pytest.approx(expected, rel=1e-5)
-        single = lp.finetune_model(model, learning_rate=1e-3)  # compiles again
-        again = single.evaluate(x, labels, verbose=0, return_dict=True)
-        assert again["loss"] == pytest.approx(expected, rel=1e-5)
-
-
-def test_rare_labels_learn_next_to_another_task():
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(3000, 40)).astype("float32")
-    rare = (x @ rng.normal(size=(40, 28)) / 40**0.5 > 2.0).astype(int)
-    topic = (x @ rng.normal(size=(40, 4))).argmax(1)
-    recall = {}
-    for balancing in ("equal", "sum"):
-        keras.utils.set_random_seed(0)
-        network = keras.Sequential([keras.Input((40,)), keras.layers.Dense(64, "relu")])
-        tasks = {"rare": lp.MultiLabel(28), "topic": 4}
-        model = lp.multitask_model(network, tasks, pretrained=False, balancing=balancing)
-        model.fit(x, {"rare": rare, "topic": topic}, epochs=15, verbose=0)
-        found = model.predict(x, verbose=0)["rare"] > 0
-        recall[balancing] = (found & (rare > 0)).sum() / rare.sum()
-    assert recall["equal"] > 0.3
-    assert recall["sum"] < 0.1

@@ -126,6 +126,34 @@ def test_the_backbone_runs_once_a_client_and_not_for_data_that_may_change(mlp, d
     assert len(calls) == 6
 
 
+def test_thresholds_chosen_between_two_fits_change_f1_and_nothing_else(mlp, digits, tmp_path):
+    """The federation goes on, its checkpoints too; its f1 is Keras's with the new thresholds."""
+    x, y = digits
+    tags = np.stack([y == 3, y % 2 == 0, y > 7], axis=-1).astype("int32")
+    clients = {"a": (x[:120], tags[:120]), "b": (x[120:], tags[120:])}
+    weights, logs = [], []
+    for chosen in (False, True):
+        keras.utils.set_random_seed(0)
+        model = lp.transfer_model(mlp(), lp.MultiLabel(3), optimizer="sgd", learning_rate=0.1)
+        federated = lp.FederatedAveraging(model)
+        arguments = {"verbose": 0, "checkpoint_dir": tmp_path / str(chosen)}
+        federated.fit(clients, 1, **arguments)
+        before = federated.evaluate(clients)
+        if chosen:
+            thresholds = lp.choose_thresholds(model, (x, tags))
+            found = federated.evaluate(clients)
+            expected = model.evaluate(x, tags, verbose=0, return_dict=True)
+            assert found["f1"] == pytest.approx(expected["f1"], abs=1e-6)
+            assert found["f1"] > before["f1"] + 0.05
+            assert found["loss"] == pytest.approx(before["loss"], abs=1e-6)
+        logs.append(federated.fit(clients, 1, **arguments).history)
+        weights.append(model.get_weights())
+    same(*weights, atol=0)
+    assert logs[0]["loss"] == logs[1]["loss"]
+    assert logs[0]["f1"][-1] != logs[1]["f1"][-1]
+    assert model.get_layer("predictions").task.thresholds == tuple(thresholds)
+
+
 def test_lora_trains_its_adapters_as_keras_does(mlp, digits):
     def adapted():
         keras.utils.set_random_seed(2)

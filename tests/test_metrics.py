@@ -54,6 +54,34 @@ def test_f1_equals_scikit_learns_macro_average():
     assert f1 == pytest.approx(sklearn.f1_score(y, logits > 0, average="macro"), abs=1e-6)
 
 
+def test_f1_with_thresholds_equals_scikit_learns():
+    y, logits = rare_labels(missing=0)
+    y, logits, thresholds = y[:, :4], logits[:, :4], [0.2, 0.7, 0.5, 0.05]
+    task = lp.MultiLabel(4, thresholds=thresholds)
+    f1 = float(updated(task.make_metrics()[0], task, y, logits).result())
+    chosen = 1 / (1 + np.exp(-logits.astype("float64"))) > thresholds
+    assert f1 == pytest.approx(sklearn.f1_score(y, chosen, average="macro"), abs=1e-6)
+
+
+def test_a_threshold_tells_neighbouring_float32_logits_apart():
+    """Midway between two logits with nothing between them, the upper one alone is above."""
+    lower = np.random.default_rng(0).normal(size=200, scale=3).astype("float32")
+    upper = np.nextafter(lower, np.float32(np.inf))
+    middle = (lower.astype("float64") + upper) / 2
+    task = lp.MultiLabel(200, thresholds=1 / (1 + np.exp(-middle)))
+    for logits, above in ((lower, 0.0), (upper, 1.0)):
+        (metric, *_) = task.make_metrics()
+        metric.update_state(np.ones((1, 200)), logits[None])
+        assert float(metric.result()) == above
+        assert task.is_predicted(logits).all() == bool(above)
+
+
+def test_a_probability_of_exactly_the_threshold_is_not_above_it():
+    metric = lp.MultiLabel(2, thresholds=0.5).make_metrics()[0]
+    metric.update_state([[1, 1]], [[0.0, 1e-30]])
+    assert float(metric.result()) == 0.5
+
+
 @pytest.mark.parametrize("index", [0, 1])
 def test_states_of_parts_add_up_to_that_of_all(index):
     y, logits = rare_labels()
@@ -67,9 +95,10 @@ def test_states_of_parts_add_up_to_that_of_all(index):
     assert float(first.result()) == pytest.approx(float(whole.result()), abs=1e-6)
 
 
+@pytest.mark.parametrize("thresholds", [None, 0.3])
 @pytest.mark.parametrize("index", [0, 1])
-def test_config_gives_the_same_metric(index):
-    metric = lp.MultiLabel(5).make_metrics()[index]
+def test_config_gives_the_same_metric(index, thresholds):
+    metric = lp.MultiLabel(5, thresholds=thresholds).make_metrics()[index]
     again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(metric))
     assert type(again) is type(metric)
     assert again.get_config() == metric.get_config()

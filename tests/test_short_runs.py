@@ -1,7 +1,6 @@
 """Short runs: moving averages that keep up, and a line where training ended too early."""
 
 import keras
-import numpy as np
 import pytest
 import tensorflow as tf
 

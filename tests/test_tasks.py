@@ -37,6 +37,14 @@ def test_a_number_names_the_classes_by_their_index():
         (lambda: lp.Classification(["a", "b"], class_weight={"c": 1}), ValueError, "'c': 1"),
         (lambda: lp.MultiLabel(2, class_weight={0: -1.0}), ValueError, "0: -1.0"),
         (lambda: lp.MultiLabel(2, label_smoothing=1), ValueError, "label_smoothing=1"),
+        (lambda: lp.MultiLabel(2, thresholds=1), ValueError, "above 0 and below 1.*0: 1; the"),
+        (lambda: lp.MultiLabel(2, thresholds=[0.5, 0.0]), ValueError, "1: 0.0"),
+        (lambda: lp.MultiLabel(2, thresholds=[0.5, nan]), ValueError, "1: nan"),
+        (lambda: lp.MultiLabel(2, thresholds=[0.5]), ValueError, r"\[0.5\] for 2 labels"),
+        (lambda: lp.MultiLabel(2, thresholds="ab"), ValueError, "0: 'a'"),
+        (lambda: lp.MultiLabel(2, thresholds=True), ValueError, "thresholds=True"),
+        (lambda: lp.MultiLabel(["a", "b"], thresholds={"c": 0.5}), ValueError, "'c': 0.5; the lab"),
+        (lambda: lp.MultiLabel(2, thresholds={2: 0.5}), ValueError, "2: 0.5"),
         (lambda: lp.Classification(3, metrics=["auc"]), TypeError, "keras.metrics objects"),
         (lambda: lp.Regression(hidden_units=8), TypeError, "list of layer sizes"),
         (lambda: lp.Regression(hidden_units=[0]), ValueError, "integer of 1 or more"),
@@ -55,6 +63,7 @@ def test_wrong_tasks_are_refused(make, error, message):
         lp.Classification(3),
         lp.Classification(["a", "b"], class_weight={"b": 2.0}, label_smoothing=0.1, weight=0.5),
         lp.MultiLabel(2, class_weight={0: 3.0}, hidden_units=[4]),
+        lp.MultiLabel(["a", "b"], thresholds={"b": 0.2}),
         lp.Regression(4, mean=1, std=[1, 2, 3, 4]),
     ],
 )
@@ -173,6 +182,35 @@ def test_decode_predictions_of_several_tasks_is_a_dict(mlp):
     )
     assert decoded["tags"] == [[("y", pytest.approx(1 / (1 + np.exp(-2.0))))]]
     assert decoded["age"].tolist() == [[41.0]]
+
+
+def test_thresholds_are_one_a_label_however_they_are_given():
+    for thresholds in ([0.5, 0.2], (0.5, 0.2), np.array([0.5, 0.2]), {"b": 0.2}, {1: 0.2}):
+        assert lp.MultiLabel(["a", "b"], thresholds=thresholds).thresholds == (0.5, 0.2)
+    assert lp.MultiLabel(3, thresholds=0.3).thresholds == (0.3, 0.3, 0.3)
+    assert lp.MultiLabel(2).thresholds is None
+
+
+def test_decode_predictions_gives_the_answer_of_each_task(mlp):
+    tasks = {
+        "tags": lp.MultiLabel(["x", "y", "z"], thresholds={"z": 0.9}),
+        "pet": ["cat", "dog"],
+        "age": lp.Regression(),
+    }
+    model = lp.multitask_model(mlp(), tasks)
+    outputs = {
+        "tags": np.array([[1.0, 2.0, 2.1], [0.0, -1.0, 2.3]]),  # sigmoid(2.1) is 0.89
+        "pet": np.array([[0.0, 1.0], [3.0, 1.0]]),
+        "age": np.array([[41.0], [3.0]]),
+    }
+    decoded = lp.decode_predictions(model, outputs, top=None)
+    assert [[name for name, _ in row] for row in decoded["tags"]] == [["y", "x"], ["z"]]
+    assert [[name for name, _ in row] for row in decoded["pet"]] == [["dog"], ["cat"]]
+    assert decoded["age"].tolist() == [[41.0], [3.0]]
+    several = lp.decode_predictions(model, outputs, top=2)["tags"]
+    assert [[name for name, _ in row] for row in several] == [["z", "y"], ["z", "x"]]
+    with pytest.raises(ValueError, match="1 or more, or None"):
+        lp.decode_predictions(model, outputs, top=0)
 
 
 def test_decode_predictions_refuses_what_it_cannot_name(mlp):

@@ -15,6 +15,9 @@ import keras_lp as lp
 from keras_lp.tflite import contents
 from keras_lp.tflite.__main__ import main
 from keras_lp.tflite.contents import read_contents
+from keras_lp.tflite.metadata import read_least_scores
+
+from .conftest import with_random_heads
 
 Interpreter = pytest.importorskip("ai_edge_litert.interpreter").Interpreter
 
@@ -74,6 +77,44 @@ def test_labels_of_every_output_are_found_by_its_tensor(tmp_path):
 def test_one_output_has_its_labels_in_labels_txt(tmp_path):
     found = exported(lp.transfer_model(network(), ["Katze", "Köter"]), tmp_path / "m.tflite")
     assert found.files == {"labels.txt": "Katze\nKöter"}
+
+
+def test_thresholds_are_the_least_scores_of_the_output(tmp_path):
+    tags = lp.MultiLabel(["sun", "rain", "snow"], thresholds=[0.5, 1 / 3, 0.0123456789])
+    more = lp.MultiLabel(["a", "b"])
+    path = tmp_path / "m.tflite"
+    found = exported(lp.multitask_model(network(), {"tags": tags, "more": more, "kind": 2}), path)
+    thresholds = {tensor.name: found.thresholds(tensor) for tensor in found.outputs}
+    assert thresholds == {"tags": list(tags.thresholds), "more": [], "kind": []}
+    least = {tensor.name: tensor.metadata.least_score for tensor in found.outputs}
+    assert least == {"tags": pytest.approx(0.0123456789), "more": None, "kind": None}
+    with zipfile.ZipFile(path) as archive:  # where phone clients look
+        lines = archive.read("thresholds_tags.txt").decode().split("\n")
+    assert [line.split(",")[:3] for line in lines] == [["1", "1", "0"]] * 3
+    assert [float(line.split(",")[3]) for line in lines] == list(tags.thresholds)
+
+
+def test_thresholds_that_were_chosen_are_written_and_change_no_output(tmp_path, pictures):
+    model = with_random_heads(lp.transfer_model(network(), lp.MultiLabel(["x", "y"])))
+    plain = exported(model, tmp_path / "plain.tflite")
+    assert plain.files == {"labels.txt": "x\ny"}
+    thresholds = lp.choose_thresholds(model, (pictures, np.array([[0, 1], [1, 0], [0, 1]])))
+    found = exported(model, tmp_path / "chosen.tflite")
+    (output,) = found.outputs
+    assert found.thresholds(output) == thresholds.tolist()
+    results = [
+        Interpreter(str(tmp_path / name)).get_signature_runner()(picture=pictures[:1].astype("f4"))
+        for name in ("plain.tflite", "chosen.tflite")
+    ]
+    np.testing.assert_array_equal(*(result["predictions"] for result in results))
+    model.save(tmp_path / "model.keras")  # the path of a file will do as well
+    again = exported(tmp_path / "model.keras", tmp_path / "again.tflite")
+    assert again.thresholds(again.outputs[0]) == thresholds.tolist()
+
+
+def test_a_calibration_of_someone_else_has_no_thresholds():
+    for text in ("", "1,1,0", "1,1,0,0.5\n", "1,1,0,0.5\n\n1,1,0,0.2", "1,1,0,x"):
+        assert read_least_scores(text) == ([0.5] if text == "1,1,0,0.5\n" else [])
 
 
 def test_raw_pictures_need_no_normalisation(tmp_path):
@@ -184,6 +225,19 @@ def test_mediapipe_shows_every_task(mediapipe, tmp_path, pictures):
     assert {k: v for head in first for k, v in head.items()} == pytest.approx(expected, abs=1e-3)
 
 
+def test_mediapipe_shows_the_labels_above_their_thresholds_alone(mediapipe, tmp_path, pictures):
+    names = ["a", "b", "c", "d"]
+    model = with_random_heads(lp.transfer_model(network(), lp.MultiLabel(names)))
+    scores = np.asarray(keras.ops.sigmoid(model(pictures.astype("float32"))))
+    y = scores > np.median(scores, axis=0)
+    lp.choose_thresholds(model, (pictures, y))
+    exported(model, tmp_path / "m.tflite")
+    answers = lp.decode_predictions(model, model.predict(pictures, verbose=0), top=None)
+    assert len({len(answer) for answer in answers}) > 1
+    for (shown,), answer in zip(mediapipe(tmp_path / "m.tflite", pictures), answers, strict=True):
+        assert shown == pytest.approx(dict(answer), abs=1e-3)
+
+
 # The command line
 
 
@@ -202,6 +256,16 @@ def test_inspect_prints_what_is_in_a_file(tmp_path, capsys):
         "labels.txt, 20 lines",
     ):
         assert line in printed
+
+
+def test_inspect_prints_thresholds_beside_their_labels(tmp_path, capsys):
+    path = tmp_path / "m.tflite"
+    task = lp.MultiLabel(["sun", "snow"], thresholds={"snow": 0.123456})
+    lp.export_tflite(lp.transfer_model(network(), task), path, verify=False)
+    assert main(["inspect", str(path)]) == 0
+    printed = capsys.readouterr().out
+    assert "labels sun > 0.5, snow > 0.123\n" in printed
+    assert "thresholds.txt, 2 lines" in printed
 
 
 def test_inspect_finds_flex_operations_in_every_subgraph(tmp_path):

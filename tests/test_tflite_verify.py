@@ -46,6 +46,14 @@ def off(monkeypatch, change):
 # What it measures
 
 
+def test_answers_of_labels_are_those_above_their_thresholds():
+    task = lp.MultiLabel(2, thresholds=[0.2, 0.9])
+    values = np.array([[0.3, 0.8], [0.1, 0.95]])
+    decided = Output("l", task, "sigmoid", "labels").decide(values)
+    assert decided.tolist() == [[True, False], [False, True]]
+    assert LABELS.decide(values).tolist() == [[False, True], [False, True]]
+
+
 def test_accuracy_of_both_with_labels(model, digits, tmp_path):
     x, y = digits
     y = np.where(np.arange(200) % 2, y, -1)  # half of them are missing

@@ -114,7 +114,8 @@ class Checkpoints:
 def describe_model(model: keras.Model) -> dict[str, str]:
     """Returns digests of what makes a model the same one after a restart.
 
-    Names do not count: Keras numbers them anew in each process. Neither do weights that train.
+    Names do not count: Keras numbers them anew in each process. Neither do weights that train, nor
+    the thresholds of labels, which training knows nothing of.
     """
     layers = model._flatten_layers(include_self=False)
     shapes = [
@@ -147,7 +148,7 @@ def _without_names(config: Any, names: dict[str, str]) -> Any:
         return {
             key: _without_names(value, names)
             for key, value in config.items()
-            if key not in ("seed", "build_config", "compile_config")
+            if key not in ("seed", "build_config", "compile_config", "thresholds")
             and not (key == "name" and value not in names)
         }
     if isinstance(config, (list, tuple)):
@@ -164,7 +165,8 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (keras.optimizers.Optimizer, keras.losses.Loss, keras.metrics.Metric)):
         own = value.get_config().items()
         # The rate may be changed by callbacks; the one from the start is a setting of its own.
-        config = {key: part for key, part in own if key not in ("name", "learning_rate")}
+        left_out = ("name", "learning_rate", "thresholds")
+        config = {key: part for key, part in own if key not in left_out}
         return [type(value).__name__, json.dumps(config, default=_plain, sort_keys=True)]
     if value is None or isinstance(value, (bool, int, float, str)):
         return value

@@ -40,7 +40,7 @@ def check_model(model: Any) -> None:
         raise ValueError(
             "Clients add up the losses of their tasks, by fixed weights at most. Received: model "
             f"{model.name!r} with balancing by {type(balancing_of(model)).__name__}. Build it with "
-            'balancing="equal" or a dict of weights.'
+            'balancing="equal", "sum" or a dict of weights.'
         )
     if type(model).train_step not in (keras.Model.train_step, Model.train_step):
         raise ValueError(

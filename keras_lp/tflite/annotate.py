@@ -1,4 +1,4 @@
-"""Which metadata the file of a model gets: its labels, its vocabulary, what to do to a pixel."""
+"""Which metadata the file of a model gets: labels, thresholds, a vocabulary, what pixels need."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from keras_lp import checks
 from keras_lp.regression import Regression
 from keras_lp.tflite.contents import read_contents
 from keras_lp.tflite.interface import Output, input_names, outputs, vocabulary_sizes
-from keras_lp.tflite.metadata import TensorMetadata, write_metadata
+from keras_lp.tflite.metadata import TensorMetadata, least_scores, write_metadata
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +20,12 @@ class TFLiteMetadata:
 
     The model knows the names of its classes. Pictures come as raw values from 0 to 255, which is
     how models of keras_lp with a named backbone take them.
+
+    Thresholds of a `MultiLabel` (`lp.choose_thresholds`) are written too. The model's outputs stay
+    the probabilities, but a client that follows the metadata, as MediaPipe does, shows only labels
+    above their threshold: the file of the output's score calibration leaves scores as they are and
+    has the thresholds as the least score of each label, below which a score is 0, and the least
+    threshold is the score threshold of the output.
 
     Args:
         vocabulary: the tokens in the order of their ids, for the input that holds ids: written as
@@ -131,16 +137,18 @@ def _output(output: Output, several: bool, files: dict[str, str]) -> TensorMetad
         _check_lines("classes", output.class_names)
         name = f"labels_{output.name}.txt" if several else "labels.txt"
         files[name] = "\n".join(output.class_names)
-    thresholds = getattr(output.task, "thresholds", None)
-    if thresholds is not None:
-        file = f"thresholds_{output.name}.txt" if several else "thresholds.txt"
-        files[file] = "\n".join(f"{value:.6g}" for value in thresholds)
-        description = f"Probabilities; a label is present above its value in {file}."
-    elif isinstance(output.task, Regression):
+    calibration = ""
+    if output.thresholds:
+        calibration = f"thresholds_{output.name}.txt" if several else "thresholds.txt"
+        files[calibration] = least_scores(output.thresholds)
+    if isinstance(output.task, Regression):
         description = "Values in the units of the labels."
     else:
         description = "" if output.kind == "values" else "Probabilities."
-    return TensorMetadata(output.name, description, labels=name)
+    least = min(output.thresholds, default=None)
+    return TensorMetadata(
+        output.name, description, labels=name, calibration=calibration, least_score=least
+    )
 
 
 def _check_lines(argument: str, texts: Sequence[str]) -> None:

@@ -13,7 +13,12 @@ from pathlib import Path
 from tensorflow.lite.python import schema_py_generated as schema
 
 from keras_lp.text_table import text_table
-from keras_lp.tflite.metadata import TensorMetadata, associated_files, read_metadata
+from keras_lp.tflite.metadata import (
+    TensorMetadata,
+    associated_files,
+    read_least_scores,
+    read_metadata,
+)
 
 _SHOWN = 12  # labels
 
@@ -84,9 +89,8 @@ class Contents:
         return self.files[name].splitlines() if name in self.files else []
 
     def thresholds(self, tensor: Tensor) -> list[float]:
-        """The thresholds of an output, in the order of its labels; empty without any."""
-        name = tensor.metadata.labels.replace("labels", "thresholds", 1)
-        return [float(line) for line in self.files.get(name, "").splitlines()]
+        """The thresholds of an output's labels, empty where the file has none."""
+        return read_least_scores(self.files.get(tensor.metadata.calibration, ""))
 
     def _listed(self, tensors: list[Tensor]) -> str:
         """Names, and types too where there are signatures that are not told above."""
@@ -100,11 +104,10 @@ class Contents:
             notes.append(f"(pixel - {mean:g}) / {std:g}")
         if labels := self.labels(tensor):
             more = f" and {len(labels) - _SHOWN} more" if len(labels) > _SHOWN else ""
+            thresholds = self.thresholds(tensor)
+            if len(thresholds) == len(labels):
+                labels = [f"{a} > {b:.3g}" for a, b in zip(labels, thresholds, strict=True)]
             notes.append(f"labels {', '.join(labels[:_SHOWN])}{more}")
-        if thresholds := self.thresholds(tensor):
-            more = f" and {len(thresholds) - _SHOWN} more" if len(thresholds) > _SHOWN else ""
-            shown = ", ".join(f"{value:.3g}" for value in thresholds[:_SHOWN])
-            notes.append(f"present above {shown}{more}")
         if tensor.metadata.vocabulary:
             notes.append(f"vocabulary in {tensor.metadata.vocabulary}")
         return [tensor.name, str(tensor), "; ".join(notes)]

@@ -50,8 +50,9 @@ def export_tflite(
 
     - without quantization the largest difference may be 1e-4, with `"float16"` 1e-2: of
       probabilities, or of values as a share of their range over the examples;
-    - with `"dynamic"` and `"int8"` 0.95 of the answers must agree (the most probable class, or each
-      entry above 0.5 for MultiLabel); for values the mean difference may be 0.05 of their range.
+    - with `"dynamic"` and `"int8"` 0.95 of the answers must agree (the most probable class, or for
+      MultiLabel each entry, above its threshold or not); for values the mean difference may be 0.05
+      of their range.
 
     An output that hardly varies over the examples is reported as "cannot be verified", as a file
     that always gives the same would pass too.
@@ -66,9 +67,9 @@ def export_tflite(
         calibration_data: for `"int8"`, examples like those on the phone, of which 300 are used:
             inputs, `(inputs, labels)` or a batched `tf.data.Dataset`. Defaults to None.
         batch_size: how many examples the file takes at once. Defaults to 1.
-        metadata: True writes the names of the classes and what to do to a pixel where phone
-            clients look for them (MediaPipe needs them); `lp.TFLiteMetadata` adds a vocabulary
-            and more; False writes none. Defaults to True.
+        metadata: True writes the names of the classes, the thresholds of labels and what to do
+            to a pixel where phone clients look for them (MediaPipe needs them);
+            `lp.TFLiteMetadata` adds a vocabulary and more; False writes none. Defaults to True.
         verify: whether to run and compare the file. Defaults to True.
         verification_data: examples to compare on, as `calibration_data`; with labels the report
             has the accuracy of both. Defaults to None: the calibration data (1,000 of them), else

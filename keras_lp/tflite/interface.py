@@ -12,7 +12,7 @@ import numpy as np
 
 from keras_lp.heads import Head
 from keras_lp.model import input_structure
-from keras_lp.tasks import ClassTask, Task
+from keras_lp.tasks import ClassTask, MultiLabel, Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +37,11 @@ class Output:
         """The names of the entries, empty where nobody named them."""
         return self.task.class_names if isinstance(self.task, ClassTask) else ()
 
+    @property
+    def thresholds(self) -> tuple[float, ...]:
+        """The thresholds of the entries, empty where nobody set them."""
+        return (self.task.thresholds or ()) if isinstance(self.task, MultiLabel) else ()
+
     def activate(self, raw: np.ndarray) -> np.ndarray:
         """Adds the activation, in NumPy: a comparison must not stand on what it checks."""
         if self.activation == "softmax":
@@ -48,7 +53,7 @@ class Output:
         """The answers that probabilities stand for: class numbers, or a bool an entry."""
         if self.kind == "classes":
             return values.argmax(-1)
-        return values > np.asarray(getattr(self.task, "thresholds", None) or 0.5)
+        return values > (np.array(self.thresholds) if self.thresholds else 0.5)
 
 
 def outputs(model: keras.Model) -> list[Output]:

@@ -1,4 +1,4 @@
-"""TFLite metadata: labels, vocabulary and normalisation inside a file, where phone clients look.
+"""TFLite metadata: labels, thresholds, vocabulary and normalisation, where phone clients look.
 
 Metadata are a flatbuffer of their own among the buffers of the model; the files that they name are
 a zip archive behind its last byte. The slots below are those of the public schema
@@ -11,6 +11,7 @@ import dataclasses
 import enum
 import io
 import zipfile
+from collections.abc import Sequence
 from typing import Any
 
 import flatbuffers
@@ -57,11 +58,23 @@ class _Unit(enum.IntEnum):
 
 
 class _UnitKind(enum.IntEnum):
-    NORMALIZATION = 1
+    NORMALIZATION, CALIBRATION, THRESHOLD = 1, 2, 3
 
 
 class _Normalization(enum.IntEnum):
     MEAN, STD = 0, 1
+
+
+class _Calibration(enum.IntEnum):
+    TRANSFORMATION, DEFAULT = 0, 1
+
+
+class _Transformation(enum.IntEnum):
+    INVERSE_LOGISTIC = 2
+
+
+class _Threshold(enum.IntEnum):
+    GLOBAL = 0
 
 
 class _File(enum.IntEnum):
@@ -69,7 +82,7 @@ class _File(enum.IntEnum):
 
 
 class _FileKind(enum.IntEnum):
-    LABELS, VOCABULARY = 2, 5
+    LABELS, CALIBRATION, VOCABULARY = 2, 4, 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +97,9 @@ class TensorMetadata:
         std: ... and divides by this, before it calls the model.
         labels: the associated file with a name a line, in the order of the last axis.
         vocabulary: the associated file with a token a line, in the order of the ids.
+        calibration: the associated file with what a client does to the score of each label, see
+            `least_scores`.
+        least_score: a client shows no label with a score below; None shows all.
     """
 
     name: str = ""
@@ -93,6 +109,28 @@ class TensorMetadata:
     std: float | None = None
     labels: str = ""
     vocabulary: str = ""
+    calibration: str = ""
+    least_score: float | None = None
+
+
+def least_scores(thresholds: Sequence[float]) -> str:
+    """Returns the text of a calibration file that only sets scores below thresholds to 0.
+
+    A line a label: scale, slope and offset of a sigmoid over the logit of the score, 1, 1 and 0,
+    which give the score itself, and the least score.
+    """
+    return "\n".join(f"1,1,0,{float(threshold)!r}" for threshold in thresholds)
+
+
+def read_least_scores(text: str) -> list[float]:
+    """Returns the least scores of a calibration file, empty unless every label has one."""
+    lines = [line.split(",") for line in text.splitlines()]
+    if not all(len(line) == 4 for line in lines):
+        return []
+    try:
+        return [float(line[3]) for line in lines]
+    except ValueError:
+        return []
 
 
 def write_metadata(
@@ -172,15 +210,27 @@ def _tensor(one: TensorMetadata) -> dict[int, Any]:
             _Content.KIND: _Kind.IMAGE,
             _Content.PROPERTIES: {_Image.COLORS: colors},
         }
+    units = {}
     if one.mean is not None:
-        options = {
+        units[_UnitKind.NORMALIZATION] = {
             _Normalization.MEAN: np.array([one.mean], "float32"),
             _Normalization.STD: np.array([one.std], "float32"),
         }
+    if one.calibration:  # scores below the least are 0, the default
+        units[_UnitKind.CALIBRATION] = {
+            _Calibration.TRANSFORMATION: _Transformation.INVERSE_LOGISTIC
+        }
+    if one.least_score is not None:
+        units[_UnitKind.THRESHOLD] = {_Threshold.GLOBAL: float(one.least_score)}
+    if units:
         table[_Tensor.UNITS] = [
-            {_Unit.KIND: _UnitKind.NORMALIZATION, _Unit.OPTIONS: options},
+            {_Unit.KIND: kind, _Unit.OPTIONS: options} for kind, options in units.items()
         ]
-    files = [(one.labels, _FileKind.LABELS), (one.vocabulary, _FileKind.VOCABULARY)]
+    files = [
+        (one.labels, _FileKind.LABELS),
+        (one.calibration, _FileKind.CALIBRATION),
+        (one.vocabulary, _FileKind.VOCABULARY),
+    ]
     listed = [{_File.NAME: name, _File.KIND: kind} for name, kind in files if name]
     return table | ({_Tensor.FILES: listed} if listed else {})
 
@@ -197,14 +247,17 @@ def _write(builder: flatbuffers.Builder, value: Any) -> int:
         for offset in reversed(offsets):
             builder.PrependUOffsetTRelative(offset)
         return builder.EndVector()
-    # What a table refers to stands before it; all numbers here are enumerations of one byte.
-    numbers = {slot: item for slot, item in value.items() if isinstance(item, int)}
+    # What a table refers to stands before it; all integers here are enumerations of one byte.
+    numbers = {slot: item for slot, item in value.items() if isinstance(item, (int, float))}
     offsets = {slot: _write(builder, value[slot]) for slot in value if slot not in numbers}
     builder.StartObject(max(value, default=-1) + 1)
     for slot, offset in offsets.items():
         builder.PrependUOffsetTRelativeSlot(slot, offset, 0)
     for slot, number in numbers.items():
-        builder.PrependUint8Slot(slot, number, 0)
+        if isinstance(number, float):
+            builder.PrependFloat32Slot(slot, number, 0.0)
+        else:
+            builder.PrependUint8Slot(slot, number, 0)
     return builder.EndObject()
 
 
@@ -223,7 +276,7 @@ def _with_entry(content: bytes, metadata: bytes) -> bytes:
 def _read_tensor(table: Table) -> TensorMetadata:
     files = {_number(one, _File.KIND): _text(one, _File.NAME) for one in _files(table)}
     content = next(iter(_tables(table, _Tensor.CONTENT, many=False)), None)
-    channels = mean = std = None
+    channels = mean = std = least = None
     if content is not None and _number(content, _Content.KIND) == _Kind.IMAGE:
         (image,) = _tables(content, _Content.PROPERTIES, many=False)
         channels = 1 if _number(image, _Image.COLORS) == _Colors.GREY else 3
@@ -231,6 +284,10 @@ def _read_tensor(table: Table) -> TensorMetadata:
         if _number(unit, _Unit.KIND) == _UnitKind.NORMALIZATION:
             (options,) = _tables(unit, _Unit.OPTIONS, many=False)
             mean, std = (_float(options, s) for s in (_Normalization.MEAN, _Normalization.STD))
+        if _number(unit, _Unit.KIND) == _UnitKind.THRESHOLD:
+            (options,) = _tables(unit, _Unit.OPTIONS, many=False)
+            place = _at(options, _Threshold.GLOBAL)
+            least = options.Get(Float32Flags, place) if place else 0.0
     return TensorMetadata(
         _text(table, _Tensor.NAME),
         _text(table, _Tensor.DESCRIPTION),
@@ -239,6 +296,8 @@ def _read_tensor(table: Table) -> TensorMetadata:
         std,
         files.get(_FileKind.LABELS, ""),
         files.get(_FileKind.VOCABULARY, ""),
+        files.get(_FileKind.CALIBRATION, ""),
+        least,
     )
 
 

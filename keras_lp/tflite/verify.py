@@ -49,7 +49,7 @@ class Comparison:
     Attributes:
         difference: the largest absolute one.
         agreement: share of the answers that are the same: most probable classes, or for
-            `MultiLabel` entries above 0.5; None for values.
+            `MultiLabel` entries above their threshold or not; None for values.
         error: what the tolerance limits, see `Tolerance`.
         varies: whether a file that always gives the same would be found out. If not, the
             comparison proves nothing.
