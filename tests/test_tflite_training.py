@@ -103,6 +103,7 @@ def mobilenet(trainable, rate):
         input_shape=(64, 64, 3),
         backbone_kwargs={"alpha": 0.25},
         trainable="all",
+        pooling="avg",
     )
     normalizations = [
         layer
@@ -183,7 +184,12 @@ def transferred(tmp_path_factory):
         ]
     )
     model = lp.transfer_model(
-        backbone, [str(i) for i in range(10)], trainable="all", pretrained=False, dropout=0.5
+        backbone,
+        [str(i) for i in range(10)],
+        trainable="all",
+        pretrained=False,
+        dropout=0.5,
+        pooling="avg",
     )
     path = tmp_path_factory.mktemp("device") / "m.tflite"
     flags = [layer.trainable for layer in model._flatten_layers()]
