@@ -50,6 +50,9 @@ def finetune_model(
     finetune_model again. One of another model forgets which layers inside a layer of layers are
     frozen, as Keras does, and then does not load.
 
+    With 40 examples solve the head instead (`lp.fit_head`); with 1,000 call `lp.fit_two_phase`,
+    which solves the head before all layers train; with 50,000 call this and `fit` for some epochs.
+
     Args:
         model: a model from any builder, or any compiled Keras model with a loss. With `task`: a
             backbone as in `lp.transfer_model`.

@@ -59,6 +59,10 @@ def multitask_model(
 
     The backbone is shared with the model, not copied.
 
+    With 40 examples use a pretrained backbone, `trainable="head"` and `lp.fit_head`; with 1,000
+    train all of it where one task has far more labels than another; with 50,000 labels of every
+    task `lp.compare_single_tasks` says whether sharing still gains anything.
+
     Args:
         backbone: as in `lp.transfer_model`; a name may also have `weights=None`, which trains it
             from scratch.

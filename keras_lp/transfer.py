@@ -46,6 +46,10 @@ def transfer_model(
     near its optimum; its weights afterwards are those for the features as they are.
     `lp.fit_head` finds the optimum itself.
 
+    With 40 examples or 1,000 call `lp.fit_head(model, data)`; from some hundreds on
+    `lp.fit_two_phase` gains more where the new pictures differ from those of the backbone; with
+    50,000 examples fine-tune all layers.
+
     Args:
         backbone: the name of a `keras.applications` function or `"hub:"` and the name (or folder)
             of a KerasHub preset, such as `"hub:resnet_50_imagenet"`; for pictures both take raw

@@ -50,6 +50,10 @@ class FederatedAveraging:
     | FedAdam, FedYogi, FedAdagrad | `server_optimizer="adam"`, `"yogi"`, `"adagrad"` | Reddi et \
 al., 2021 (arXiv:2003.00295) |
 
+    With 40 or 1,000 examples over all clients and a frozen backbone call `fit_head`, which needs
+    no optimizer; with 50,000 `fit`, by SGD on the clients: an adaptive optimizer restarts in each
+    client and round.
+
     Args:
         model: a compiled Keras model, such as any builder of keras_lp returns. Its optimizer is
             the clients': SGD, Adam, AdamW, RMSprop, Adagrad, Adadelta, Adamax or Lion.
