@@ -21,6 +21,7 @@ from keras_lp.tasks import Classification, MultiLabel
 _FOLDS = 5
 _ENOUGH = 50  # examples a class, above which one split into folds is precise enough
 _MANY = 10_000  # examples, above which a single fifth held out is precise enough
+_COSTLY = 50_000  # examples times outputs, above which it has to do as well
 _UNJUDGED = 0.1  # the strength where nothing can be held out
 
 
@@ -54,7 +55,8 @@ def fit_head(
             the history gets their `val_loss` and metrics. Defaults to None.
         l2: strength of the penalty, above 0. `"auto"` takes the one with the lowest loss on
             `validation_data`, else by cross-validation: 5 stratified folds, three times over
-            where there are few examples of a class, one fold where there are more than 10,000.
+            where there are few examples, one fold where there are more than 10,000 (or more
+            than 50,000 outputs of all examples).
             Defaults to `"auto"`.
         class_weight: weights of the examples of each class, a dict by number or name, or
             `"balanced"`: n / (classes * examples of the class). It replaces the `class_weight` of
@@ -322,12 +324,13 @@ def _folds(examples: _Examples, head: Head) -> np.ndarray | None:
         return None
     random, columns = np.random.default_rng(0), []
     few = count < _ENOUGH * max(len(sizes), 2)
-    for _ in range(3 if few else 1):
+    many = count > _MANY or count * head.task.units > _COSTLY
+    for _ in range(3 if few and not many else 1):
         order = np.lexsort((random.random(count), groups))
         order = order[several[order]]
         number = np.full(count, -1)
         number[order] = np.arange(len(order)) % _FOLDS
-        columns += [number != fold for fold in range(1 if count > _MANY else _FOLDS)]
+        columns += [number != fold for fold in range(1 if many else _FOLDS)]
     kept = [column for column in columns if not column.all()]
     return np.repeat(np.array(kept, float).T, steps, axis=0)
 
