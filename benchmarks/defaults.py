@@ -22,7 +22,8 @@ A seed changes the training examples (each class in its share), the initial weig
 The test split chooses nothing. Seconds are processor time with everything that the approach needs,
 the features too.
 
-`--study cost` times `fit_head` on 1,000 pictures against one pass of MobileNet over them.
+`--study cost` times `fit_head` on 1,000 pictures against one pass of MobileNet over them. A run
+that was stopped goes on where it was; `--study report` writes the tables of what it has.
 """
 
 from __future__ import annotations
@@ -105,7 +106,7 @@ def scikit_learn(setting: Setting, data: Arrays, val: Arrays) -> Predict:
 
         def predict(z: np.ndarray) -> np.ndarray:
             found = np.full((len(z), classes), -30.0)  # of classes that were not there
-            found[:, solver.classes_] = pipeline.predict_log_proba(z)
+            found[:, solver.classes_] = np.log(np.maximum(pipeline.predict_proba(z), 1e-13))
             return found
 
         return predict
@@ -190,12 +191,15 @@ def _score(setting: Setting, y: np.ndarray, logits: np.ndarray) -> float:
 
 
 def study(every: list[Setting], seeds: int, partial: Path) -> list[dict[str, Any]]:
-    """Runs everything; after each number of examples all runs so far go to a file."""
-    runs: list[dict[str, Any]] = []
+    """Runs everything that the file of runs does not have yet; it grows row by row."""
+    runs: list[dict[str, Any]] = json.loads(partial.read_text()) if partial.exists() else []
+    done = {(run["problem"], run["examples"]) for run in runs}
     for setting in every:
         problem = setting.problem
         approaches = {**APPROACHES, **(BALANCED if setting.uneven else {})}
         for size in setting.sizes:
+            if (problem.name, size) in done:
+                continue
             for name, approach in approaches.items():
                 for seed in range(seeds):
                     data, _ = draw(problem.train, size, seed)
@@ -310,7 +314,8 @@ def markdown(results: dict[str, Any]) -> str:
         [
             "# What one line reaches",
             f"    {results['command']}",
-            f"Machine: {results['machine']}. The study took {results['seconds'] / 60:.0f} minutes.",
+            f"Machine: {results['machine']}. The study took "
+            f"{sum(run['seconds'] for run in runs) / 60:.0f} minutes of processor time.",
             *parts[2:5],
             f"Test accuracy in per cent (pneumonia_mnist: balanced accuracy), mean and standard "
             f"deviation over {seeds} seeds:",
@@ -318,11 +323,11 @@ def markdown(results: dict[str, Any]) -> str:
             "![Scores by number of examples](defaults.png)",
             goals(runs),
             "## Uneven classes",
-            "pneumonia_mnist has three pictures with pneumonia for one without. The optimum of the "
-            "loss knows that, so at few examples it calls doubtful pictures pneumonia, which "
-            "balanced accuracy punishes; a head that stops early has hardly learned it. The AUC, "
-            'which needs no threshold, shows no such gap, and `class_weight="balanced"` closes it. '
-            "Balanced accuracy, then AUC:",
+            "pneumonia_mnist has three pictures with pneumonia for one without, and its test split "
+            "is shifted. The optimum of the loss knows the shares, so it calls doubtful pictures "
+            "pneumonia, which balanced accuracy punishes; a head that starts at 0 and stops early "
+            "has hardly learned them. The AUC needs no threshold. The last two columns weigh the "
+            'classes, `class_weight="balanced"`. Balanced accuracy, then AUC:',
             score_table(uneven, "score", [*names, *BALANCED]),
             score_table(uneven, "auc", [*names, *BALANCED], 1),
             "## Processor time",
@@ -391,7 +396,7 @@ def main() -> None:
     parser.add_argument("--data-dir")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=5, help="of the study of cost")
-    parser.add_argument("--study", choices=["all", "cost"], default="all")
+    parser.add_argument("--study", choices=["all", "cost", "report"], default="all")
     parser.add_argument("--out", type=Path, default=RESULTS / "defaults")
     arguments = parser.parse_args()
     tf.get_logger().setLevel("ERROR")
@@ -401,13 +406,15 @@ def main() -> None:
         print(found, flush=True)
         if arguments.study == "cost":
             return
-        start = time.time()
-        runs = study(every, arguments.seeds, arguments.out.with_suffix(".partial.json"))
+        runs = study(
+            [] if arguments.study == "report" else every,
+            arguments.seeds,
+            arguments.out.with_suffix(".partial.json"),
+        )
     results = {
         "command": f"python benchmarks/defaults.py --mobilenet {arguments.mobilenet.name} "
         f"--cifar10 {arguments.cifar10.name} --seeds {arguments.seeds}",
         "machine": machine("scikit-learn", "scipy"),
-        "seconds": round(time.time() - start),
         "repeats": arguments.repeats,
         "cost": found,
         "runs": runs,

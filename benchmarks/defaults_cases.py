@@ -38,9 +38,9 @@ def settings(weights: Path, cifar10: Path, data_dir: str | None, folder: Path) -
     sizes = (40, 200, 1000)
     return [
         Setting(cifar, sizes, _mobilenet(weights, 10)),
-        *_texts(data_dir, folder),
-        _scripts(data_dir, folder),
         Setting(xray, sizes, _mobilenet(weights, XRAY_LABELS), uneven=True),
+        _scripts(data_dir, folder),
+        *_texts(data_dir, folder),
     ]
 
 
