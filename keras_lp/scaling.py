@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -36,18 +37,44 @@ def scale_features(model: keras.Model, x: Any) -> None:
         model: the model that is going to train.
         x: what `fit` got: inputs, or features.
     """
-    waiting = [head for head in heads(model).values() if _is_waiting(head)]
-    features = _features_of(model, x) if waiting and _is_wanted(model) else None
-    if features is None:
-        return
-    mean, deviation = moments(features.reshape(-1, features.shape[-1]))
+    waiting = waiting_heads(model)
+    features = _features_of(model, x) if waiting else None
+    if features is not None:
+        set_scale(waiting, *moments(features.reshape(-1, features.shape[-1])))
+
+
+def waiting_heads(model: keras.Model) -> list[Head]:
+    """Returns the heads whose inputs have no scale yet, and stay the same while they train."""
+    if not _is_wanted(model):
+        return []
+    return [head for head in heads(model).values() if _has_no_scale(head)]
+
+
+def set_scale(heads: Sequence[Head], mean: np.ndarray, deviation: np.ndarray) -> None:
+    """Makes heads see their inputs with mean 0 and deviation 1; their outputs stay the same.
+
+    Args:
+        heads: the heads.
+        mean: of the columns, `(columns,)`.
+        deviation: of the columns, infinite for a constant column, which stays as it is.
+    """
     constant = np.isinf(deviation)
     mean, deviation = np.where(constant, 0, mean), np.where(constant, 1, deviation)
-    for head in waiting:
+    for head in heads:
         head.scale_inputs(mean, 1 / deviation)
 
 
-def _is_waiting(head: Head) -> bool:
+def scale_variables(model: keras.Model) -> list[Any]:
+    """Returns the variables that hold the scale."""
+    return [
+        variable
+        for head in heads(model).values()
+        if head.scales_inputs
+        for variable in (head.input_mean, head.input_scale)
+    ]
+
+
+def _has_no_scale(head: Head) -> bool:
     return head.scales_inputs and not np.any(head.input_mean) and np.all(head.input_scale == 1)
 
 

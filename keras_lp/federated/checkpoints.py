@@ -20,6 +20,8 @@ import keras
 import numpy as np
 
 _KEPT = 3  # files: the newest, and what is there should it be damaged
+# Variables that do not train and differ from one run of a program to the next.
+_OF_TRAINING = ("seed_generator_state", "input_mean", "input_scale")
 State = tuple[int, list[np.ndarray], dict[str, Any]]
 
 
@@ -127,7 +129,7 @@ def describe_model(model: keras.Model) -> dict[str, str]:
     structure = json.dumps(_without_names(model.get_config(), names), default=str, sort_keys=True)
     frozen = hashlib.sha256()
     for variable in model.non_trainable_variables:
-        if variable.name != "seed_generator_state":
+        if variable.name not in _OF_TRAINING:
             frozen.update(np.ascontiguousarray(variable.numpy()).tobytes())
     return {
         "model": digest([structure, shapes]),

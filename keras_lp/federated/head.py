@@ -15,13 +15,13 @@ import numpy as np
 import tensorflow as tf
 
 from keras_lp import checks, features
-from keras_lp.federated import head_sums, tff_model, tff_runtime
-from keras_lp.federated.blocks import Work, block_spec, rows_reader, rows_spec, to_blocks
+from keras_lp.federated import head_sums, tff_runtime
 from keras_lp.federated.checkpoints import Checkpoints, describe_model, digest
 from keras_lp.federated.clients import Clients
 from keras_lp.federated.head_problem import Problem, Standardization, label_scales
 from keras_lp.federated.running import print_round, validation
 from keras_lp.federated.source import Source
+from keras_lp.federated.sums import Sums
 from keras_lp.heads import Head
 from keras_lp.linear_probe import linear_heads
 from keras_lp.regression import Regression
@@ -89,17 +89,13 @@ class _Rounds:
         checkpoints: Checkpoints | None,
         verbose: str | int,
     ) -> None:
-        data = [source.load(client) for client in source.ids]
-        unused = np.zeros(1, "float32"), np.zeros(2, "int32")  # shares and seed
-        self._blocks = to_blocks([Work(arrays, *unused) for arrays in data], 0.0, folder)
-        self.read_rows = rows_reader(folder, rows_spec(data[0]))
-        self._clients = len(data)
+        self._sums = Sums([source.load(client) for client in source.ids], folder)
+        self.read_rows = self._sums.read_rows
+        self._clients = len(source.ids)
         self._checkpoints = checkpoints
         saved = checkpoints.load_all() if checkpoints is not None else []
         self._saved = {about["sent"]: (arrays, about) for _, arrays, about in saved}
         self._verbose = verbose
-        self._function: Any = None
-        self._computation: Any = None
         self.history = keras.callbacks.History()
         self.history.set_model(model)
         self.history.on_train_begin()
@@ -144,14 +140,7 @@ class _Rounds:
 
     def _ask(self, weights: tuple[np.ndarray, ...], function: Callable[..., Any]) -> Any:
         """Runs a round of TFF."""
-        if function is not self._function:
-            specs = [tf.TensorSpec(array.shape, array.dtype) for array in weights]
-            tff = tff_runtime.load_tff()
-            self._computation = tff_model.build_sum(tff, specs, block_spec(1), function)
-            self._function = function
-        with tff_runtime.load_worker().watch():
-            sums = self._computation(weights, self._blocks)
-        sums = tf.nest.map_structure(np.asarray, sums)
+        sums = self._sums.add_up(function, weights)
         if not all(np.isfinite(array).all() for array in tf.nest.flatten(sums)):
             raise ValueError(
                 "Features must be finite numbers. Received: clients whose sums over features and "

@@ -52,6 +52,25 @@ def moments(
     return add_up
 
 
+def feature_moments(read_rows: Callable[[tf.Tensor], Any]) -> Callable[[Weights, Any], Any]:
+    """Returns what sums the features that are finite, and their squares: `((), block) -> sums`.
+
+    The sums are named as those of `moments`. Each step of a sequence counts.
+    """
+
+    def add_up(_: Weights, block: Any) -> Any:
+        x, *_ = _unpack(read_rows(block["number"]))
+        x = tf.reshape(x, [-1, x.shape[-1]])
+        x = tf.boolean_mask(x, tf.reduce_all(tf.math.is_finite(x), -1))
+        return collections.OrderedDict(
+            count=tf.cast(tf.shape(x)[0], tf.float64),
+            total=tf.reduce_sum(x, 0),
+            products=tf.reduce_sum(x**2, 0),
+        )
+
+    return add_up
+
+
 def losses(
     heads: Mapping[str, Head],
     scales: Mapping[str, tuple[np.ndarray, np.ndarray]],

@@ -24,8 +24,10 @@ from keras_lp.federated.client_work import (
     scalars,
     train_block,
 )
+from keras_lp.federated.feature_scale import scale_features
 from keras_lp.federated.groups import Groups
 from keras_lp.federated.source import Source
+from keras_lp.scaling import scale_variables, waiting_heads
 
 _EVALUATED_AT_ONCE = 256  # clients
 
@@ -78,6 +80,9 @@ class Rounds:
         seeds = rng.integers(2**31 - 1, size=(len(clients), 2), dtype=np.int32)
         groups = self._groups()
         data = [source.load(client) for client in clients]
+        up, down = 0, 0
+        if waiting_heads(self._model):
+            up, down = scale_features(self._model, data, source.on_features, self._folder)
         work = [
             Work(arrays, groups.shares(arrays), seed)
             for arrays, seed in zip(data, seeds, strict=True)
@@ -102,14 +107,14 @@ class Rounds:
         if len(self.dropped) == len(clients):
             logs = {name: np.full_like(value, np.nan)[()] for name, value in logs.items()}
             logs = {name: _plain(value) for name, value in logs.items()}
-        size = len(clients) * sum(array.nbytes for array in weights)
+        size = sum(array.nbytes for array in weights)
         return {
             **logs,
             "clients": len(clients),
             "dropped": len(self.dropped),
             "update_norm": float(output.metrics["finalizer"]),
-            "bytes_up": size,
-            "bytes_down": size,
+            "bytes_up": len(clients) * (size + up),
+            "bytes_down": len(clients) * (size + down),
             "seconds": time.perf_counter() - start,
         }
 
@@ -137,12 +142,12 @@ class Rounds:
         return {name: _plain(value) for name, value in scalars(logs).items()}, each
 
     def arrays(self) -> list[np.ndarray]:
-        """Returns the state after a round: the trainable weights, then the server optimizer's."""
-        return [*(v.numpy() for v in self._model.trainable_variables), *self._slots]
+        """Returns the state after a round: the weights that change, then the server optimizer's."""
+        return [*(variable.numpy() for variable in self._changing()), *self._slots]
 
     def restore(self, arrays: Sequence[np.ndarray]) -> None:
         """Takes up what `arrays` returned."""
-        variables = self._model.trainable_variables
+        variables = self._changing()
         for variable, value in zip(variables, arrays, strict=False):
             variable.assign(value)
         self._slots = tuple(arrays[len(variables) :])
@@ -156,6 +161,9 @@ class Rounds:
 
     def _compiled(self) -> Any:
         return self._model._compile_config  # a new object with each `compile`
+
+    def _changing(self) -> list[Any]:
+        return [*self._model.trainable_variables, *scale_variables(self._model)]
 
     def _trainable(self) -> list[int]:
         return [id(variable) for variable in self._model.trainable_variables]

@@ -59,7 +59,7 @@ class Source(contextlib.AbstractContextManager):
             data = self._kept[client] if client in self._kept else self._checked(client)
             if not self.on_features:
                 return data
-            self._features[client] = (self._compute(data[0]), *data[1:])
+            self._features[client] = replace_inputs(self._cache, data)
         return self._features[client]
 
     def __exit__(self, *_: Any) -> None:
@@ -80,9 +80,11 @@ class Source(contextlib.AbstractContextManager):
             )
         return data
 
-    def _compute(self, x: Any) -> Any:
-        ((found,), _) = self._cache.take((x,))
-        return collections.OrderedDict(sorted(found.items()))
+
+def replace_inputs(cache: FeatureCache, data: Arrays) -> Arrays:
+    """Returns a client's arrays with features in place of inputs."""
+    ((found,), _) = cache.take((data[0],))
+    return (collections.OrderedDict(sorted(found.items())), *data[1:])
 
 
 def _features_wanted(model: keras.Model, in_memory: bool) -> bool:
