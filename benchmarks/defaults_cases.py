@@ -39,8 +39,8 @@ def settings(weights: Path, cifar10: Path, data_dir: str | None, folder: Path) -
     return [
         Setting(cifar, sizes, _mobilenet(weights, 10)),
         Setting(xray, sizes, _mobilenet(weights, XRAY_LABELS), uneven=True),
-        _scripts(data_dir, folder),
-        *_texts(data_dir, folder),
+        scripts_setting(data_dir, folder),
+        *text_settings(data_dir, folder),
     ]
 
 
@@ -70,7 +70,7 @@ def _mobilenet(weights: Path, task: Any) -> Callable[..., lp.Model]:
     return build
 
 
-def _scripts(data_dir: str | None, folder: Path) -> Setting:
+def scripts_setting(data_dir: str | None, folder: Path) -> Setting:
     path = folder / "mnist.keras"
     if not path.exists():
         pretrain_on_digits("mnist", data_dir, path)
@@ -81,7 +81,7 @@ def _scripts(data_dir: str | None, folder: Path) -> Setting:
     )
 
 
-def _texts(data_dir: str | None, folder: Path) -> list[Setting]:
+def text_settings(data_dir: str | None, folder: Path) -> list[Setting]:
     """trec with a network that learned the intents of clinc_oos, and the other way round."""
     trec = _text_parts("trec", "label-coarse", {"train": "train", "test": "test"}, data_dir)
     fine = _text_parts("trec", "label-fine", {"train": "train"}, data_dir)["train"]

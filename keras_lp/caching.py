@@ -18,6 +18,7 @@ import numpy as np
 import tensorflow as tf
 from keras.src.trainers.data_adapters.array_slicing import train_validation_split
 
+from keras_lp.data import is_arrays, is_batches
 from keras_lp.features import feature_batch_size, feature_function, features_layer, obstacle
 
 
@@ -304,21 +305,6 @@ def _is_wanted(model: keras.Model, arguments: dict[str, Any]) -> bool:
             "with `.take(n)`, or build the model with cache_features=False."
         )
     return True
-
-
-def is_arrays(x: Any) -> bool:
-    """Whether inputs are arrays or tensors."""
-    leaves = keras.tree.flatten(x)
-    return bool(leaves) and all(
-        isinstance(leaf, (np.ndarray, tf.Tensor)) and len(leaf.shape) > 0 for leaf in leaves
-    )
-
-
-def is_batches(x: Any) -> bool:
-    """Whether inputs are a data set that ends."""
-    if isinstance(x, tf.data.Dataset):
-        return int(x.cardinality()) != tf.data.INFINITE_CARDINALITY
-    return isinstance(x, keras.utils.PyDataset) and x.num_batches is not None
 
 
 def _fit_together(parts: Sequence[Any]) -> bool:

@@ -16,9 +16,9 @@ from keras_lp import checks
 from keras_lp.freezing import is_frozen, run_layer
 from keras_lp.images import Augmentation
 
-# A batch whose input is a dict with this key holds features in place of inputs.
+# A batch whose input is a dict with this key holds features instead of inputs.
 KEY = "keras_lp_features"
-MASK = "keras_lp_mask"  # beside them, if the features carry one
+MASK = "keras_lp_mask"  # next to them, if the features carry one
 
 CACHE_MEMORY = 2 * 2**30
 
@@ -60,7 +60,7 @@ def feature_model(model: keras.Model) -> keras.Model:
 
 
 def are_features(inputs: Any) -> bool:
-    """Whether these inputs of a model are features in place of its inputs."""
+    """Whether these inputs of a model are features instead of its inputs."""
     return isinstance(inputs, Mapping) and KEY in inputs
 
 
@@ -81,13 +81,18 @@ def run_above(model: keras.Model, inputs: Mapping[str, Any], training: bool | No
     return model._run_through_graph([None] * len(model.inputs), run)
 
 
-def obstacle(model: keras.Model) -> str | None:
-    """Returns why the features of a model cannot be computed once; None if they can."""
+def obstacle(model: keras.Model, weightless: bool = False) -> str | None:
+    """Returns why the features of a model cannot be computed once; None if they can.
+
+    Args:
+        model: the model.
+        weightless: whether features that take no weights to compute are worth it.
+    """
     layer = features_layer(model)
     if layer is None:
         return "it has no layer of features"
     below = [op for op in feature_model(model).operations if isinstance(op, keras.Layer)]
-    if not any(op.weights for op in below):
+    if not weightless and not any(op.weights for op in below):
         return "nothing below its head has weights"
     if any(tensor.shape[0] is not None for tensor in model.inputs):
         return "its batch size is fixed"

@@ -180,10 +180,6 @@ class Labels:
             return 2.0 / self.outputs
         return 0.2 * (1 - 1 / self.outputs if self.kind == "softmax" else 0.25) / self.outputs
 
-    def at(self, rows: Any) -> Labels:
-        """Returns the labels of some rows."""
-        return dataclasses.replace(self, values=self.values[rows], weights=self.weights[rows])
-
     def losses(self, rows: slice, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns each label's loss and its derivative, for several folds.
 
@@ -213,11 +209,10 @@ class Labels:
 
 @dataclasses.dataclass
 class Solution:
-    """Weights `(components, folds, outputs)`, biases `(folds, outputs)`, and the passes made."""
+    """Weights `(components, folds, outputs)`, and biases `(folds, outputs)`."""
 
     weights: np.ndarray
     bias: np.ndarray
-    passes: int = 0
 
 
 def solve(
@@ -253,13 +248,10 @@ def solve(
     scale = 1 / np.sqrt(labels.curvature * features.variances + l2)[:, None, None]
     scale_bias = 1 / np.sqrt(labels.curvature)
     size = start.weights.size
-    passes = 0
 
     def objective(point: np.ndarray) -> tuple[float, np.ndarray]:
-        nonlocal passes
         if first and np.array_equal(point, begin):
             return first[0]
-        passes += 1
         weights = point[:size].reshape(shape) * scale
         bias = point[size:].reshape(shape[1:]) * scale_bias
         value, gradient, gradient_bias = _mean_loss(features, labels, weights, bias, folds)
@@ -275,7 +267,7 @@ def solve(
     with _threads(many=features.count * size > MANY_PRODUCTS):
         found = minimize(objective, begin, method="L-BFGS-B", jac=True, options=options)
     weights = found.x[:size].reshape(shape) * scale
-    return Solution(weights, found.x[size:].reshape(shape[1:]) * scale_bias, passes)
+    return Solution(weights, found.x[size:].reshape(shape[1:]) * scale_bias)
 
 
 @functools.cache

@@ -11,7 +11,9 @@ import numpy as np
 import tensorflow as tf
 
 from keras_lp import checks, features
-from keras_lp.caching import FeatureCache, is_arrays, is_batches
+from keras_lp.caching import FeatureCache
+from keras_lp.compiled import has_own_losses
+from keras_lp.data import checked, readable
 from keras_lp.head_solver import ROWS, Components, Labels, choose_l2, solve
 from keras_lp.heads import Head, heads
 from keras_lp.regression import Regression, standardize
@@ -91,9 +93,9 @@ def fit_head(
     checks.check_trainable_unchanged(model)
     known = linear_heads(model)
     _check_class_weight(known, class_weight)
-    data = _checked(model, data, "data")
+    data = checked(model, readable(data, "data"))
     if validation_data is not None:
-        validation_data = _checked(model, validation_data, "validation_data")
+        validation_data = checked(model, readable(validation_data, "validation_data"))
     with FeatureCache(model, verbose) as cache:
         examples = _Examples(cache.take(data)[0])
         held_out = None if validation_data is None else _Examples(cache.take(validation_data)[0])
@@ -175,7 +177,7 @@ def linear_heads(model: keras.Model) -> dict[str, Head]:
             f"{model.name!r} without one. Build it with lp.transfer_model or lp.multitask_model, "
             "or train it with `fit`."
         )
-    reason = _obstacle(model)
+    reason = features.obstacle(model, weightless=True)
     if reason is not None:
         raise ValueError(
             "fit_head needs a frozen backbone, whose features stay the same. Received: a model "
@@ -189,7 +191,7 @@ def linear_heads(model: keras.Model) -> dict[str, Head]:
             f"{hidden} with other layers below them. Build them with hidden_units=(), or train "
             "them with `fit`."
         )
-    if not model._has_own_losses():
+    if not has_own_losses(model):
         raise ValueError(
             "fit_head minimises the tasks' own losses. Received: a model compiled with "
             f"loss={model.loss!r}. Leave `loss` as the builder set it, or train it with `fit`."
@@ -199,22 +201,11 @@ def linear_heads(model: keras.Model) -> dict[str, Head]:
 
 def can_be_solved(model: keras.Model) -> bool:
     """Whether `fit_head` can solve the heads of a model."""
-    if features.features_layer(model) is None:
-        return False
     try:
         linear_heads(model)
     except ValueError:
         return False
     return True
-
-
-def _obstacle(model: keras.Model) -> str | None:
-    """Returns why the features of a model change, None if they do not."""
-    below = features.feature_model(model)
-    if below.weights:
-        return features.obstacle(model)
-    random = [layer.name for layer in below._flatten_layers() if layer._seed_generators]
-    return f"{random[0]!r} is random" if random else None
 
 
 def _check_class_weight(known: Mapping[str, Head], class_weight: Any) -> None:
@@ -236,41 +227,6 @@ def _check_class_weight(known: Mapping[str, Head], class_weight: Any) -> None:
         )
     if not isinstance(class_weight, str):
         dataclasses.replace(head.task, class_weight=class_weight)  # raises if it does not do
-
-
-def _checked(model: keras.Model, data: Any, name: str) -> Any:
-    """Returns data that can be read more than once, with labels that the tasks can learn from."""
-    data = _readable(data, name)
-    if isinstance(data, tuple):
-        model._checked(*data[:2])
-    elif isinstance(data, tf.data.Dataset):
-        data = model._checked(data, None)
-    return data
-
-
-def _readable(data: Any, name: str) -> Any:
-    """Returns data that can be read more than once; arrays for what becomes an array."""
-    if isinstance(data, (tuple, list)) and len(data) in (2, 3):
-        parts = [keras.tree.map_structure(_as_array, part) for part in data if part is not None]
-        shapes = [np.shape(leaf) for leaf in keras.tree.flatten(parts)]
-        counts = {shape[:1] for shape in shapes}
-        if not is_arrays(parts[0]) or len(counts) != 1 or counts & {(), (0,)}:
-            raise ValueError(
-                f"The arrays of `{name}` must have as many examples each, at least one. Received: "
-                f"arrays of the shapes {shapes[:5]}."
-            )
-        return tuple(parts)
-    if is_batches(data):
-        return data
-    raise TypeError(
-        f"`{name}` must be (x, y) or (x, y, sample_weight) arrays, or a finite batched "
-        f"tf.data.Dataset or PyDataset. Received: {name} of type {type(data).__name__}. Limit a "
-        "data set that repeats with `.take(n)`; make arrays of what a generator gives."
-    )
-
-
-def _as_array(leaf: Any) -> Any:
-    return leaf if isinstance(leaf, tf.Tensor) else np.asarray(leaf)
 
 
 def _labels(head: Head, examples: _Examples, class_weight: Any) -> Labels:

@@ -12,6 +12,8 @@ from keras_lp import checks, features
 from keras_lp.balanced_step import balanced_step
 from keras_lp.balancing import Balancing, balancing_of
 from keras_lp.caching import computed_once
+from keras_lp.compiled import has_own_losses, loss_weights
+from keras_lp.data import check_labels, checked
 from keras_lp.freezing import restore_flag, run_graph
 from keras_lp.heads import heads, tasks
 from keras_lp.linear_probe import can_be_solved
@@ -104,11 +106,11 @@ class Model(keras.Model):
                 f"class_weight={class_weight}. Build with lp.Classification(..., class_weight=...)."
             )
         revive_adapters(self)
-        x = self._checked(x, y)
-        if isinstance(validation_data, tf.data.Dataset):
-            validation_data = self._checked(validation_data, None)
-        elif isinstance(validation_data, (tuple, list)) and len(validation_data) > 1:
-            self._checked(*validation_data[:2])
+        if isinstance(x, tf.data.Dataset):
+            x = checked(self, x)
+        else:
+            check_labels(self, x, y)
+        validation_data = checked(self, validation_data)
         arguments = {
             "x": x,
             "y": y,
@@ -155,7 +157,7 @@ class Model(keras.Model):
         training: bool = True,
     ) -> Any:
         """Returns the sum of the tasks' losses: the means over the labels present, weighted."""
-        if not self._has_own_losses():
+        if not has_own_losses(self):
             y, y_pred, sample_weight = _mask_missing(self, y, y_pred, sample_weight)
             return super().compute_loss(x, y, y_pred, sample_weight, training)
         losses, _ = self.task_losses(y, y_pred, sample_weight)
@@ -176,7 +178,7 @@ class Model(keras.Model):
             sample_weight: None, weights, or a dict of them.
         """
         losses, counts = {}, {}
-        factors = self._loss_weights()
+        factors = loss_weights(self)
         for name, head, *example in by_task(self, y, y_pred, sample_weight):
             loss = self.loss[name] if isinstance(self.loss, Mapping) else self.loss
             value, count = head.compute_loss(loss, *example)
@@ -189,7 +191,7 @@ class Model(keras.Model):
         balancing = balancing_of(self)
         if balancing is None or len(tasks(self)) < 2:
             return super().train_step(data)
-        if not self._has_own_losses():
+        if not has_own_losses(self):
             raise ValueError(
                 "Balancing needs the tasks' own losses. Received: a model compiled with "
                 f"loss={self.loss!r}. Leave `loss` as the builder set it (model.loss), or build "
@@ -206,12 +208,12 @@ class Model(keras.Model):
         """Returns all results; the tasks' losses are means over labels, not over batches."""
         logs = super().get_metrics_result()
         exact = {name: logs.pop(head.loss_mean.name) for name, head in heads(self).items()}
-        if not self._has_own_losses():
+        if not has_own_losses(self):
             return logs
         if isinstance(self.output, Mapping) and len(exact) > 1:
             logs.update({f"{name}_loss": value for name, value in exact.items()})
         if not self.losses:  # a penalty has no label to count: Keras's mean of batches stays
-            factors = self._loss_weights()
+            factors = loss_weights(self)
             logs["loss"] = sum(factors[name] * value for name, value in exact.items())
         return logs
 
@@ -247,30 +249,6 @@ class Model(keras.Model):
             name in vars(self) or getattr(type(self), name) is not getattr(Model, name)
             for name in steps
         )
-
-    def _has_own_losses(self) -> bool:
-        """Whether the compiled losses are those of the tasks, with weights by name at most."""
-        config, losses = self._compile_config.config, self.loss
-        losses = losses if isinstance(losses, Mapping) else dict.fromkeys(tasks(self), losses)
-        weights = config["loss_weights"]
-        return (weights is None or isinstance(weights, (Mapping, int, float))) and all(
-            type(losses.get(name)) is type(task.make_loss()) for name, task in tasks(self).items()
-        )
-
-    def _loss_weights(self) -> dict[str, float]:
-        weights = self._compile_config.config["loss_weights"]
-        if not isinstance(weights, Mapping):
-            return dict.fromkeys(tasks(self), 1.0 if weights is None else weights)
-        return {name: weights.get(name, 1.0) for name in tasks(self)}
-
-    def _checked(self, x: Any, y: Any) -> Any:
-        if isinstance(x, tf.data.Dataset):
-            return checks.checked_dataset(tasks(self), x)
-        if y is not None:
-            if isinstance(self.output, Mapping):
-                checks.check_label_names(tasks(self), y)
-            checks.check_examples(tasks(self), x, y)
-        return x
 
 
 def input_structure(model: keras.Model) -> Any:

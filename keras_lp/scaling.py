@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_lp.balancing import Balancing
-from keras_lp.caching import is_arrays
+from keras_lp.data import is_arrays
 from keras_lp.features import (
     KEY,
     Features,

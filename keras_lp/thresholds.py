@@ -8,15 +8,15 @@ arXiv:1402.1892).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_lp import checks
-from keras_lp.caching import is_arrays, is_batches
+from keras_lp.compiled import metrics_of, trace_again
+from keras_lp.data import batches, check_labels, readable
 from keras_lp.heads import Head, heads, tasks
 from keras_lp.metrics import MacroF1
 from keras_lp.model import by_task
@@ -111,12 +111,12 @@ def set_thresholds(model: keras.Model, thresholds: Mapping[str, Any]) -> None:
         return
     changed = False
     for name in thresholds:
-        for metric in _compiled_metrics(model, name):
+        for metric in metrics_of(model, name):
             if isinstance(metric, MacroF1) and metric.name == "f1":
                 metric.thresholds = known[name].task.thresholds
                 changed = True
     if changed:
-        _forget_traced(model)
+        trace_again(model)
 
 
 def best_threshold(
@@ -163,11 +163,8 @@ def _columns(
 ) -> dict[str, tuple[np.ndarray, ...]]:
     """Returns logits and the weights of positives and negatives by task, `(n, labels)` each."""
     pieces: dict[str, list[tuple[np.ndarray, ...]]] = {name: [] for name in known}
-    for x, y, sample_weight in _batches(data):
-        if y is not None:
-            if isinstance(model.output, Mapping):
-                checks.check_label_names(tasks(model), y, " of validation_data")
-            checks.check_examples(tasks(model), x, y, " of validation_data")
+    for x, y, sample_weight in batches(readable(data, "validation_data"), _BATCH):
+        check_labels(model, x, y, " of validation_data")
         outputs = model.predict_on_batch(x)
         for name, head, *example in by_task(model, y, outputs, sample_weight):
             if name in known:
@@ -199,79 +196,5 @@ def _piece(name: str, head: Head, y: Any, y_pred: Any, sample_weight: Any) -> tu
     return logits, weight * y, weight * (1 - y)
 
 
-def _batches(data: Any) -> Iterator[tuple[Any, Any, Any]]:
-    """Yields `(x, y, sample_weight)`, the last two None where they are not there."""
-    if isinstance(data, (tuple, list)) and len(data) in (2, 3):
-        parts = _arrays(*data)
-        for start in range(0, len(keras.tree.flatten(parts)[0]), _BATCH):
-            rows = slice(start, start + _BATCH)
-            yield keras.tree.map_structure(
-                lambda part, rows=rows: None if part is None else part[rows], parts
-            )
-    elif is_batches(data):
-        count = data.num_batches if isinstance(data, keras.utils.PyDataset) else 0
-        batches = (data[i] for i in range(count)) if count else data
-        for batch in batches:
-            yield keras.utils.unpack_x_y_sample_weight(batch)
-    else:
-        raise TypeError(
-            "`validation_data` must be (x, y) or (x, y, sample_weight) arrays, or a finite batched "
-            "tf.data.Dataset or PyDataset. Received: validation_data of type "
-            f"{type(data).__name__}. Limit a data set that repeats with `.take(n)`; make arrays of "
-            "what a generator gives."
-        )
-
-
-def _arrays(x: Any, y: Any, sample_weight: Any = None) -> tuple[Any, Any, Any]:
-    x = keras.tree.map_structure(_as_array, x)
-    y, sample_weight = (
-        {name: _as_array(own) for name, own in part.items() if own is not None}
-        if isinstance(part, Mapping)
-        else _as_array(part)
-        for part in (y, sample_weight)
-    )
-    leaves = [leaf for leaf in keras.tree.flatten([x, y, sample_weight]) if leaf is not None]
-    counts = {tuple(leaf.shape[:1]) for leaf in leaves}
-    if not is_arrays(x) or len(counts) != 1 or counts & {(), (0,)}:
-        raise ValueError(
-            "The arrays of `validation_data` must have as many examples each, at least one. "
-            f"Received: arrays of the shapes {[tuple(leaf.shape) for leaf in leaves[:5]]}."
-        )
-    return x, y, sample_weight
-
-
-def _as_array(leaf: Any) -> Any:
-    return leaf if leaf is None or isinstance(leaf, tf.Tensor) else np.asarray(leaf)
-
-
 def _is_multi_label(head: Head) -> bool:
     return isinstance(head.task, MultiLabel)
-
-
-def _compiled_metrics(model: keras.Model, name: str) -> list[Any]:
-    """Returns what a model was compiled with as metrics of one task."""
-    found = []
-    for argument in ("metrics", "weighted_metrics"):
-        given = model._compile_config.config.get(argument)
-        if isinstance(given, Mapping):
-            given = given.get(name)
-        elif len(heads(model)) > 1:  # a list with one entry an output
-            by_output = dict(zip(model.output_names, given or (), strict=False))
-            given = by_output.get(name)
-        found += keras.tree.flatten(given)
-    return found
-
-
-def _forget_traced(model: keras.Model) -> None:
-    """Makes a compiled model trace its steps anew: metrics of before are constants in them.
-
-    As `compile` would, but the optimizer's state and what trains stay as they are. Functions are
-    made anew, and not left out, as a `fit` that a callback was called from goes on with them.
-    """
-    if model.train_function is not None:
-        model.make_train_function(force=True)
-    if model.test_function is not None:
-        model.make_test_function(force=True)
-    vars(model).pop("_several_steps", None)  # of `caching`, from the last `fit`
-    compiled = model._compile_config  # a federation looks whether it is a new one
-    model._compile_config = type(compiled)(**compiled.config)

@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_lp import checks, features
+from keras_lp.compiled import loss_weights
 from keras_lp.federated import head_sums, tff_runtime
 from keras_lp.federated.checkpoints import Checkpoints, describe_model, digest
 from keras_lp.federated.clients import Clients
@@ -201,7 +202,7 @@ def _losses(model: keras.Model, sums: Mapping[str, Any]) -> dict[str, float]:
             f"{unlabelled}."
         )
     means = {name: float(own["loss"] / own["weight"]) for name, own in sums.items()}
-    factors = model._loss_weights()
+    factors = loss_weights(model)
     each = {f"{name}_loss": value for name, value in means.items()} if len(means) > 1 else {}
     return {"loss": sum(factors[name] * value for name, value in means.items()), **each}
 

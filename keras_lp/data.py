@@ -1,0 +1,122 @@
+"""Data that can be read more than once: arrays, and data sets that end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_lp import checks
+from keras_lp.heads import tasks
+
+
+def is_arrays(x: Any) -> bool:
+    """Whether inputs are arrays or tensors."""
+    leaves = keras.tree.flatten(x)
+    return bool(leaves) and all(
+        isinstance(leaf, (np.ndarray, tf.Tensor)) and len(leaf.shape) > 0 for leaf in leaves
+    )
+
+
+def is_batches(x: Any) -> bool:
+    """Whether inputs are a data set that ends."""
+    if isinstance(x, tf.data.Dataset):
+        return int(x.cardinality()) != tf.data.INFINITE_CARDINALITY
+    return isinstance(x, keras.utils.PyDataset) and x.num_batches is not None
+
+
+def readable(data: Any, name: str) -> Any:
+    """Returns `(x, y)` or `(x, y, sample_weight)` arrays, or the batches that were given.
+
+    Args:
+        data: arrays, or what becomes one, or a data set. Entries of None are left out.
+        name: of the argument, for the errors.
+
+    Raises:
+        ValueError: arrays of different lengths, or empty ones.
+        TypeError: anything else, such as a data set that does not end.
+    """
+    if is_batches(data):
+        return data
+    if not isinstance(data, (tuple, list)) or len(data) not in (2, 3):
+        raise TypeError(
+            f"`{name}` must be (x, y) or (x, y, sample_weight) arrays, or a finite batched "
+            f"tf.data.Dataset or PyDataset. Received: {name} of type {type(data).__name__}. Limit "
+            "a data set that repeats with `.take(n)`; make arrays of what a generator gives."
+        )
+    x, *labels = data
+    parts = (
+        keras.tree.map_structure(_as_array, x),
+        *(_by_task(part) for part in labels if part is not None),
+    )
+    shapes = [tuple(leaf.shape) for leaf in keras.tree.flatten(parts)]
+    counts = {shape[:1] for shape in shapes}
+    if not is_arrays(parts[0]) or len(counts) != 1 or counts & {(), (0,)}:
+        raise ValueError(
+            f"The arrays of `{name}` must have as many examples each, at least one. Received: "
+            f"arrays of the shapes {shapes[:5]}."
+        )
+    return parts
+
+
+def batches(data: Any, size: int) -> Iterator[tuple[Any, Any, Any]]:
+    """Yields `(x, y, sample_weight)`, the last two None where they are not there.
+
+    Args:
+        data: what `readable` returned.
+        size: examples in a batch of arrays; data sets have their own.
+    """
+    if isinstance(data, tuple):
+        for start in range(0, len(keras.tree.flatten(data)[0]), size):
+            rows = slice(start, start + size)
+            part = keras.tree.map_structure(lambda leaf, rows=rows: leaf[rows], data)
+            yield keras.utils.unpack_x_y_sample_weight(part)
+        return
+    is_sequence = isinstance(data, keras.utils.PyDataset)
+    for batch in (data[i] for i in range(data.num_batches)) if is_sequence else data:
+        yield keras.utils.unpack_x_y_sample_weight(batch)
+
+
+def check_labels(model: keras.Model, x: Any, y: Any, where: str = "") -> None:
+    """Raises if the tasks of a model cannot learn from these arrays.
+
+    Args:
+        model: the model.
+        x: inputs.
+        y: labels, None where there are none.
+        where: what the errors add to the argument's name.
+    """
+    if y is None:
+        return
+    if isinstance(model.output, Mapping):
+        checks.check_label_names(tasks(model), y, where)
+    checks.check_examples(tasks(model), x, y, where)
+
+
+def checked(model: keras.Model, data: Any) -> Any:
+    """Returns data with labels that the tasks can learn from.
+
+    Args:
+        model: the model.
+        data: arrays `(x, y, ...)`, which are checked at once; a `tf.data.Dataset`, whose batches
+            are checked as they are read; anything else comes back as it is.
+    """
+    if isinstance(data, tf.data.Dataset):
+        return checks.checked_dataset(tasks(model), data)
+    if isinstance(data, (tuple, list)) and len(data) > 1:
+        check_labels(model, *data[:2])
+    return data
+
+
+def _by_task(part: Any) -> Any:
+    """Returns labels or weights, an array or a dict of them; lists become arrays."""
+    if isinstance(part, Mapping):
+        return {name: _as_array(own) for name, own in part.items() if own is not None}
+    return _as_array(part)
+
+
+def _as_array(leaf: Any) -> Any:
+    return leaf if isinstance(leaf, tf.Tensor) else np.asarray(leaf)
