@@ -15,12 +15,13 @@ from keras_lp.linear_probe import fit_head
 from keras_lp.lora import LoRA, load_adapters, save_adapters
 from keras_lp.mixing import mix
 from keras_lp.model import Model
+from keras_lp.multi_label import MultiLabel
 from keras_lp.multitask import multitask_model
 from keras_lp.rate_finder import LearningRates, find_learning_rate
 from keras_lp.rates import layerwise
 from keras_lp.regression import Regression
 from keras_lp.report import trainable_report
-from keras_lp.tasks import Classification, MultiLabel
+from keras_lp.tasks import Classification
 from keras_lp.thresholds import choose_thresholds
 from keras_lp.transfer import transfer_model
 from keras_lp.two_phase import fit_two_phase

@@ -1,4 +1,4 @@
-"""Putting a model together: a backbone, pooling and one head a task, compiled."""
+"""Putting a model together: a backbone, pooling and one head per task, compiled."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def build_model(
     single: bool = True,
     frozen: bool = False,
 ) -> Model:
-    """Returns an uncompiled model: the backbone, pooled, with one head a task.
+    """Returns an uncompiled model: the backbone, pooled, with one head per task.
 
     Args:
         backbone: a headless model with one output of rank 2, 3 or 4.

@@ -1,6 +1,6 @@
 """A training step with balanced tasks.
 
-Methods that look at gradients share one path: a gradient a task on the shared parameters, the
+Methods that look at gradients share one path: a gradient per task on the shared parameters, the
 Gramian of these, weights from it, one weighted sum. Heads keep the gradient of their own task.
 """
 

@@ -99,7 +99,7 @@ class Balancing(keras.layers.Layer):
             self.cosine_mean.update_state(*of_gramian.mean_cosine(gramian))
 
     def state(self, name: str, value: float) -> keras.Variable:
-        """Returns a new variable, one number a task, that is saved with the model."""
+        """Returns a new variable, one number per task, that is saved with the model."""
         return self.add_weight(
             (len(self.tasks),),
             initializer=keras.initializers.Constant(value),

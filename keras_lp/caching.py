@@ -204,7 +204,7 @@ class _Rows:
 
 @contextlib.contextmanager
 def computed_once(model: keras.Model, arguments: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yields the arguments of `fit` with features in place of inputs, where that is the same.
+    """Yields the arguments of `fit` with features instead of inputs, where that is the same.
 
     Args:
         model: the model to train.

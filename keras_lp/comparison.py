@@ -1,4 +1,4 @@
-"""Does multitask learning help? A model beside single-task twins of the same budget."""
+"""Does multitask learning help? A model against single-task twins of the same budget."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def compare_single_tasks(
     """Trains a multitask model and a single-task twin for each task, and prints the gains.
 
     All are new models: what is below the heads starts from the weights that `model` has now, the
-    heads are drawn anew for each seed, and `model` stays as it is. A twin is the same model with
+    heads are drawn again for each seed, and `model` stays as it is. A twin is the same model with
     one head. It sees only the examples that have its label, again and again where these are few,
     for as many steps of the same batch size as the multitask model. The metric is the first of
     each task (`accuracy`, `f1` or `mae`), on `validation_data` after the last step.

@@ -118,8 +118,8 @@ def _from_tfds(
 def _roles(name: str, features: Any) -> tuple[str, list[str]]:
     """Returns the name of the input feature and those of the labels.
 
-    Labels are class labels, and integers beside which their name stands (`intent` and
-    `intent_name` in clinc_oos).
+    Labels are class labels, and integers with their name (`intent` and `intent_name` in
+    clinc_oos).
     """
     import tensorflow_datasets as tfds
 

@@ -21,7 +21,7 @@ Trainable = str | int | Sequence[str]
 
 
 def leaf_layers(layer: keras.Layer) -> Iterator[keras.Layer]:
-    """Yields the layers of a model in order, those of nested models in place of the models.
+    """Yields the layers of a model in order, those of nested models instead of the models.
 
     A layer that is a stack of numbered blocks, such as a transformer's encoder, counts as a model.
     """

@@ -116,7 +116,7 @@ def _square(gramian: Any, weights: Any) -> Any:
 def _minimise_on_simplex(gramian: Any, linear: Any, factor: Any) -> Any:
     """Minimises linear . w + factor |sum of w_i g_i| over weights w of 0 or more that sum to 1.
 
-    Projected gradient steps with momentum, which starts anew where it points uphill. A step
+    Projected gradient steps with momentum, which restarts where it points uphill. A step
     minimises a parabola above the length, so its size follows the length itself.
     """
     present = _present(gramian)

@@ -14,8 +14,9 @@ import numpy as np
 from keras import ops
 from keras.src.losses.loss import unscale_loss_for_distribution
 
+from keras_lp.multi_label import MultiLabel
 from keras_lp.regression import Regression
-from keras_lp.tasks import ClassTask, MultiLabel, Task
+from keras_lp.tasks import ClassTask, Task
 
 
 @keras.saving.register_keras_serializable("keras_lp")
@@ -179,7 +180,7 @@ def decode_predictions(model: keras.Model, predictions: Any, top: int | None = 1
 
     Returns:
         For each example a list of pairs `(class name, probability)`, the most probable first; for
-        `Regression` the values as they are; for a multitask model a dict with one of these a task.
+        `Regression` the values as they are; for a multitask model a dict of these by task.
 
     Raises:
         ValueError: a model without tasks, predictions of another shape or name, `top` below 1.

@@ -16,9 +16,10 @@ from keras_lp.compiled import has_own_losses
 from keras_lp.data import checked, readable
 from keras_lp.head_solver import ROWS, Components, Labels, choose_l2, solve
 from keras_lp.heads import Head, heads
+from keras_lp.multi_label import MultiLabel
 from keras_lp.regression import Regression, standardize
 from keras_lp.scaling import is_on_features
-from keras_lp.tasks import Classification, MultiLabel
+from keras_lp.tasks import Classification
 
 _FOLDS = 5
 _ENOUGH = 50  # examples a class, above which one split into folds is precise enough

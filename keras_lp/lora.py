@@ -111,7 +111,7 @@ def adapters_of(layer: keras.Layer) -> list[keras.Variable]:
 
 
 def revive_adapters(model: keras.Model) -> None:
-    """Draws A anew where A and B are both zero, as in a loaded model: there neither would move."""
+    """Draws A again where A and B are both zero, as in a loaded model: there neither would move."""
     for layer in adapted_layers(model):
         a, b = adapters_of(layer)
         if not np.any(a) and not np.any(b):

@@ -62,8 +62,8 @@ class MacroF1(_LabelMetric):
 
     Args:
         num_labels: number of labels.
-        thresholds: probabilities between 0 and 1, one a label; an entry is positive above its
-            own. Defaults to None, 0.5 for all. `lp.choose_thresholds` sets those of the metric
+        thresholds: probabilities between 0 and 1, one for each label; an entry is positive above
+            its own. Defaults to None, 0.5 for all. `lp.choose_thresholds` sets those of the metric
             named `"f1"`.
         name: name of the metric. Defaults to `"f1"`.
         dtype: dtype of the sums. Defaults to float32.

@@ -25,7 +25,7 @@ from keras_lp.short_runs import fast_statistics, unfinished
 
 @keras.saving.register_keras_serializable("keras_lp")
 class Model(keras.Model):
-    """A compiled Functional model with a backbone and one head a task.
+    """A compiled Functional model with a backbone and one head for each task.
 
     It behaves as any Keras model, with these differences:
 
@@ -69,7 +69,7 @@ class Model(keras.Model):
         """Trains as `keras.Model.fit` does, after checking what it is given.
 
         With a wholly frozen backbone and nothing random before it, the features of the examples
-        are computed once, in place of once an epoch (`cache_features` of `lp.transfer_model`).
+        are computed once and not in every epoch (`cache_features` of `lp.transfer_model`).
 
         Args:
             x: inputs: arrays, or a batched `tf.data.Dataset` of `(x, labels)`.

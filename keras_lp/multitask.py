@@ -1,4 +1,4 @@
-"""Multitask learning: one shared backbone, one head a task."""
+"""Multitask learning: one shared backbone, one head per task."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def multitask_model(
     learning_rate: float | keras.optimizers.schedules.LearningRateSchedule | None = None,
     optimizer: str | keras.optimizers.Optimizer = "adam",
 ) -> Model:
-    """Returns a compiled model with a shared backbone and one head a task.
+    """Returns a compiled model with a shared backbone and one head per task.
 
     Labels are a dict by task. A missing label is -1 (`Classification`, entries of `MultiLabel`)
     or NaN (`Regression`), or the task's key is absent; it takes no part in the loss, the metrics
@@ -46,7 +46,7 @@ def multitask_model(
 
     What is minimised is the sum of the tasks' losses, in which each label of a `MultiLabel` counts
     as a task of its own: its `<task>_loss`, a mean over labels, counts times their number, also
-    where some are missing. The mean of 28 rare labels is so small that beside another task they
+    where some are missing. The mean of 28 rare labels is so small that next to another task they
     would hardly be learned. The other tasks count once: the crossentropy of `Classification`, and
     the mean square of `Regression`, which is 1 for the best constant prediction. A task's `weight`
     multiplies that. `loss` and `val_loss` are this sum whatever the balancing, as one whose
@@ -84,8 +84,8 @@ def multitask_model(
         cache_features: as in `lp.transfer_model`, with `trainable="head"`. Defaults to `"auto"`.
         cache_memory: as in `lp.transfer_model`. Defaults to 2 GiB.
         balancing: how the tasks share the backbone: `"equal"` adds up their losses as above;
-            `"sum"` adds up the means, also of `MultiLabel`; a dict has a weight a task, which
-            multiplies its loss in `"equal"`. The others balance the losses of `"equal"`:
+            `"sum"` adds up the means, also of `MultiLabel`; a dict has a weight for each task,
+            which multiplies its loss in `"equal"`. The others balance the losses of `"equal"`:
             `"uncertainty"` and `"dwa"` weigh them; `"gradnorm"`, `"pcgrad"`, `"cagrad"`, `"mgda"`
             and `"imtl_g"` weigh their gradients of the backbone, which takes a backward pass a
             task. Or a `keras_lp.balancing` object with settings of its own, such as

@@ -21,7 +21,7 @@ class LearningRates:
     """What `lp.find_learning_rate` found.
 
     Attributes:
-        rates: the rates tried, one a batch.
+        rates: the rates tried, one per batch.
         losses: the smoothed losses.
         steepest: the rate at which the loss fell fastest.
         valley: the rate in the middle of the longest fall of the loss; the safer suggestion.

@@ -26,7 +26,7 @@ def layerwise(
     The rates are kept as ratios to the optimizer's rate, so schedules and callbacks on it move
     all of them together. The clip norm is one over all layers. Weight decay goes with a layer's
     rate, and is off for biases and normalisation. Compile the model with what comes back; after
-    `trainable` flags change, make it anew.
+    `trainable` flags change, make a new one.
 
     Args:
         optimizer: an SGD, Adam, AdamW, Nadam, RMSprop, Adagrad or Lion of Keras. Its state is not

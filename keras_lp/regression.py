@@ -25,7 +25,7 @@ class Regression(Task):
     metric is `mae`, the mean absolute error in the units of the labels. The loss is the squared
     error in units of the labels' standard deviation, so that it is of the size of other tasks'
     losses and the head has little to learn of the scale: 1 is what the best constant prediction
-    has. It is the mean over the units, also beside other tasks: squared errors of many numbers
+    has. It is the mean over the units, also with other tasks: squared errors of many numbers
     would drown them.
 
     Mean and deviation of each unit are taken from the training labels by the first `fit` (of
@@ -35,10 +35,10 @@ class Regression(Task):
 
     Args:
         units: how many numbers the head predicts. Defaults to 1.
-        mean: mean of the labels, a number or one a unit, if you know it. Defaults to None.
+        mean: mean of the labels, a number or one per unit, if you know it. Defaults to None.
         std: their standard deviation, above 0; given together with `mean`. Defaults to None.
         weight: as in `lp.Classification`.
-        metrics: more Keras metrics beside `mae`; they see single entries, labels and outputs of
+        metrics: more Keras metrics; they see single entries, labels and outputs of
             shape `(batch, units, 1)`. Defaults to none.
         hidden_units: as in `lp.Classification`.
 

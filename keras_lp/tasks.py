@@ -8,15 +8,14 @@ from __future__ import annotations
 import abc
 import dataclasses
 import numbers
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import keras
 import numpy as np
 from keras import ops
 
-from keras_lp.metrics import MacroF1, MeanAveragePrecision, cutoffs
-from keras_lp.missing import mask_entries, mask_labels
+from keras_lp.missing import mask_labels
 
 Classes = int | Sequence[str]
 
@@ -60,7 +59,7 @@ class Task(abc.ABC):
 
     @property
     def label_count(self) -> int:
-        """How often the mean loss counts beside other tasks."""
+        """How often the mean loss counts in the sum over tasks."""
         return 1
 
     @abc.abstractmethod
@@ -78,7 +77,7 @@ class Task(abc.ABC):
         Args:
             y: labels, or None where the whole batch lacks this task.
             y_pred: the head's output, `(batch, ..., units)`.
-            sample_weight: weights, `(batch,)` or one a label. Defaults to 1.
+            sample_weight: weights, `(batch,)` or one for each label. Defaults to 1.
 
         Returns:
             `(y, y_pred, weight)`, shaped for the loss and the metrics of this task.
@@ -183,26 +182,42 @@ class ClassTask(Task):
             return tuple(str(i) for i in range(self.classes))
         return self.classes
 
+    def _by_class(
+        self, given: Mapping[Any, Any], default: float, fits: Callable[[Any], bool], rule: str
+    ) -> tuple[float, ...]:
+        """Returns a number for each class from a dict by number or name.
+
+        Args:
+            given: the dict.
+            default: for classes that are not in it.
+            fits: whether a value will do.
+            rule: the start of the error if not.
+        """
+        names = {name: i for i, name in enumerate(self.class_names)}
+        values = [default] * self.units
+        for key, value in given.items():
+            index = names.get(key, key)
+            known = isinstance(index, numbers.Integral) and 0 <= index < self.units
+            if not known or not is_number(value) or not fits(value):
+                raise ValueError(
+                    f"{rule} Received: {key!r}: {value!r}; the classes are "
+                    f"{list(self.class_names[:20])}."
+                )
+            values[index] = float(value)
+        return tuple(values)
+
     def _weights_of_classes(self) -> tuple[float, ...] | None:
-        """Returns one weight a class from a dict by number or name; those not in it weigh 1."""
+        """Returns the weight of each class; those not in a dict weigh 1."""
         given = self.class_weight
         if given is None:
             return None
-        if not isinstance(given, Mapping):
-            given = dict(enumerate(given))
-        names = {name: i for i, name in enumerate(self.class_names)}
-        weights = [1.0] * self.units
-        for key, weight in given.items():
-            index = names.get(key, key)
-            known = isinstance(index, numbers.Integral) and 0 <= index < self.units
-            if not known or not is_number(weight) or weight < 0:
-                raise ValueError(
-                    f"`class_weight` of {type(self).__name__} must be a dict of weights of 0 or "
-                    f"more by the number or name of the class. Received: {key!r}: {weight!r}; the "
-                    f"classes are {list(self.class_names[:20])}."
-                )
-            weights[index] = float(weight)
-        return tuple(weights)
+        return self._by_class(
+            given if isinstance(given, Mapping) else dict(enumerate(given)),
+            1.0,
+            lambda weight: weight >= 0,
+            f"`class_weight` of {type(self).__name__} must be a dict of weights of 0 or more by "
+            "the number or name of the class.",
+        )
 
 
 @keras.saving.register_keras_serializable("keras_lp")
@@ -221,7 +236,7 @@ class Classification(ClassTask):
             weighs 1. The loss is the weighted mean; metrics are not weighted. Defaults to None.
         label_smoothing: share of each label that is spread over all classes, from 0 to below 1.
             Defaults to 0.
-        metrics: more Keras metrics beside `accuracy`; they see labels `(batch,)`, logits and the
+        metrics: more Keras metrics; they see labels `(batch,)`, logits and the
             weights. Defaults to none.
         hidden_units: sizes of dense layers (relu) of this head. Defaults to None, which is what
             the builder was given.
@@ -274,132 +289,6 @@ class Classification(ClassTask):
                 f"({wrong.sum()} of {y.size} labels are outside). Renumber the labels or build "
                 "the model with more classes."
             )
-
-
-@keras.saving.register_keras_serializable("keras_lp")
-@dataclasses.dataclass(frozen=True)
-class MultiLabel(ClassTask):
-    """Any number of labels at once: the head gives logits, exports add the sigmoid.
-
-    Labels are `(batch, classes)` of 0 and 1; an entry of -1 is missing, entry by entry. The loss
-    is the binary crossentropy, its mean over the entries; beside other tasks the mean counts once
-    for each label, `classes` times. The metrics are `f1`, the F1 score above the thresholds,
-    and `map`, the average precision, both averaged over the labels that have a positive example.
-
-    Args:
-        classes: number of labels, or their names in order.
-        weight: as in `lp.Classification`.
-        class_weight: dict of weights by the number or name of a label, for all its entries.
-            Defaults to None.
-        label_smoothing: moves the targets from 0 and 1 to half of it and 1 less half of it.
-            Defaults to 0.
-        thresholds: the probability above which a label is predicted, between 0 and 1: a number
-            for all labels, a list with one a label, or a dict by the number or name of a label,
-            where those not in it have 0.5. The loss knows nothing of them; `f1`,
-            `lp.decode_predictions` and exported files do, and `lp.choose_thresholds` sets them.
-            Defaults to None, 0.5 for all.
-        metrics: more Keras metrics beside `f1` and `map`; they see single entries, labels and
-            logits of shape `(batch, classes, 1)`. Defaults to none.
-        hidden_units: as in `lp.Classification`.
-
-    Raises:
-        ValueError: no label, a name twice, or a weight, smoothing or threshold out of range.
-        TypeError: neither a number nor names; metrics that are not objects of Keras.
-
-    Example:
-
-    >>> import keras_lp as lp
-    >>> task = lp.MultiLabel(["sun", "rain", "snow"], thresholds={"snow": 0.2})
-    >>> task.units
-    3
-    >>> task.thresholds
-    (0.5, 0.5, 0.2)
-    """
-
-    activation: ClassVar[str] = "sigmoid"
-
-    thresholds: float | Mapping[int | str, float] | Sequence[float] | None = dataclasses.field(
-        default=None, kw_only=True
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "thresholds", self._thresholds_of_labels())
-
-    @property
-    def label_count(self) -> int:
-        return self.units
-
-    def make_loss(self) -> keras.losses.Loss:
-        return keras.losses.BinaryCrossentropy(
-            from_logits=True, label_smoothing=self.label_smoothing, reduction=REDUCTION
-        )
-
-    def make_metrics(self) -> list[keras.metrics.Metric]:
-        own = [MacroF1(self.units, self.thresholds), MeanAveragePrecision(self.units)]
-        return [*own, *self._new_metrics()]
-
-    def is_predicted(self, logits: Any) -> np.ndarray:
-        """Returns which entries of `(..., classes)` logits are above their threshold."""
-        return np.asarray(logits) > cutoffs(self.probability_thresholds)
-
-    def mask_missing(self, y: Any, y_pred: Any, sample_weight: Any = None) -> tuple[Any, Any, Any]:
-        return mask_entries(self, y, y_pred, sample_weight)
-
-    def for_loss(self, y: Any, y_pred: Any, weight: Any) -> tuple[Any, Any, Any]:
-        if self.class_weight is not None:
-            weight = weight * ops.convert_to_tensor(self.class_weight, "float32")
-        return y, y_pred, weight
-
-    def check_labels(self, y: np.ndarray, name: str = "y") -> None:
-        super().check_labels(y, name)
-        if y.ndim < 2 or y.shape[-1] != self.units:
-            raise ValueError(
-                f"Labels of MultiLabel have one entry a class, shape (examples, {self.units}). "
-                f"Received: {name} of shape {y.shape}."
-            )
-        wrong = ~((y == -1) | ((y >= 0) & (y <= 1)))
-        if wrong.any():
-            raise ValueError(
-                "Labels of MultiLabel must be 0 or 1, or -1 where the label is missing. "
-                f"Received: {name} with the value {y[wrong].flat[0]!s}."
-            )
-
-    @property
-    def probability_thresholds(self) -> np.ndarray:
-        """The thresholds as an array, `(classes,)`, 0.5 where none are set."""
-        given = (0.5,) * self.units if self.thresholds is None else self.thresholds
-        return np.array(given, "float64")
-
-    def _thresholds_of_labels(self) -> tuple[float, ...] | None:
-        """Returns one threshold a label; those not in a dict are 0.5."""
-        given = self.thresholds
-        if given is None:
-            return None
-        if is_number(given):
-            given = [given] * self.units
-        if not isinstance(given, Mapping):
-            values = list(given) if isinstance(given, Iterable) else []
-            if len(values) != self.units:
-                raise ValueError(
-                    "`thresholds` of MultiLabel must be a number for all labels, a list with one a "
-                    "label, or a dict by the number or name of a label. Received: "
-                    f"thresholds={given!r} for {self.units} labels."
-                )
-            given = dict(enumerate(values))
-        names = {name: i for i, name in enumerate(self.class_names)}
-        thresholds = [0.5] * self.units
-        for key, value in given.items():
-            index = names.get(key, key)
-            known = isinstance(index, numbers.Integral) and 0 <= index < self.units
-            if not known or not is_number(value) or not 0 < value < 1:
-                raise ValueError(
-                    "`thresholds` of MultiLabel must be probabilities above 0 and below 1, by the "
-                    f"number or name of the label. Received: {key!r}: {value!r}; the labels are "
-                    f"{list(self.class_names[:20])}."
-                )
-            thresholds[index] = float(value)
-        return tuple(thresholds)
 
 
 def as_task(task: Any) -> Task:

@@ -20,7 +20,7 @@ from keras_lp.data import batches, check_labels, readable
 from keras_lp.heads import Head, heads, tasks
 from keras_lp.metrics import MacroF1
 from keras_lp.model import by_task
-from keras_lp.tasks import MultiLabel
+from keras_lp.multi_label import MultiLabel
 
 _DEFAULT = 0.5
 _BATCH = 32  # examples of arrays at once, as in `predict`

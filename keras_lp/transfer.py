@@ -86,7 +86,7 @@ def transfer_model(
             tensors, where the whole backbone is frozen and nothing random stands before it.
             True: also for a `tf.data.Dataset` or `PyDataset`, finite and batched; it is your word
             that each pass yields the same examples (a random `map` in it would be frozen at its
-            first outcome); they are shuffled anew every epoch unless `fit(shuffle=False)`. False
+            first outcome); they are shuffled again every epoch unless `fit(shuffle=False)`. False
             is plain Keras: features computed in each epoch, and not standardised. Defaults to
             `"auto"`.
         cache_memory: bytes of memory for cached features. What is more goes to a temporary

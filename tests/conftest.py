@@ -72,6 +72,22 @@ def with_random_heads(model: keras.Model) -> keras.Model:
     return model
 
 
+class Batches(keras.utils.PyDataset):
+    """Batches of some arrays."""
+
+    def __init__(self, *arrays: np.ndarray, size: int = 50) -> None:
+        super().__init__()
+        self._arrays = arrays
+        self._size = size
+
+    def __len__(self) -> int:
+        return len(self._arrays[0]) // self._size
+
+    def __getitem__(self, i: int) -> tuple[np.ndarray, ...]:
+        rows = slice(self._size * i, self._size * (i + 1))
+        return tuple(array[rows] for array in self._arrays)
+
+
 def snapshot(model: keras.Model) -> list[np.ndarray]:
     """Copies of all weights, statistics too."""
     return [weight.numpy().copy() for weight in model.weights]

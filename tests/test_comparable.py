@@ -166,7 +166,7 @@ def test_a_client_minimises_the_same_sum(build, examples):
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
-def test_rare_labels_are_learned_beside_another_task():
+def test_rare_labels_are_learned_next_to_another_task():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(4000, 40)).astype("float32")
     rare = (x @ rng.normal(size=(40, 28)) / 40**0.5 > 2.0).astype("int32")

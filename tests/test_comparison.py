@@ -1,4 +1,4 @@
-"""A multitask model beside its single-task twins."""
+"""A multitask model against its single-task twins."""
 
 import keras
 import numpy as np

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 import keras_lp as lp
 from keras_lp import features, scaling
+from tests.conftest import Batches
 
 SHAPE = (8, 8, 3)
 
@@ -154,18 +155,6 @@ def test_validation_data_are_cached_too(weights, data):
     assert_same(twins(lambda model: model.fit(x, y, epochs=2, verbose=0, validation_data=held)))
 
 
-class Batches(keras.utils.PyDataset):
-    def __init__(self, *arrays):
-        super().__init__()
-        self.arrays = arrays
-
-    def __len__(self):
-        return 5
-
-    def __getitem__(self, i):
-        return tuple(array[10 * i : 10 * i + 10] for array in self.arrays)
-
-
 @pytest.mark.parametrize("kind", ["dataset", "unknown length", "pydataset"])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_data_sets_are_cached_where_the_user_says_so(kind, weighted, data):
@@ -174,7 +163,7 @@ def test_data_sets_are_cached_where_the_user_says_so(kind, weighted, data):
     def fit(model):
         batches = tf.data.Dataset.from_tensor_slices(arrays).batch(10)
         if kind == "pydataset":
-            batches = Batches(*arrays)
+            batches = Batches(*arrays, size=10)
         elif kind == "unknown length" and features.features_layer(model).cache:
             batches = batches.filter(lambda *_: True)  # Keras itself warns about such a data set
         return model.fit(

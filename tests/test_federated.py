@@ -169,7 +169,7 @@ def test_a_frozen_backbone_federates_as_it_trains_centrally(digits):
     same(model, central, 1e-6)
 
 
-def test_dropout_draws_anew_every_step(digits):
+def test_dropout_draws_again_every_step(digits):
     """Of 64 constant inputs into a sum, the loss tells how many were dropped."""
     x = np.ones((20, 64), "float32")
     backbone = keras.Sequential([keras.Input((64,)), keras.layers.Identity()])
@@ -371,7 +371,7 @@ def test_callbacks_set_the_clients_rate(digits):
     same(model, central, 1e-6)
 
 
-def test_what_is_compiled_anew_takes_effect(mlp, digits):
+def test_what_is_compiled_again_takes_effect(mlp, digits):
     x, y = digits[0], digits[1].astype("float32")
     model = plain([keras.layers.Dense(1)])
     optimizer = model.optimizer

@@ -38,7 +38,7 @@ def test_of_ten_thousand_clients_only_the_sampled_are_loaded():
     federated = lp.FederatedAveraging(regression(), clients_per_round=5, seed=3)
     federated.fit((range(10_000), load), rounds=4, verbose=0)
     assert len(loaded) == 20
-    assert len(set(loaded)) > 15  # sampled from all of them, and anew each round
+    assert len(set(loaded)) > 15  # sampled from all of them, and again each round
     per_round = np.reshape(loaded, (4, 5))
     assert all(len(set(row)) == 5 for row in per_round)
     again = list(loaded)

@@ -38,11 +38,11 @@ def probabilities(model, x):
     return tf.nn.softmax(model.predict(x, verbose=0)).numpy()
 
 
-@pytest.mark.parametrize("spread", ["equal parts", "one label a client"])
+@pytest.mark.parametrize("spread", ["equal parts", "one label per client"])
 def test_the_solution_is_the_central_one(mlp, digits, spread):
     x, y = digits
     model = lp.transfer_model(mlp(), 10)
-    by = {"equal parts": np.arange(200) % 8, "one label a client": y}[spread]
+    by = {"equal parts": np.arange(200) % 8, "one label per client": y}[spread]
     history = solve(model, lp.partition(digits, by=by), validation_data=digits).history
     expected = logistic(standardised(model, x), y)
     np.testing.assert_allclose(probabilities(model, x), expected, atol=1e-4)

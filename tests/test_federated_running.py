@@ -98,14 +98,14 @@ def test_evaluate_gives_the_mean_the_worst_tenth_and_the_whole(federated, digits
 
 
 def test_federations_side_by_side_are_as_each_alone(clients):
-    alone, beside, other = (classifier(seed=s) for s in (0, 0, 5))
+    alone, crowded, other = (classifier(seed=s) for s in (0, 0, 5))
     lp.FederatedAveraging(alone, clients_per_round=3).fit(clients, 2, verbose=0)
-    first = lp.FederatedAveraging(beside, clients_per_round=3)
+    first = lp.FederatedAveraging(crowded, clients_per_round=3)
     second = lp.FederatedAveraging(other, server_optimizer="adam")
     for _ in range(2):
         first.fit(clients, 1, verbose=0)
         second.fit(clients, 1, verbose=0)
-    for a, b in zip(alone.get_weights(), beside.get_weights(), strict=True):
+    for a, b in zip(alone.get_weights(), crowded.get_weights(), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 

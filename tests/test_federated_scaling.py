@@ -39,7 +39,7 @@ def test_one_round_over_all_clients_is_one_step_of_fit_on_all_examples(mlp, digi
     backbone = mlp()
     central, federated = sgd_model(backbone), sgd_model(backbone)
     central.fit(*digits, batch_size=200, verbose=0)
-    clients = lp.partition(digits, by=digits[1])  # one label a client
+    clients = lp.partition(digits, by=digits[1])  # one label per client
     lp.FederatedAveraging(federated, batch_size=None).fit(clients, 1, verbose=0)
     assert_scale(federated, digits[0])
     for ours, expected in zip(

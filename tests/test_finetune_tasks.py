@@ -184,7 +184,7 @@ def test_merged_adapters_keep_the_outputs_and_the_task_trains_on(kind):
 
 @pytest.mark.filterwarnings("ignore:Skipping variable loading for optimizer")
 def test_a_saved_task_loads_and_trains_on(kind, tmp_path):
-    """KerasHub compiles it anew when it loads; the adapters are folded in."""
+    """KerasHub compiles it again when it loads; the adapters are folded in."""
     model = MAKE[kind]()
     lp.finetune_model(model, lora=LORA)
     for layer in adapted_layers(model):

@@ -10,6 +10,7 @@ from sklearn.utils.class_weight import compute_sample_weight
 
 import keras_lp as lp
 from keras_lp import head_solver, linear_probe
+from tests.conftest import Batches
 
 L2 = 1e-2
 
@@ -159,18 +160,6 @@ def test_each_task_is_solved_by_itself(mlp, digits):
     assert {"digit_l2", "odd_l2", "value_l2", "digit_accuracy", "value_mae"} <= set(history)
     with pytest.raises(ValueError, match=r"label of a weight above 0.*'value'"):
         solve(both, (x, {"digit": y, "odd": labels["odd"]}))
-
-
-class Batches(keras.utils.PyDataset):
-    def __init__(self, x, y, **kwargs):
-        super().__init__(**kwargs)
-        self.x, self.y = x, y
-
-    def __len__(self):
-        return 4
-
-    def __getitem__(self, i):
-        return self.x[i * 50 : i * 50 + 50], self.y[i * 50 : i * 50 + 50]
 
 
 def test_every_form_of_data_gives_the_same(mlp, digits):

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 import keras_lp as lp
 from keras_lp.regression import standardize
-from tests.conftest import assert_same, snapshot
+from tests.conftest import Batches, assert_same, snapshot
 
 nan = float("nan")
 
@@ -24,18 +24,6 @@ def heights(digits):
 
 def fitted(head):
     return np.asarray(head.mean), np.asarray(head.std)
-
-
-class Batches(keras.utils.PyDataset):
-    def __init__(self, x, y):
-        super().__init__()
-        self.x, self.y = x, y
-
-    def __len__(self):
-        return 4
-
-    def __getitem__(self, i):
-        return self.x[i * 50 : i * 50 + 50], self.y[i * 50 : i * 50 + 50]
 
 
 FORMS = {

@@ -10,7 +10,7 @@ import tensorflow as tf
 import keras_lp as lp
 from keras_lp import scaling
 from keras_lp.features import feature_model
-from tests.conftest import with_random_heads
+from tests.conftest import Batches, with_random_heads
 
 
 def scale_of(model, name="predictions"):
@@ -68,18 +68,6 @@ def test_it_trains_as_plain_keras_does_on_standardised_features(mlp, digits):
     ours = model.fit(x, y, epochs=3, shuffle=False, verbose=0).history["loss"]
     plain = twin.fit(z, y, epochs=3, shuffle=False, verbose=0).history["loss"]
     np.testing.assert_allclose(ours, plain, rtol=1e-4)
-
-
-class Batches(keras.utils.PyDataset):
-    def __init__(self, x, y):
-        super().__init__()
-        self.x, self.y = x, y
-
-    def __len__(self):
-        return 4
-
-    def __getitem__(self, i):
-        return self.x[i * 50 : i * 50 + 50], self.y[i * 50 : i * 50 + 50]
 
 
 @pytest.mark.parametrize("cache", ["auto", True])

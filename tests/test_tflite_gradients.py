@@ -1,4 +1,4 @@
-"""Gradients in builtin operations, beside TensorFlow's own."""
+"""Gradients in builtin operations, compared with TensorFlow's own."""
 
 import keras
 import numpy as np

@@ -21,7 +21,7 @@ from .conftest import with_random_heads
 
 Interpreter = pytest.importorskip("ai_edge_litert.interpreter").Interpreter
 
-# Of an environment with `pip install mediapipe`: it does not install beside a current TensorFlow.
+# Of an environment with `pip install mediapipe`: it does not install next to a current TensorFlow.
 MEDIAPIPE = "KERAS_LP_MEDIAPIPE_PYTHON"
 CLIENT = """
 import json, sys
@@ -258,7 +258,7 @@ def test_inspect_prints_what_is_in_a_file(tmp_path, capsys):
         assert line in printed
 
 
-def test_inspect_prints_thresholds_beside_their_labels(tmp_path, capsys):
+def test_inspect_prints_thresholds_next_to_their_labels(tmp_path, capsys):
     path = tmp_path / "m.tflite"
     task = lp.MultiLabel(["sun", "snow"], thresholds={"snow": 0.123456})
     lp.export_tflite(lp.transfer_model(network(), task), path, verify=False)

@@ -1,4 +1,4 @@
-"""Files that train in the LiteRT runtime, beside Keras."""
+"""Files that train in the LiteRT runtime, compared with Keras."""
 
 import shutil
 import subprocess

@@ -62,7 +62,7 @@ def test_accuracy_of_both_with_labels(model, digits, tmp_path):
     assert report.comparisons["predictions"].scores == pytest.approx((expected, expected))
     assert report.verified_on == "verification_data"
     assert f"accuracy {expected:.2%}, in Keras {expected:.2%}" in str(report)
-    assert "beside Keras on 200 examples of verification_data" in str(report)
+    assert "compared with Keras on 200 examples of verification_data" in str(report)
 
 
 def test_generated_inputs_are_told(model, tmp_path):

@@ -12,6 +12,7 @@ import keras_lp as lp
 from keras_lp.heads import heads, tasks
 from keras_lp.metrics import MacroF1
 from keras_lp.thresholds import best_threshold, set_thresholds
+from tests.conftest import Batches
 
 from .conftest import assert_same, snapshot, with_random_heads
 
@@ -228,18 +229,6 @@ def test_a_callback_may_choose_while_fit_runs(mlp):
     logs = model.evaluate(x, y, verbose=0, return_dict=True)
     expected = macro(f1_of(y, p > tasks(model)["predictions"].probability_thresholds))
     assert logs["f1"] == pytest.approx(expected, abs=1e-6)
-
-
-class Batches(keras.utils.PyDataset):
-    def __init__(self, *parts):
-        super().__init__()
-        self._parts = parts
-
-    def __len__(self):
-        return 4
-
-    def __getitem__(self, index):
-        return tuple(part[50 * index : 50 * index + 50] for part in self._parts)
 
 
 def test_all_forms_of_data_give_the_same(mlp):

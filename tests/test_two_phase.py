@@ -64,7 +64,7 @@ def test_the_best_weights_on_validation_are_restored(mlp, split):
     assert min(history.history["val_loss"]) < history.history["val_loss"][-1]
 
 
-def test_the_table_shows_training_beside_validation(mlp, split, capsys):
+def test_the_table_shows_training_next_to_validation(mlp, split, capsys):
     train, held = split
     lp.fit_two_phase(
         model_of(mlp), train, epochs=2, learning_rate=0.01, validation_data=held, verbose=2

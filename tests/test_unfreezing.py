@@ -85,7 +85,7 @@ def test_the_same_compile_and_the_same_state_throughout(mlp, digits):
 
 @too_short
 def test_what_waits_does_not_count_in_the_clip_norm(mlp, digits):
-    """A step of SGD from the same weights, beside a model whose blocks are truly frozen."""
+    """A step of SGD from the same weights, compared with a model whose blocks are truly frozen."""
     x, y = digits[0][:32], digits[1][:32] % 3
     moved = []
     for waits in (True, False):

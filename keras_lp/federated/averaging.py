@@ -83,7 +83,7 @@ al., 2021 (arXiv:2003.00295) |
         ImportError: from `fit`, where TensorFlow Federated is not installed; the message says
             how to install it.
 
-    The client's optimizer starts afresh in every client and round: its state, such as momentum,
+    The client's optimizer starts again in every client and round: its state, such as momentum,
     and a schedule of its rate. So adaptive ones such as Adam, the builders' default, often learn
     slowly: `optimizer="sgd", learning_rate=0.1` is the better start, and for heads on a frozen
     backbone `fit_head`, which needs no rate. Callbacks that set the rate act from the next round
@@ -183,10 +183,10 @@ al., 2021 (arXiv:2003.00295) |
             checkpoint_dir: a folder for the state of the federation; the newest whole
                 checkpoint in it is taken up. Defaults to None.
             checkpoint_freq: saves every so many rounds, and after the last. Defaults to 1.
-            verbose: 0 is silent, `"auto"` and 1 print a line a round. Defaults to `"auto"`.
+            verbose: 0 is silent, `"auto"` and 1 print a line per round. Defaults to `"auto"`.
 
         Returns:
-            A `keras.callbacks.History` with an epoch a round: `loss` and the metrics over the
+            A `keras.callbacks.History` with an epoch per round: `loss` and the metrics over the
             examples that the clients trained on (as they trained), `val_*`, `clients` (sampled),
             `dropped` (those of them whose update was not finite: it counts nothing),
             `update_norm` (the L2 norm of the mean update), `bytes_up` and `bytes_down` (the sizes
@@ -256,7 +256,7 @@ al., 2021 (arXiv:2003.00295) |
         over the examples of all clients, where `z` are the features with mean 0 and standard
         deviation 1, `loss` is the task's and `w` the sample weights (times those of classes, 0
         where the label is missing; for `MultiLabel` and `Regression` the sum is over entries).
-        The result is that of the same problem solved on all examples in one place; one label a
+        The result is that of the same problem solved on all examples in one place; one label per
         client changes nothing. All clients take part in every round: `clients_per_round`, the
         optimizers and the other arguments of `FederatedAveraging` play no role.
 
@@ -283,10 +283,10 @@ al., 2021 (arXiv:2003.00295) |
             checkpoint_dir: a folder for what the clients sent, one file a round. Defaults to
                 None.
             validation_data: as in `fit`, evaluated once, with the solution. Defaults to None.
-            verbose: 0 is silent, `"auto"` and 1 print a line a round. Defaults to `"auto"`.
+            verbose: 0 is silent, `"auto"` and 1 print a line per round. Defaults to `"auto"`.
 
         Returns:
-            A `keras.callbacks.History` with an epoch a round: from the second on `loss` (as
+            A `keras.callbacks.History` with an epoch per round: from the second on `loss` (as
             `evaluate` gives it, without the penalty; with several tasks `<name>_loss` too) and
             `gradient`, its largest entry; and `clients`, `bytes_up`, `bytes_down` and `seconds`
             as in `fit`. `val_*` have one value.

@@ -1,6 +1,6 @@
 """The state of a federation in files, so that a killed run goes on.
 
-A file is its own SHA-256, then a NumPy archive. It is written beside its place and then renamed,
+A file is its own SHA-256, then a NumPy archive. It is written under another name and then renamed,
 so a file under its name is whole, unless the disk damaged it.
 """
 
@@ -116,8 +116,8 @@ class Checkpoints:
 def describe_model(model: keras.Model) -> dict[str, str]:
     """Returns digests of what makes a model the same one after a restart.
 
-    Names do not count: Keras numbers them anew in each process. Neither do weights that train, nor
-    the thresholds of labels, which training knows nothing of.
+    Left out: names, which Keras numbers differently in each process; weights that train; and the
+    thresholds of labels, which training does not use.
     """
     layers = model._flatten_layers(include_self=False)
     shapes = [

@@ -238,7 +238,7 @@ def scalars(results: dict[str, Any]) -> dict[str, Any]:
 def _client_training(stateless: StatelessModel, local: LocalTraining) -> Callable[..., Any]:
     """Returns what trains one client: `(weights, frozen, data, seed, rate) -> (weights, metrics)`.
 
-    The optimizer starts afresh, at the round's learning rate. Examples are shuffled and Dropout
+    The optimizer starts again, at the round's learning rate. Examples are shuffled and Dropout
     draws by the client's seed.
     """
     model = stateless.model

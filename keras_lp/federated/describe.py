@@ -45,7 +45,7 @@ class ClientLabels:
         return "\n".join(lines)
 
     def plot(self, path: str | os.PathLike | None = None) -> Any:
-        """Draws each client's labels as a bar, one panel a task.
+        """Draws each client's labels as a bar, one panel per task.
 
         Args:
             path: where to write the picture. Defaults to None, which writes none.
@@ -79,7 +79,7 @@ class ClientLabels:
         return figure
 
     def _rows(self, task: str, shown: int = 10) -> list[str]:
-        """The first clients, one a line, where the classes fit in it."""
+        """The first clients, one per line, where the classes fit in it."""
         counts, classes = self.counts[task], self.classes[task]
         if len(classes) > 12:
             return []

@@ -12,7 +12,7 @@ from keras_lp.heads import tasks
 
 
 class Groups:
-    """The groups of a model's trainable weights that are averaged with one weight a client.
+    """The groups of a model's trainable weights that are averaged with one weight per client.
 
     With one task there is one group. With several, each task's own layers are a group, and all
     that the tasks share is the first.

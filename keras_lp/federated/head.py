@@ -78,7 +78,7 @@ class _Rounds:
     A round that a checkpoint knows is not run again: the solver asks for the same once more.
 
     Attributes:
-        history: an epoch a round.
+        history: an epoch per round.
         read_rows: reads the rows of a block in a graph.
     """
 
@@ -185,7 +185,7 @@ def _vector_heads(model: keras.Model) -> dict[str, Head]:
 def _open(
     directory: str | os.PathLike | None, model: keras.Model, source: Source, l2: float
 ) -> Checkpoints | None:
-    """Opens the folder of checkpoints, one a round."""
+    """Opens the folder of checkpoints, one per round."""
     if directory is None:
         return None
     settings = {"method": "fit_head", "l2": float(l2), **describe_model(model)}

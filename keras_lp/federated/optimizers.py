@@ -25,7 +25,7 @@ _ON_SERVER = {
 
 
 def check_client_optimizer(optimizer: keras.optimizers.Optimizer) -> None:
-    """Raises `ValueError` unless clients can run an optimizer that starts afresh each round."""
+    """Raises `ValueError` unless clients can run an optimizer that starts again each round."""
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         raise ValueError(
             "Clients train in float32 or bfloat16. Received: a model compiled under "
@@ -38,7 +38,7 @@ def check_client_optimizer(optimizer: keras.optimizers.Optimizer) -> None:
         )
     if optimizer.use_ema or optimizer.gradient_accumulation_steps:
         raise ValueError(
-            "The client's optimizer starts afresh every round, so it can neither average weights "
+            "The client's optimizer starts again every round, so it can neither average weights "
             "nor accumulate gradients. Received: an optimizer with "
             f"use_ema={optimizer.use_ema}, "
             f"gradient_accumulation_steps={optimizer.gradient_accumulation_steps}. Compile the "

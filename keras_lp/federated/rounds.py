@@ -169,7 +169,7 @@ class Rounds:
         return [id(variable) for variable in self._model.trainable_variables]
 
     def _prepare(self, data: Arrays, count: int, on_features: bool) -> Any:
-        """Returns TFF's process and its state, built anew where model or data's form are."""
+        """Returns TFF's process and its state, built again where model or data's form are."""
         built, groups = self._training, self._groups()
         spec, rows = block_spec(len(groups)), rows_spec(data)
         trainable = self._trainable()

@@ -54,7 +54,7 @@ class Source(contextlib.AbstractContextManager):
         self._features: dict[Hashable, Any] = {}
 
     def load(self, client: Hashable) -> Arrays:
-        """Returns one client's arrays, with features in place of inputs where they are wanted."""
+        """Returns one client's arrays, with features instead of inputs where they are wanted."""
         if client not in self._features:
             data = self._kept[client] if client in self._kept else self._checked(client)
             if not self.on_features:
@@ -82,7 +82,7 @@ class Source(contextlib.AbstractContextManager):
 
 
 def replace_inputs(cache: FeatureCache, data: Arrays) -> Arrays:
-    """Returns a client's arrays with features in place of inputs."""
+    """Returns a client's arrays with features instead of inputs."""
     ((found,), _) = cache.take((data[0],))
     return (collections.OrderedDict(sorted(found.items())), *data[1:])
 

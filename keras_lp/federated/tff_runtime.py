@@ -1,4 +1,4 @@
-"""TensorFlow Federated beside Keras 3: its import, and the worker process that it starts.
+"""TensorFlow Federated next to Keras 3: its import, and the worker process that it starts.
 
 TFF 0.87 runs every computation in a C++ process of its own (`worker_binary`). Left alone, TFF
 leaves that process behind at exit, holding the pipes of its parent; here it is owned.
@@ -88,7 +88,7 @@ def load_tff() -> Any:
     if reason is None and missing_modules():
         reason = (
             f"Federated learning needs TensorFlow Federated. Missing: {missing_modules()}. "
-            "Its own metadata cannot be installed beside a current TensorFlow, so run:\n  "
+            "Its own metadata cannot be installed next to a current TensorFlow, so run:\n  "
             + "\n  ".join(install_commands())
         )
     if reason is not None:
@@ -153,7 +153,7 @@ class Worker:
     """
 
     # PR_SET_PDEATHSIG (1) with SIGKILL (9), set by a launcher between fork and exec: a
-    # `preexec_fn` is not safe beside TensorFlow's threads.
+    # `preexec_fn` is not safe with TensorFlow's threads.
     _LAUNCH = (
         "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); os.execv(sys.argv[1], sys.argv[1:])"
     )
@@ -169,7 +169,7 @@ class Worker:
 
     @contextlib.contextmanager
     def watch(self) -> Iterator[None]:
-        """Lets the worker die a few times in a call of TFF, which begins anew each time.
+        """Lets the worker die a few times in a call of TFF, which starts again each time.
 
         TFF itself would try without end.
         """

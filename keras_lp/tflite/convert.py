@@ -103,7 +103,7 @@ def _copy(model: keras.Model, change: Callable[[Any], Any], reason: str) -> kera
 
 
 def _in_float32(config: Any) -> Any:
-    """The config of a layer with float32 in place of every policy, also of layers inside it."""
+    """The config of a layer with float32 instead of every policy, also of layers inside it."""
     if isinstance(config, dict):
         if config.get("class_name") == "DTypePolicy":
             return "float32"

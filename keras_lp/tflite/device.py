@@ -72,7 +72,7 @@ class DeviceTrainer:
 
         Args:
             x: examples, an array `(examples, ...)`, or a dict of them by input (`x_<name>`).
-            y: class numbers `(examples,)`, or one number a label or unit; missing labels as in
+            y: class numbers `(examples,)`, or one number per label or unit; missing labels as in
                 Keras: -1, or NaN for numbers.
             epochs: passes over the examples. Defaults to 1.
             shuffle: whether each epoch has an order of its own. Defaults to True.
@@ -123,7 +123,7 @@ class DeviceTrainer:
         return {name: value.copy() for name, value in self._run["get_weights"]().items()}
 
     def set_weights(self, weights: Mapping[str, np.ndarray]) -> None:
-        """Takes up what `get_weights` or the server gave; the optimizer starts afresh.
+        """Takes up what `get_weights` or the server gave; the optimizer restarts.
 
         Raises:
             ValueError: weights of another model, of other names or shapes, or not finite.

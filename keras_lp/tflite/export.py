@@ -45,8 +45,8 @@ def export_tflite(
     `lp.LoRA` are folded in. The file takes and gives what the model does, float32 pictures for
     example, whatever the quantization.
 
-    The file is run in LiteRT beside Keras before it is put in place. What is too far from Keras is
-    refused and leaves no file:
+    The file is run in LiteRT and compared with Keras before it is put in place. What is too far
+    from Keras is refused and leaves no file:
 
     - without quantization the largest difference may be 1e-4, with `"float16"` 1e-2: of
       probabilities, or of values as a share of their range over the examples;
@@ -74,7 +74,7 @@ def export_tflite(
         verification_data: examples to compare on, as `calibration_data`; with labels the report
             has the accuracy of both. Defaults to None: the calibration data (1,000 of them), else
             generated inputs, and the report says so.
-        tolerance: in place of the largest difference, or of the agreement of 0.95. Defaults to
+        tolerance: replaces the largest difference, or of the agreement of 0.95. Defaults to
             None.
 
     Returns:

@@ -12,7 +12,8 @@ import numpy as np
 
 from keras_lp.heads import Head
 from keras_lp.model import input_structure
-from keras_lp.tasks import ClassTask, MultiLabel, Task
+from keras_lp.multi_label import MultiLabel
+from keras_lp.tasks import ClassTask, Task
 
 
 @dataclasses.dataclass(frozen=True)

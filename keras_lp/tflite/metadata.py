@@ -141,7 +141,7 @@ def write_metadata(
     outputs: list[TensorMetadata],
     files: dict[str, str],
 ) -> bytes:
-    """Returns a file with metadata, in place of those that it had.
+    """Returns a file with metadata, instead of those that it had.
 
     Args:
         content: the bytes of a file without associated files.

@@ -80,7 +80,7 @@ class ExportReport:
             lines.append(f"made from a float32 copy: layers compute in {list(self.copied_from)}")
         if self.verified_on is None:
             return "\n".join([*lines, "not verified"])
-        lines.append(f"beside Keras on {self.examples:,} examples of {self.verified_on}:")
+        lines.append(f"compared with Keras on {self.examples:,} examples of {self.verified_on}:")
         lines += [f"  {name}: {one.describe()}" for name, one in self.comparisons.items()]
         if self.latency is not None:
             median, p95 = self.latency

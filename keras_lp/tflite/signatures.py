@@ -41,7 +41,7 @@ class DeviceModel:
         ]
 
     def run(self, weights: Tensors, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Calls a function of tensors with these weights in place of the model's."""
+        """Calls a function of tensors with these weights instead of the model's."""
         mapping = [(self.exchanged[name], value) for name, value in weights.items()]
         mapping += [(variable, tf.constant(value)) for variable, value in self._constants]
         with keras.StatelessScope(state_mapping=mapping, collect_losses=True):

@@ -94,7 +94,7 @@ def export_trainable_tflite(
     - `evaluate(x, y, mask) -> loss, accuracy` (or `mae`) `, count`: the same without a step;
     - `get_weights()` and `set_weights(...)`: the weights that train, the averages of
       BatchNormalization from the first layer that trains on, and the `version` of the model;
-      `set_weights` also starts the optimizer afresh;
+      `set_weights` also restarts the optimizer;
     - `read_weights(ignored)`: `get_weights` for Java, which cannot call what has no input;
     - `features(x)` and `train_features(features, y, mask)`, where only the head of a model that
       keras_lp built trains: what the frozen part gives for an example is computed once.

@@ -1,4 +1,4 @@
-"""A phone file beside its Keras model: run in LiteRT, compared, timed."""
+"""A phone file against its Keras model: run in LiteRT, compared, timed."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Tolerance:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """One output of a file beside Keras's.
+    """One output of a file compared with Keras's.
 
     Attributes:
         difference: the largest absolute one.
