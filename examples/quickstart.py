@@ -163,7 +163,7 @@ def multitask(data: Problem, pretrained: Path) -> tuple[keras.Model, dict[str, A
 
 def federated(data: Problem, pretrained: Path, seed: int) -> tuple[keras.Model, dict[str, Any]]:
     """Ten clients with ten pictures each; only the head's updates leave a client."""
-    model = lp.transfer_model(pretrained, data.names, pooling="flatten", learning_rate=1e-2)
+    model = lp.transfer_model(pretrained, data.names, optimizer="sgd")
     clients = lp.partition(data.train, clients=CLIENTS, seed=seed)
     history = lp.FederatedAveraging(model, local_epochs=2, batch_size=5, seed=seed).fit(
         clients, rounds=EPOCHS // 2, verbose=0

@@ -46,7 +46,8 @@ def build_and_compile(
 ) -> Model:
     """Does the work of `transfer_model` and `multitask_model`."""
     _check_head(hidden_units, dropout)
-    if learning_rate is not None or optimizer != "adam":  # raises before anything is built
+    by_width = learning_rate is None and optimizer in ("adam", "sgd")
+    if not by_width:  # raises before anything is built
         optimizer = make_optimizer(optimizer, 1e-3 if learning_rate is None else learning_rate)
     base, pretrained = resolve_backbone(
         backbone,
@@ -86,21 +87,23 @@ def build_and_compile(
             f"model where {reason}. Leave out `augmentation`, freeze the whole backbone "
             '(trainable="head"), or leave cache_features="auto".'
         )
-    if optimizer == "adam":
-        optimizer = make_optimizer(optimizer, _default_rate(model, frozen=not chosen))
+    if by_width:
+        optimizer = make_optimizer(optimizer, _default_rate(optimizer, model, frozen=not chosen))
     return compile_tasks(model, optimizer)
 
 
-def _default_rate(model: Model, frozen: bool) -> float:
-    """Returns the rate of Adam for a new model.
+def _default_rate(optimizer: str, model: Model, frozen: bool) -> float:
+    """Returns the rate of Adam or SGD for a new model.
 
     A step of Adam moves each weight by about the rate, so it moves an output of a linear head by
-    the rate times the number of features.
+    the rate times the number of features. The largest rate of SGD that is stable goes by their
+    number too. The limits were chosen on validation examples.
     """
     width = model.get_layer("features").output.shape[-1]
-    if not frozen or width is None or not all(map(is_on_features, heads(model).values())):
-        return 1e-3
-    return min(max(0.5 / width, 3e-4), 1e-2)
+    linear = frozen and width is not None and all(map(is_on_features, heads(model).values()))
+    if optimizer == "adam":
+        return min(max(0.5 / width, 3e-4), 1e-2) if linear else 1e-3
+    return min(max(20 / width, 0.02), 0.3) if linear else 1e-2
 
 
 def build_model(

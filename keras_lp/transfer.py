@@ -91,9 +91,10 @@ def transfer_model(
             `"auto"`.
         cache_memory: bytes of memory for cached features. What is more goes to a temporary
             folder, removed after `fit`. Defaults to 2 GiB.
-        learning_rate: rate, or schedule, of an optimizer given by name. Defaults to None: 1e-3;
-            for Adam on a wholly frozen backbone, with heads of one layer, 0.5 divided by the
-            number of features, from 3e-4 to 1e-2.
+        learning_rate: rate, or schedule, of an optimizer given by name. Defaults to None: 1e-3,
+            for SGD 1e-2. On a wholly frozen backbone, with heads of one layer, it goes by the
+            number n of features: for Adam 0.5 / n, from 3e-4 to 1e-2, for SGD 20 / n, from 0.02
+            to 0.3.
         optimizer: name of a Keras optimizer, or an optimizer with a rate of its own. Defaults
             to `"adam"`.
 

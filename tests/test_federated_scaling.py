@@ -137,11 +137,10 @@ def test_defaults_come_near_the_solved_head_with_two_labels_a_client(mlp):
     clients = lp.partition(train, clients=10, shards=2)
     scores = {}
     for name, options in {"scaled": {}, "plain": {"cache_features": False}}.items():
-        model = lp.transfer_model(backbone, 10, **options)
-        lp.FederatedAveraging(model).fit(clients, 15, verbose=0)
+        model = lp.transfer_model(backbone, 10, optimizer="sgd", **options)
+        lp.FederatedAveraging(model).fit(clients, 20, verbose=0)
         scores[name] = model.evaluate(*test, verbose=0)[1]
     lp.FederatedAveraging(model).fit_head(clients, verbose=0)
     solved = model.evaluate(*test, verbose=0)[1]
-    print(scores, solved)
-    assert scores["scaled"] > solved - 0.1
+    assert scores["scaled"] > solved - 0.03
     assert scores["plain"] < scores["scaled"] - 0.1

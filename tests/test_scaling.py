@@ -105,8 +105,11 @@ def test_an_untrained_head_finds_all_classes_equally_probable(mlp, digits):
     assert model.evaluate(*digits, verbose=0)[0] == pytest.approx(np.log(10), abs=1e-6)
 
 
-@pytest.mark.parametrize(("width", "rate"), [(16, 0.01), (250, 0.002), (1250, 4e-4), (5000, 3e-4)])
-def test_the_default_rate_goes_by_the_number_of_features(mlp, width, rate):
+@pytest.mark.parametrize(
+    ("width", "rate", "sgd"),
+    [(16, 0.01, 0.3), (250, 0.002, 0.08), (1250, 4e-4, 0.02), (5000, 3e-4, 0.02)],
+)
+def test_the_default_rate_goes_by_the_number_of_features(mlp, width, rate, sgd):
     def rate_of(**options):
         return float(lp.transfer_model(mlp((width,)), 3, **options).optimizer.learning_rate)
 
@@ -114,6 +117,8 @@ def test_the_default_rate_goes_by_the_number_of_features(mlp, width, rate):
     assert rate_of(learning_rate=0.5) == 0.5
     for options in ({"trainable": "all"}, {"hidden_units": [4]}, {"optimizer": "adamw"}):
         assert rate_of(**options) == pytest.approx(1e-3)
+    assert rate_of(optimizer="sgd") == pytest.approx(sgd)
+    assert rate_of(optimizer="sgd", trainable="all") == pytest.approx(0.01)
 
 
 def test_the_scale_is_kept_in_files_and_exports(mlp, digits, tmp_path):

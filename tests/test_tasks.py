@@ -43,7 +43,7 @@ def test_a_number_names_the_classes_by_their_index():
         (lambda: lp.MultiLabel(2, thresholds=[0.5]), ValueError, r"\[0.5\] for 2 labels"),
         (lambda: lp.MultiLabel(2, thresholds="ab"), ValueError, "0: 'a'"),
         (lambda: lp.MultiLabel(2, thresholds=True), ValueError, "thresholds=True"),
-        (lambda: lp.MultiLabel(["a", "b"], thresholds={"c": 0.5}), ValueError, "'c': 0.5; the classes"),
+        (lambda: lp.MultiLabel(["a", "b"], thresholds={"c": 0.5}), ValueError, "'c': 0.5; the cla"),
         (lambda: lp.MultiLabel(2, thresholds={2: 0.5}), ValueError, "2: 0.5"),
         (lambda: lp.Classification(3, metrics=["auc"]), TypeError, "keras.metrics objects"),
         (lambda: lp.Regression(hidden_units=8), TypeError, "list of layer sizes"),

@@ -85,14 +85,20 @@ al., 2021 (arXiv:2003.00295) |
 
     The client's optimizer starts again in every client and round: its state, such as momentum,
     and a schedule of its rate. So adaptive ones such as Adam, the builders' default, often learn
-    slowly: `optimizer="sgd", learning_rate=0.1` is the better start, and for heads on a frozen
-    backbone `fit_head`, which needs no rate. Callbacks that set the rate act from the next round
-    on.
+    slowly. Build with `optimizer="sgd"`, whose default rate fits heads on a frozen backbone;
+    where more trains, `learning_rate=0.1` is a better start. Callbacks that set the rate act from
+    the next round on.
+
+    Heads on a frozen backbone see its features with mean 0 and deviation 1, as in the `fit` of the
+    model. If it has not been trained before, the clients of the first round send for this the
+    number of their examples, the sum of their features and that of the squares, which are neither
+    encrypted nor noised: a client with one example reveals its features. With
+    `cache_features=False` the model takes its features as they are, and nothing is sent.
 
     Example:
 
     ```python
-    model = lp.transfer_model(backbone, 10, optimizer="sgd", learning_rate=0.1)
+    model = lp.transfer_model(backbone, 10, optimizer="sgd")
     federated = lp.FederatedAveraging(model, clients_per_round=10)
     history = federated.fit(lp.partition((x, y), clients=100), rounds=20)
     ```
@@ -190,7 +196,8 @@ al., 2021 (arXiv:2003.00295) |
             examples that the clients trained on (as they trained), `val_*`, `clients` (sampled),
             `dropped` (those of them whose update was not finite: it counts nothing),
             `update_norm` (the L2 norm of the mean update), `bytes_up` and `bytes_down` (the sizes
-            of the weights sent, over all clients) and `seconds`, validation left out.
+            of the weights sent, over all clients; in the first round also those of the sums and
+            of the scale of the features) and `seconds`, validation left out.
 
         Raises:
             ValueError: no client, more clients a round than there are, a client without
@@ -217,7 +224,7 @@ al., 2021 (arXiv:2003.00295) |
                     last = end
             history = self._begin(callbacks, first, last)
             if verbose and self.rounds_done == 0:
-                print_restarts(self.model.optimizer)
+                print_restarts(self.model)
             compiled = self.model._compile_config  # a new object with each `compile`
             try:
                 while self.rounds_done < last and not self.model.stop_training:

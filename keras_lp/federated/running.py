@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from keras_lp import checks
 from keras_lp.heads import tasks
+from keras_lp.linear_probe import can_be_solved
 
 
 def validation(
@@ -44,15 +45,16 @@ def validation(
     return validate
 
 
-def print_restarts(optimizer: keras.optimizers.Optimizer) -> None:
+def print_restarts(model: keras.Model) -> None:
     """Says that an adaptive optimizer of the clients forgets what it adapted to."""
-    if not isinstance(optimizer, keras.optimizers.SGD):
-        print(
-            f"{type(optimizer).__name__} restarts in each client and round, so it may learn "
-            'slowly here. SGD often does better (optimizer="sgd", learning_rate=0.1), and '
-            "`fit_head` solves the heads of a frozen backbone.",
-            flush=True,
-        )
+    if isinstance(model.optimizer, keras.optimizers.SGD):
+        return
+    line = f"{type(model.optimizer).__name__} restarts in each client and round, so it may learn "
+    if can_be_solved(model):
+        line += 'slowly here. Build the model with optimizer="sgd", or solve its heads: `fit_head`.'
+    else:
+        line += 'slowly here. SGD often does better (optimizer="sgd", learning_rate=0.1).'
+    print(line, flush=True)
 
 
 def print_round(number: int, rounds: int | None, logs: Mapping[str, Any]) -> None:
