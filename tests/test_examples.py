@@ -13,6 +13,7 @@ import pytest
 from keras_lp.federated import tff_runtime
 
 ROOT = Path(__file__).parent.parent
+SOLVED = r"Head solved with l2=(\S+), cv_loss=(\S+): accuracy (\S+),"
 
 pytestmark = pytest.mark.skipif(
     tff_runtime.unsupported_platform() is not None, reason="TFF has wheels for Linux x86-64 only"
@@ -55,6 +56,12 @@ def test_the_examples_of_the_readme_run(tmp_path):
     (tmp_path / "readme.py").write_text("\n".join(offline))
     printed = run("readme.py", folder=tmp_path)
     assert "digits.tflite: " in printed
+    shown = re.search(SOLVED, (ROOT / "README.md").read_text())
+    found = re.search(SOLVED, printed)  # the same, as far as processors agree
+    for told, measured, tolerance in zip(
+        shown.groups(), found.groups(), (3, 0.3, 0.02), strict=True
+    ):
+        assert float(measured) == pytest.approx(float(told), rel=tolerance)
 
 
 @pytest.mark.slow
