@@ -177,7 +177,7 @@ def report(results: dict[str, Any]) -> str:
             "# A federation with its defaults",
             f"    {results['command']}",
             f"Machine: {results['machine']}.",
-            *parts[2:],
+            *(part.strip() for part in parts[2:]),
             f"Test accuracy in per cent, mean and deviation over "
             f"{len({run['seed'] for run in runs})} seeds:",
             rows([*WAYS, *CENTRAL], "test"),

@@ -18,7 +18,7 @@ from keras_lp.images import augment
 from keras_lp.model import Model, input_structure
 from keras_lp.pooling import pool
 from keras_lp.scaling import is_on_features
-from keras_lp.tasks import Task, check_hidden_units
+from keras_lp.tasks import Classification, Task, check_hidden_units
 
 HEAD = "predictions"  # the name of the head of a model with one task
 
@@ -186,9 +186,19 @@ def build_model(
             task,
             scales_inputs=linear and features.shape[-1] is not None,
             kernel_initializer="zeros" if linear else "glorot_uniform",
+            bias_initializer=_bias(task, linear),
             name=name,
         )(x)
     return Model(inputs, next(iter(outputs.values())) if single else outputs)
+
+
+def _bias(task: Task, zero_kernel: bool) -> str:
+    """Returns the initializer of the bias.
+
+    The softmax does not see a number that is added to all classes. Without it the logits of a
+    kernel that starts at 0 sum to 0, which `keras.wrappers.SKLearnClassifier` cannot decode.
+    """
+    return "ones" if zero_kernel and isinstance(task, Classification) else "zeros"
 
 
 def compile_tasks(model: Model, optimizer: Any) -> Model:

@@ -15,10 +15,11 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_lp import checks, hub
+from keras_lp import hub
 from keras_lp.freezing import leaf_layers
 from keras_lp.heads import backbone_of
 from keras_lp.images import check_image_size, fit_images
+from keras_lp.names import near
 
 BackboneLike = str | os.PathLike | keras.Model
 
@@ -87,7 +88,7 @@ def _check_weights(weights: Any) -> None:
     if not (weights is None or weights == "imagenet" or (is_path and os.path.exists(weights))):
         raise ValueError(
             '`weights` must be "imagenet", None or an existing weights file. Received: '
-            f"weights={weights!r}.{checks.near(str(weights), ['imagenet'])}"
+            f"weights={weights!r}.{near(str(weights), ['imagenet'])}"
         )
 
 
@@ -103,7 +104,7 @@ def _application(
         known = [n for n in dir(keras.applications) if n[0].isupper()]
         raise ValueError(
             f"A backbone must be {_SOURCES}. Received: backbone={name!r}, which is not in "
-            f"keras.applications.{checks.near(name, known)}"
+            f"keras.applications.{near(name, known)}"
             + (" A model file must end in .keras." if "." in name else "")
         )
     shape = (None, None, 3) if input_shape is None else tuple(input_shape)

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Mapping
+import contextlib
+import contextvars
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_lp.heads import tasks
+from keras_lp.missing import name_numbers
+from keras_lp.names import near
 from keras_lp.tasks import Task
-
-
-def near(name: str, options: Iterable[str]) -> str:
-    """Returns " Did you mean ...?" with the options most like `name`, else ""."""
-    options = list(options)
-    lower = {option.lower(): option for option in options}
-    close = difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.5)
-    if not close:
-        return ""
-    return f" Did you mean {' or '.join(repr(lower[match]) for match in close)}?"
 
 
 def check_choice(argument: str, value: Any, options: Iterable[Any]) -> None:
@@ -59,32 +53,39 @@ def check_trainable_unchanged(model: keras.Model) -> None:
         )
 
 
-def check_examples(tasks: Mapping[str, Task], x: Any, y: Any, where: str = "") -> None:
+def check_examples(model: keras.Model, x: Any, y: Any, where: str = "") -> None:
     """Raises if inputs are not finite or labels are not of their task.
 
     Args:
-        tasks: the tasks of the model by name.
+        model: the model.
         x: inputs, an array or a structure of arrays.
         y: labels: an array, or a dict by task.
         where: what the errors add to the argument's name, such as `" of client 'a'"`.
     """
+    check_finite(x, where)
+    known = tasks(model)
+    if y is None or not known:
+        return
+    if isinstance(y, Mapping):
+        check_label_names(known, y, where)
+    else:
+        y = dict.fromkeys(known, y)
+    outputs = model.output if isinstance(model.output, Mapping) else {}
+    for name, labels in y.items():
+        steps = len(outputs.get(name, model.outputs[0]).shape) - 2
+        for array in _arrays(labels):
+            title = f"y{where}" if len(known) == 1 else f"y[{name!r}]{where}"
+            known[name].check_labels(array, title, steps)
+
+
+def check_finite(x: Any, where: str = "") -> None:
+    """Raises if numbers in a structure of inputs are not finite."""
     for array in _arrays(x):
         if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
             raise ValueError(
                 "Inputs must be finite numbers. Received: x"
                 f"{where} with {np.size(array) - np.isfinite(array).sum()} NaN or infinite "
                 f"values of {np.size(array)}. Drop or fill these examples."
-            )
-    if y is None or not tasks:
-        return
-    if isinstance(y, Mapping):
-        check_label_names(tasks, y, where)
-    else:
-        y = dict.fromkeys(tasks, y)
-    for name, labels in y.items():
-        for array in _arrays(labels):
-            tasks[name].check_labels(
-                array, f"y{where}" if len(tasks) == 1 else f"y[{name!r}]{where}"
             )
 
 
@@ -103,28 +104,79 @@ def check_label_names(tasks: Mapping[str, Task], y: Any, where: str = "") -> Non
         )
 
 
-def checked_dataset(tasks: Mapping[str, Task], dataset: tf.data.Dataset) -> tf.data.Dataset:
-    """Returns the same data set; every batch passes `check_examples` before it is used."""
+_found: contextvars.ContextVar[list[Exception] | None] = contextvars.ContextVar("found")
 
+
+@contextlib.contextmanager
+def plain_errors() -> Iterator[None]:
+    """Raises what `checked_dataset` found as it is, instead of TensorFlow's error around it."""
+    errors: list[Exception] = []
+    token = _found.set(errors)
+    try:
+        yield
+    except tf.errors.OpError as error:
+        if errors:
+            raise errors[0] from None
+        raise error
+    finally:
+        _found.reset(token)
+
+
+def check_batched(model: keras.Model, dataset: Any) -> None:
+    """Raises `ValueError` for a `tf.data.Dataset` of single examples of a model's inputs."""
+    spec = getattr(dataset, "element_spec", None)
+    if spec is None or not getattr(model, "inputs", None):
+        return
+    flat = tf.nest.flatten(spec[0] if isinstance(spec, tuple) else spec)
+    pairs = list(zip(flat, model.inputs, strict=False))
+    single = [
+        one.shape.rank is not None and one.shape.rank == len(tensor.shape) - 1
+        for one, tensor in pairs
+        if isinstance(one, tf.TensorSpec)
+    ]
+    if len(flat) == len(model.inputs) and single and all(single):
+        raise ValueError(
+            "A data set must give batches. Received: one of single examples, of shape "
+            f"{tuple(flat[0].shape)}. Batch it: `dataset.batch(32)`."
+        )
+
+
+def checked_dataset(model: keras.Model, dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """Returns the same data set; every batch passes `check_examples` before it is used."""
+    check_batched(model, dataset)
+    found = _found.get(None)
     if not isinstance(dataset.element_spec, tuple) or len(dataset.element_spec) < 2:
         raise ValueError(
             "A data set to train on must yield pairs (x, y). Received: a data set of "
             f"{dataset.element_spec}."
         )
     if isinstance(dataset.element_spec[1], Mapping):
-        check_label_names(tasks, dataset.element_spec[1])
+        check_label_names(tasks(model), dataset.element_spec[1])
 
     def check(x: Any, y: Any, *rest: Any) -> Any:
         def look(*flat: Any) -> np.bool_:
             xs, ys = tf.nest.pack_sequence_as((x, y), [tensor.numpy() for tensor in flat])
-            check_examples(tasks, xs, ys)
+            try:
+                check_examples(model, xs, ys)
+            except (TypeError, ValueError) as error:
+                if found is not None:
+                    found.append(error)
+                raise
             return np.bool_(True)
 
         seen = tf.py_function(look, tf.nest.flatten((x, y)), tf.bool)
         with tf.control_dependencies([seen]):
-            return tf.nest.map_structure(tf.identity, (x, y, *rest))
+            x, y, *rest = tf.nest.map_structure(tf.identity, (x, y, *rest))
+        return x, _numbers(tasks(model), y), *rest
 
     return dataset.map(check, num_parallel_calls=1).prefetch(tf.data.AUTOTUNE)
+
+
+def _numbers(known: Mapping[str, Task], y: Any) -> Any:
+    """Returns tensors of labels with class numbers for names."""
+    if isinstance(y, Mapping):
+        return {name: name_numbers(known[name], labels) for name, labels in y.items()}
+    return name_numbers(next(iter(known.values())), y) if known else y
 
 
 def _arrays(structure: Any) -> list[np.ndarray]:

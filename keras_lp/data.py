@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from keras_lp import checks
 from keras_lp.heads import tasks
+from keras_lp.tasks import Task
 
 
 def is_arrays(x: Any) -> bool:
@@ -93,7 +94,7 @@ def check_labels(model: keras.Model, x: Any, y: Any, where: str = "") -> None:
         return
     if isinstance(model.output, Mapping):
         checks.check_label_names(tasks(model), y, where)
-    checks.check_examples(tasks(model), x, y, where)
+    checks.check_examples(model, x, y, where)
 
 
 def checked(model: keras.Model, data: Any) -> Any:
@@ -102,13 +103,38 @@ def checked(model: keras.Model, data: Any) -> Any:
     Args:
         model: the model.
         data: arrays `(x, y, ...)`, which are checked at once; a `tf.data.Dataset`, whose batches
-            are checked as they are read; anything else comes back as it is.
+            are checked as they are read; anything else comes back as it is. Names of classes
+            become numbers.
     """
     if isinstance(data, tf.data.Dataset):
-        return checks.checked_dataset(tasks(model), data)
+        return checks.checked_dataset(model, data)
     if isinstance(data, (tuple, list)) and len(data) > 1:
         check_labels(model, *data[:2])
+        return (data[0], as_numbers(model, data[1]), *data[2:])
     return data
+
+
+def as_numbers(model: keras.Model, y: Any, where: str = "") -> Any:
+    """Returns arrays of labels with class numbers for names; anything else as it is.
+
+    Args:
+        model: the model.
+        y: labels, or a dict of them by task.
+        where: what the errors add to the argument's name.
+    """
+    known = tasks(model)
+    if isinstance(y, Mapping):
+        return {
+            name: _to_numbers(known.get(name), labels, f"y[{name!r}]{where}")
+            for name, labels in y.items()
+        }
+    return _to_numbers(next(iter(known.values()), None), y, f"y{where}")
+
+
+def _to_numbers(task: Task | None, y: Any, name: str) -> Any:
+    if isinstance(y, (list, tuple)) and y and isinstance(y[0], str):
+        y = np.asarray(y)
+    return task.to_numbers(y, name) if task is not None and isinstance(y, np.ndarray) else y
 
 
 def _by_task(part: Any) -> Any:

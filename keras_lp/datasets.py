@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_lp import checks
+from keras_lp.names import near
 
 _INSTALL = "Install it: pip install 'keras_lp[data]'"
 
@@ -18,7 +19,7 @@ def load_dataset(
     *,
     split: str,
     data_dir: str | os.PathLike | None = None,
-    batch_size: int | None = None,
+    batch_size: int | None = 32,
     download: bool = True,
 ) -> Any:
     """Loads a data set of TensorFlow Datasets (TFDS), or the embedded `"digits"`.
@@ -30,9 +31,9 @@ def load_dataset(
         split: `"train"`, `"test"`, ... or with TFDS a slice such as `"train[:10%]"`.
         data_dir: where TFDS keeps its data. Defaults to None: the environment variable
             `TFDS_DATA_DIR`, else TFDS's own folder.
-        batch_size: None gives single examples (as `lp.FederatedAveraging` takes them), a number
-            gives batches (as `fit` takes them), and -1 gives the whole split as a pair of NumPy
-            arrays, as in TFDS. Defaults to None.
+        batch_size: a number gives batches, as `fit` takes them; None gives single examples, as
+            `lp.partition` and `lp.mix` take them; and -1 gives the whole split as a pair of NumPy
+            arrays, as in TFDS. Defaults to 32.
         download: whether to download a data set that is not in `data_dir`. Defaults to True.
 
     Returns:
@@ -93,7 +94,7 @@ def _from_tfds(
         known = ["digits", *tfds.list_builders()]
         raise ValueError(
             'A data set must be "digits" or one of TensorFlow Datasets. Received: '
-            f"name={name!r}.{checks.near(name.split('/')[0], known)} TFDS says: "
+            f"name={name!r}.{near(name.split('/')[0], known)} TFDS says: "
             f"{str(error).splitlines()[0]}"
         ) from error
     if download:

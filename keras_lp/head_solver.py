@@ -155,7 +155,8 @@ class Labels:
     """What a head learns from, a row per example.
 
     Args:
-        kind: the loss: `"softmax"` of class numbers `(rows,)`; `"sigmoid"` or `"squared"` of
+        kind: the loss: `"softmax"` of class numbers `(rows,)` or distributions `(rows,
+            outputs)`; `"sigmoid"` or `"squared"` of
             `(rows, outputs)` values.
         values: the labels; where the weight is 0 any valid value.
         weights: `(rows,)` for softmax, else `(rows, outputs)`.
@@ -190,14 +191,20 @@ class Labels:
         y = self.values[rows]
         if self.kind == "softmax":
             logits -= logits.max(axis=-1, keepdims=True)
-            own = np.take_along_axis(logits, y[:, None, None], axis=-1)[..., 0]
+            if soft := y.ndim == 2:
+                own = np.einsum("nfo,no->nf", logits, y)
+            else:
+                own = np.take_along_axis(logits, y[:, None, None], axis=-1)[..., 0]
             mean = logits.mean(axis=-1) if self.smoothing else 0.0
             slope = np.exp(logits, out=logits)
             total = slope.sum(axis=-1)
             slope /= total[..., None]
             loss = np.log(total) - (1 - self.smoothing) * own - self.smoothing * mean
             slope -= self.smoothing / self.outputs
-            slope[np.arange(len(y)), :, y] -= 1 - self.smoothing
+            if soft:
+                slope -= (1 - self.smoothing) * y[:, None]
+            else:
+                slope[np.arange(len(y)), :, y] -= 1 - self.smoothing
             return loss, slope
         y = y[:, None]
         if self.kind == "sigmoid":

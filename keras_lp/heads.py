@@ -111,7 +111,7 @@ class Head(keras.layers.Dense):
         y, y_pred, weight = self.task.for_loss(y, y_pred, weight)
         if isinstance(self.task, Regression):
             y, y_pred = y / self.std[:, None], y_pred / self.std[:, None]
-        value, total = loss(y, y_pred, weight), ops.sum(weight)
+        value, total = self.task.loss_on(loss, y, y_pred)(y, y_pred, weight), ops.sum(weight)
         self.loss_mean.update_state(unscale_loss_for_distribution(value), total)
         return value, total
 

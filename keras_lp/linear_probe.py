@@ -13,7 +13,7 @@ import tensorflow as tf
 from keras_lp import checks, features
 from keras_lp.caching import FeatureCache
 from keras_lp.compiled import has_own_losses
-from keras_lp.data import checked, readable
+from keras_lp.data import as_numbers, checked, readable
 from keras_lp.head_solver import ROWS, Components, Labels, choose_l2, solve
 from keras_lp.heads import Head, heads
 from keras_lp.multi_label import MultiLabel
@@ -28,6 +28,7 @@ _COSTLY = 50_000  # examples times outputs, above which it has to do as well
 _UNJUDGED = 0.1  # the strength where nothing can be held out
 
 
+@checks.plain_errors()
 def fit_head(
     model: keras.Model,
     data: Any,
@@ -98,8 +99,10 @@ def fit_head(
     if validation_data is not None:
         validation_data = checked(model, readable(validation_data, "validation_data"))
     with FeatureCache(model, verbose) as cache:
-        examples = _Examples(cache.take(data)[0])
-        held_out = None if validation_data is None else _Examples(cache.take(validation_data)[0])
+        examples = _Examples(model, cache.take(data)[0])
+        held_out = None
+        if validation_data is not None:
+            held_out = _Examples(model, cache.take(validation_data)[0])
         standardize(known, [examples.y])
         components = Components(examples.rows)
         judged = None if held_out is None or l2 != "auto" else components.turn(held_out.rows)
@@ -145,9 +148,10 @@ def fit_head(
 class _Examples:
     """Features, labels and weights of a data set, as the cache gave them."""
 
-    def __init__(self, parts: tuple[Any, ...]) -> None:
-        self._parts = parts
-        x, self.y, self.sample_weight = (*parts, None)[:3]
+    def __init__(self, model: keras.Model, parts: tuple[Any, ...]) -> None:
+        x, y, *rest = parts
+        self.y, self.sample_weight = as_numbers(model, y), next(iter(rest), None)
+        self._parts = x, self.y, *rest
         self.features, self.mask = x[features.KEY], x.get(features.MASK)
 
     @property
@@ -239,7 +243,7 @@ def _labels(head: Head, examples: _Examples, class_weight: Any) -> Labels:
     )
     if class_weight is not None:
         if isinstance(class_weight, str):
-            class_weight = _balanced(np.asarray(y), task.units)
+            class_weight = _balanced(np.asarray(y), task.units, len(steps))
         task = dataclasses.replace(task, class_weight=class_weight)
     if isinstance(task, Regression) and y is not None:
         y = (np.asarray(y, "float64") - np.asarray(head.mean)) / np.asarray(head.std)
@@ -249,7 +253,9 @@ def _labels(head: Head, examples: _Examples, class_weight: Any) -> Labels:
     if isinstance(task, Classification):
         if examples.mask is not None:
             weights = weights * np.asarray(examples.mask)
-        return Labels("softmax", values.ravel(), weights.ravel(), task.units, task.label_smoothing)
+        soft = values.ndim > weights.ndim
+        values = values.reshape(-1, task.units).astype("float64") if soft else values.ravel()
+        return Labels("softmax", values, weights.ravel(), task.units, task.label_smoothing)
     values = values.astype("float64").reshape(-1, task.units)
     weights = weights.reshape(values.shape)
     if isinstance(task, Regression):
@@ -258,9 +264,13 @@ def _labels(head: Head, examples: _Examples, class_weight: Any) -> Labels:
     return Labels("sigmoid", values, weights, task.units)
 
 
-def _balanced(y: np.ndarray, classes: int) -> dict[int, float]:
-    """Returns n / (classes * examples of the class) by class."""
-    counts = np.bincount(y[y >= 0].astype(int).ravel(), minlength=classes)
+def _balanced(y: np.ndarray, classes: int, rank: int) -> dict[int, float]:
+    """Returns n / (classes * examples of the class) by class, of labels of an output's rank - 1."""
+    if y.ndim > rank and y.shape[-1] == classes:
+        rows = y.reshape(-1, classes)
+        counts = rows[(rows >= 0).all(-1)].sum(0)
+    else:
+        counts = np.bincount(y[y >= 0].astype(int).ravel(), minlength=classes)
     return {i: counts.sum() / (classes * count) for i, count in enumerate(counts) if count}
 
 
@@ -273,8 +283,10 @@ def _folds(examples: _Examples, head: Head) -> np.ndarray | None:
     count, steps = len(examples.features), int(np.prod(examples.features.shape[1:-1]))
     groups = np.zeros(count, int)
     y = examples.y.get(head.name) if isinstance(examples.y, Mapping) else examples.y
-    if isinstance(head.task, Classification) and np.size(y) == count:
-        groups = np.asarray(y).reshape(-1).astype(int)
+    if isinstance(head.task, Classification) and y is not None and steps == 1:
+        y = np.asarray(y).reshape(count, -1)
+        soft = y.shape[1] > 1
+        groups = np.where((y >= 0).all(1), y.argmax(1) if soft else y[:, 0], -1).astype(int)
     sizes = dict(zip(*np.unique(groups, return_counts=True), strict=True))
     several = np.array([sizes[group] > 1 for group in groups])
     if not several.any():

@@ -6,18 +6,35 @@ import math
 from typing import Any
 
 import keras
+import tensorflow as tf
 from keras import ops
 
 
 def is_present(task: Any, y: Any) -> Any:
-    """Returns a boolean tensor, False where a label is missing."""
+    """Returns a boolean tensor, False where a label is missing: NaN, and -1 of classes."""
     if math.isnan(task.missing):
         return ops.logical_not(ops.isnan(y))
-    return ops.not_equal(y, ops.cast(task.missing, y.dtype))
+    return ops.greater_equal(y, ops.zeros_like(y))
+
+
+def is_soft(y: Any, y_pred: Any) -> bool:
+    """Whether labels of a `Classification` are distributions over the classes, as outputs are."""
+    shape = tuple(y.shape)
+    return len(shape) == len(y_pred.shape) and shape[-1] == y_pred.shape[-1]
 
 
 def mask_labels(task: Any, y: Any, y_pred: Any, sample_weight: Any) -> tuple[Any, Any, Any]:
-    """Masks whole labels, `(batch, ...)` class numbers of `(batch, ..., units)` outputs."""
+    """Masks whole labels of `(batch, ..., units)` outputs.
+
+    Class numbers, or names, come back as `(batch, ...)` numbers; distributions as they are.
+    """
+    if y is not None:
+        y = name_numbers(task, ops.convert_to_tensor(y))
+        if is_soft(y, y_pred):
+            y = ops.cast(y, "float32")
+            present = ops.all(is_present(task, y), axis=-1)
+            y = ops.where(present[..., None], y, 1 / task.units)
+            return y, y_pred, _weight(present, sample_weight)
     y = _labels(task, y, y_pred.shape[:-1], ops.shape(y_pred)[:-1])
     y = ops.cast(y, "int32")
     present = is_present(task, y)
@@ -42,26 +59,29 @@ def _labels(task: Any, y: Any, expected: Any, shape: Any) -> Any:
     if y is None:
         return ops.full(shape, task.missing)
     y = ops.convert_to_tensor(y)
-    if keras.backend.standardize_dtype(y.dtype) == "string":
-        raise TypeError(
-            f"Labels of {type(task).__name__} must be numbers. Received: strings. Map each name "
-            "to its index in `class_names` first."
-        )
+    if _is_string(y):
+        raise TypeError(f"Labels of {type(task).__name__} must be numbers. Received: strings.")
     given, wanted = list(y.shape), list(expected)
     fits = [given, [*given, 1], given[:-1] if given[-1:] == [1] else given]
     if not any(_compatible(one, wanted) for one in fits):
-        one_hot = hasattr(task, "class_names") and len(given) == len(wanted) + 1
         raise ValueError(
             f"Labels of {type(task).__name__} must have the shape {tuple(wanted)} here. Received: "
             f"labels of shape {tuple(given)}."
-            + (
-                " Classes are numbers: turn one-hot labels into them with "
-                "`np.argmax(y, axis=-1)`, or use `lp.MultiLabel` where an example has several."
-                if one_hot
-                else ""
-            )
         )
     return ops.reshape(y, shape)
+
+
+def _is_string(y: Any) -> bool:
+    return keras.backend.standardize_dtype(y.dtype) == "string"
+
+
+def name_numbers(task: Any, y: Any) -> Any:
+    """Returns class numbers for names, -1 for an empty one; other labels as they are."""
+    if not _is_string(y):
+        return y
+    equal = tf.equal(y[..., None], tf.constant(task.class_names))
+    numbers = tf.argmax(equal, axis=-1, output_type=tf.int32)
+    return tf.where(tf.reduce_any(equal, axis=-1), numbers, -1)
 
 
 def _compatible(given: list[int | None], wanted: list[int | None]) -> bool:

@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_lp import checks
+from keras_lp.names import near
 from keras_lp.tasks import Task, TaskLike, as_task
 
 
@@ -277,7 +278,7 @@ def _labels(
         if task not in specs:
             raise ValueError(
                 f"`tasks` must name tasks that a data set has, {list(specs)}. Received: "
-                f"{task!r}.{checks.near(str(task), specs)}"
+                f"{task!r}.{near(str(task), specs)}"
             )
     return {
         task: _label(task, found, as_task(tasks[task]) if task in tasks else None)

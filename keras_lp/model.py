@@ -13,7 +13,7 @@ from keras_lp.balanced_step import balanced_step
 from keras_lp.balancing import Balancing, balancing_of
 from keras_lp.caching import computed_once
 from keras_lp.compiled import has_own_losses, loss_weights
-from keras_lp.data import check_labels, checked
+from keras_lp.data import as_numbers, check_labels, checked
 from keras_lp.freezing import restore_flag, run_graph
 from keras_lp.heads import heads, tasks
 from keras_lp.linear_probe import can_be_solved
@@ -47,6 +47,7 @@ class Model(keras.Model):
     Made by `lp.transfer_model`, `lp.finetune_model` and `lp.multitask_model`.
     """
 
+    @checks.plain_errors()
     def fit(
         self,
         x: Any = None,
@@ -95,8 +96,7 @@ class Model(keras.Model):
         Raises:
             ValueError: `trainable` flags that changed since `compile`; NaN inputs; no labels,
                 or labels outside the classes, of another shape or of an unknown task. In a
-                `tf.data.Dataset` a bad value is found when its batch is reached, and TensorFlow
-                passes the message on.
+                `tf.data.Dataset` a bad value is found when its batch is reached.
             TypeError: labels that are not numbers.
         """
         checks.check_trainable_unchanged(self)
@@ -110,6 +110,7 @@ class Model(keras.Model):
             x = checked(self, x)
         else:
             check_labels(self, x, y)
+            y = as_numbers(self, y)
         validation_data = checked(self, validation_data)
         arguments = {
             "x": x,
@@ -139,6 +140,22 @@ class Model(keras.Model):
         if line is not None:
             print(line)
         return history
+
+    @checks.plain_errors()
+    def evaluate(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Evaluates as `keras.Model.evaluate` does, after checking what it is given."""
+        if "_use_cached_eval_dataset" in kwargs:  # from `fit`, which has checked it
+            return super().evaluate(x, y, *args, **kwargs)
+        if isinstance(x, tf.data.Dataset):
+            x = checked(self, x)
+        elif not features.are_features(x):
+            check_labels(self, x, y)
+        return super().evaluate(x, as_numbers(self, y), *args, **kwargs)
+
+    def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        """Predicts as `keras.Model.predict` does; a data set must be batched."""
+        checks.check_batched(self, x)
+        return super().predict(x, *args, **kwargs)
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         """Returns the outputs; frozen layers run in inference mode, their Dropout is off."""
@@ -201,8 +218,8 @@ class Model(keras.Model):
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> Any:
         """Updates the metrics with the labels present and returns all results."""
-        y, y_pred, sample_weight = _mask_missing(self, y, y_pred, sample_weight)
-        return super().compute_metrics(x, y, y_pred, sample_weight)
+        masked = _mask_missing(self, y, y_pred, sample_weight, for_metrics=True)
+        return super().compute_metrics(x, *masked)
 
     def get_metrics_result(self) -> dict[str, Any]:
         """Returns all results; the tasks' losses are means over labels, not over batches."""
@@ -308,12 +325,13 @@ def by_task(model: keras.Model, y: Any, y_pred: Any, sample_weight: Any) -> list
 
 
 def _mask_missing(
-    model: keras.Model, y: Any, y_pred: Any, sample_weight: Any
+    model: keras.Model, y: Any, y_pred: Any, sample_weight: Any, for_metrics: bool = False
 ) -> tuple[Any, Any, Any]:
-    masked = {
-        name: head.task.mask_missing(*example)
-        for name, head, *example in by_task(model, y, y_pred, sample_weight)
-    }
+    masked = {}
+    for name, head, *example in by_task(model, y, y_pred, sample_weight):
+        masked[name] = head.task.mask_missing(*example)
+        if for_metrics:
+            masked[name] = head.task.for_metrics(*masked[name])
     if not isinstance(y_pred, Mapping):
         return next(iter(masked.values()))
     return tuple({name: parts[i] for name, parts in masked.items()} for i in range(3))

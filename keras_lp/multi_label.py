@@ -90,7 +90,7 @@ class MultiLabel(ClassTask):
             weight = weight * ops.convert_to_tensor(self.class_weight, "float32")
         return y, y_pred, weight
 
-    def check_labels(self, y: np.ndarray, name: str = "y") -> None:
+    def check_labels(self, y: np.ndarray, name: str = "y", steps: int = 0) -> None:
         super().check_labels(y, name)
         if y.ndim < 2 or y.shape[-1] != self.units:
             raise ValueError(

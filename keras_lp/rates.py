@@ -12,6 +12,7 @@ from keras_lp import checks
 from keras_lp.blocks import below_head, blocks_of, head_layers
 from keras_lp.freezing import leaf_layers
 from keras_lp.layerwise import with_multipliers
+from keras_lp.names import near
 
 
 def layerwise(
@@ -158,7 +159,7 @@ def _matched(model: keras.Model, layer_rates: Any) -> list[float]:
     if idle:
         raise ValueError(
             "Each pattern of `layer_rates` must match a layer. Received: "
-            f"{idle}, which match nothing.{checks.near(idle[0], names)} The layers are "
+            f"{idle}, which match nothing.{near(idle[0], names)} The layers are "
             f"{_listed(names)}; the head is 'head'."
         )
     missing = [v.path for v in model.trainable_variables if id(v) not in rates]

@@ -94,7 +94,7 @@ class Regression(Task):
     def mask_missing(self, y: Any, y_pred: Any, sample_weight: Any = None) -> tuple[Any, Any, Any]:
         return mask_entries(self, y, y_pred, sample_weight)
 
-    def check_labels(self, y: np.ndarray, name: str = "y") -> None:
+    def check_labels(self, y: np.ndarray, name: str = "y", steps: int = 0) -> None:
         super().check_labels(y, name)
         if np.isinf(y).any():
             raise ValueError(

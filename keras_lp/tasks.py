@@ -15,7 +15,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_lp.missing import mask_labels
+from keras_lp.missing import is_soft, mask_labels
+from keras_lp.names import near
 
 Classes = int | Sequence[str]
 
@@ -87,12 +88,26 @@ class Task(abc.ABC):
         """Returns what `mask_missing` gave as the loss takes it, with the weights of classes."""
         return y, y_pred, weight
 
-    def check_labels(self, y: np.ndarray, name: str = "y") -> None:
+    def for_metrics(self, y: Any, y_pred: Any, weight: Any) -> tuple[Any, Any, Any]:
+        """Returns what `mask_missing` gave as the metrics take it."""
+        return y, y_pred, weight
+
+    def loss_on(self, loss: keras.losses.Loss, y: Any, y_pred: Any) -> keras.losses.Loss:
+        """Returns a loss in the form that labels from `for_loss` need."""
+        return loss
+
+    def to_numbers(self, y: np.ndarray, name: str = "y") -> np.ndarray:
+        """Returns labels as numbers, where they may be names; raises for an unknown one."""
+        return y
+
+    def check_labels(self, y: np.ndarray, name: str = "y", steps: int = 0) -> None:
         """Raises if an array of labels holds something that this task cannot learn from.
 
         Args:
             y: labels of any number of examples.
             name: how the error calls the labels.
+            steps: how many axes an example's class numbers have, 1 for a label for each step of
+                a sequence. Defaults to 0.
 
         Raises:
             ValueError: a label outside the classes, or not finite.
@@ -101,7 +116,7 @@ class Task(abc.ABC):
         if not np.issubdtype(y.dtype, np.number) and y.dtype != bool:
             raise TypeError(
                 f"Labels of {type(self).__name__} must be numbers. Received: {name} of dtype "
-                f"{y.dtype}. Map each name to its index in `class_names` first."
+                f"{y.dtype}."
             )
 
     def get_config(self) -> dict[str, Any]:
@@ -225,8 +240,11 @@ class ClassTask(Task):
 class Classification(ClassTask):
     """One class of several: the head gives logits, exports add the softmax.
 
-    Labels are class numbers, `(batch,)` integers from 0 to `classes - 1`; -1 is a missing label.
-    The loss is the crossentropy, the metric is `accuracy`.
+    Labels are class numbers, `(batch,)` integers from 0 to `classes - 1`, where -1 is a missing
+    label; or names of classes, `(batch,)` strings, where an empty one is missing; or one-hot or
+    soft labels, `(batch, classes)` distributions that sum to 1, where a row of NaN or -1 is
+    missing. The loss is the crossentropy, the metric is `accuracy`, of soft labels by their most
+    probable class.
 
     Args:
         classes: number of classes (2 or more), or their names in the order of the numbers.
@@ -273,14 +291,45 @@ class Classification(ClassTask):
         return mask_labels(self, y, y_pred, sample_weight)
 
     def for_loss(self, y: Any, y_pred: Any, weight: Any) -> tuple[Any, Any, Any]:
+        soft = is_soft(y, y_pred)
         if self.class_weight is not None:
-            weight = weight * ops.take(ops.convert_to_tensor(self.class_weight, "float32"), y)
-        if self.label_smoothing:
+            weights = ops.convert_to_tensor(self.class_weight, "float32")
+            weight = weight * (ops.sum(y * weights, axis=-1) if soft else ops.take(weights, y))
+        if self.label_smoothing and not soft:
             y = ops.one_hot(y, self.units)
         return y, y_pred, weight
 
-    def check_labels(self, y: np.ndarray, name: str = "y") -> None:
+    def for_metrics(self, y: Any, y_pred: Any, weight: Any) -> tuple[Any, Any, Any]:
+        return (ops.argmax(y, axis=-1) if is_soft(y, y_pred) else y), y_pred, weight
+
+    def loss_on(self, loss: keras.losses.Loss, y: Any, y_pred: Any) -> keras.losses.Loss:
+        if is_soft(y, y_pred) and isinstance(loss, keras.losses.SparseCategoricalCrossentropy):
+            return keras.losses.CategoricalCrossentropy(
+                from_logits=loss.from_logits, reduction=loss.reduction, dtype=loss.dtype
+            )
+        return loss
+
+    def to_numbers(self, y: np.ndarray, name: str = "y") -> np.ndarray:
+        if y.dtype.kind not in "OSU":
+            return y
+        known = {**{one: i for i, one in enumerate(self.class_names)}, "": -1, None: -1}
+        given = [one.decode() if isinstance(one, bytes) else one for one in y.ravel().tolist()]
+        unknown = next((one for one in given if one not in known), None)
+        if unknown is not None:
+            hint = near(unknown, self.class_names) if isinstance(unknown, str) else ""
+            raise ValueError(
+                f"Labels that are names must be names of classes, {list(self.class_names[:20])}"
+                f"{' and more' if self.units > 20 else ''}, or empty where the label is missing. "
+                f"Received: {name} with {unknown!r}.{hint}"
+            )
+        return np.array([known[one] for one in given], "int32").reshape(y.shape)
+
+    def check_labels(self, y: np.ndarray, name: str = "y", steps: int = 0) -> None:
+        y = self.to_numbers(y, name)
         super().check_labels(y, name)
+        if y.ndim == 2 + steps and y.shape[-1] == self.units:
+            self._check_distributions(y, name)
+            return
         wrong = ~np.isin(y, np.arange(-1, self.units))
         if wrong.any():
             raise ValueError(
@@ -288,6 +337,20 @@ class Classification(ClassTask):
                 f"is missing. Received: {name} with the label {y[wrong].flat[0]!s} "
                 f"({wrong.sum()} of {y.size} labels are outside). Renumber the labels or build "
                 "the model with more classes."
+            )
+
+    def _check_distributions(self, y: np.ndarray, name: str) -> None:
+        rows = y.reshape(-1, self.units).astype("float64")
+        missing = np.isnan(rows).all(-1) | (rows == -1).all(-1)
+        with np.errstate(invalid="ignore"):
+            fits = (rows >= 0).all(-1) & (np.abs(rows.sum(-1) - 1) < 1e-3)
+        wrong = ~(missing | fits)
+        if wrong.any():
+            raise ValueError(
+                "Labels with one number for each class must be 0 or more and sum to 1, or all be "
+                f"NaN or -1 where the label is missing. Received: {name} with "
+                f"{rows[wrong][0][:20].tolist()}. Use lp.MultiLabel where an example has several "
+                "classes."
             )
 
 

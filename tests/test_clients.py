@@ -84,12 +84,26 @@ def test_partition_refuses_labels_of_another_length_and_batches(digits):
         lp.partition(tf.data.Dataset.from_tensor_slices(digits).batch(15), 3)
 
 
-def test_alpha_and_shards_need_class_numbers(digits):
+def test_alpha_and_shards_need_classes(digits):
     x, y = digits
-    for labels in (y.astype("float32"), {"digit": y}, np.eye(10)[y]):
+    for labels in (y.astype("float32"), {"digit": y}, 2 * np.eye(10)[y]):
         for way in ("alpha", "shards"):
-            with pytest.raises(ValueError, match=f"`{way}` skews.*one class number an example"):
+            with pytest.raises(ValueError, match=f"`{way}` skews.*one class per example"):
                 lp.partition((x, labels), 3, **{way: 1})
+
+
+@pytest.mark.parametrize("way", ["alpha", "shards"])
+def test_every_form_of_labels_gives_the_same_clients(digits, way):
+    x, y = digits
+    names = np.array(list("abcdefghij"))[y]
+    expected = lp.partition((x, y), 4, **{way: 2})
+    for labels in (y[:, None], np.eye(10)[y], 0.7 * np.eye(10)[y] + 0.03, names):
+        for client, (rows, own) in lp.partition((x, labels), 4, **{way: 2}).items():
+            np.testing.assert_array_equal(rows, expected[client][0])
+            assert own.shape[1:] == labels.shape[1:]
+    described = lp.describe_clients(lp.partition((x, np.eye(10)[y]), 4, **{way: 2}), verbose=False)
+    again = lp.describe_clients(expected, verbose=False)
+    np.testing.assert_array_equal(described.counts["label"], again.counts["label"])
 
 
 @settings(max_examples=40, deadline=None)

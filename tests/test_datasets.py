@@ -26,7 +26,7 @@ def test_digits_are_real_disjoint_and_whole():
 
 
 def test_batch_size_gives_examples_batches_or_arrays():
-    single = lp.load_dataset("digits", split="test")
+    single = lp.load_dataset("digits", split="test", batch_size=None)
     batched = lp.load_dataset("digits", split="test", batch_size=50)
     x, y = lp.load_dataset("digits", split="test", batch_size=-1)
     assert single.element_spec[0].shape == (8, 8, 1)
@@ -48,7 +48,7 @@ def test_batch_size_gives_examples_batches_or_arrays():
     ],
 )
 def test_tfds_data_sets_come_as_input_and_labels(tfds_dir, name, split, count, labels):
-    dataset = lp.load_dataset(name, split=split, data_dir=tfds_dir, download=False)
+    dataset = lp.load_dataset(name, split=split, data_dir=tfds_dir, batch_size=None, download=False)
     assert dataset.cardinality() == count
     x, y = next(iter(dataset))
     assert x.dtype == (tf.uint8 if len(x.shape) == 3 else tf.string)

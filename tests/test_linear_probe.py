@@ -272,11 +272,9 @@ def test_few_examples_a_class(mlp, digits, each):
 
 def test_folds_are_even_and_stratified():
     y = np.repeat([0, 1, 2], [103, 52, 1])
-    head = lp.transfer_model(
-        keras.Sequential([keras.Input((2,)), keras.layers.Identity()]), 3
-    ).get_layer("predictions")
-    examples = linear_probe._Examples(({"keras_lp_features": np.zeros((156, 2))}, y))
-    folds = linear_probe._folds(examples, head)
+    model = lp.transfer_model(keras.Sequential([keras.Input((2,)), keras.layers.Identity()]), 3)
+    examples = linear_probe._Examples(model, ({"keras_lp_features": np.zeros((156, 2))}, y))
+    folds = linear_probe._folds(examples, model.get_layer("predictions"))
     assert folds.shape == (156, 5)
     for c, most in [(0, 21), (1, 11), (2, 0)]:
         held_out = (1 - folds)[y == c].sum(0)

@@ -132,18 +132,18 @@ def test_an_absent_task_costs_exactly_nothing(task, y_pred):
     assert not weights.any()
 
 
-def test_one_hot_labels_are_refused_with_the_remedy():
-    with pytest.raises(ValueError, match="argmax"):
-        masked(lp.Classification(3), np.eye(3), np.zeros((3, 3)))
-
-
 @pytest.mark.parametrize(
     ("task", "y", "error", "message"),
     [
         (lp.Classification(3), np.array([0, 3]), ValueError, "from 0 to 2.*label 3"),
         (lp.Classification(3), np.array([0, -2]), ValueError, "label -2"),
         (lp.Classification(3), np.array([0.5]), ValueError, "label 0.5"),
-        (lp.Classification(3), np.array(["cat"]), TypeError, "index in `class_names`"),
+        (lp.Classification(3), np.array(["cat"]), ValueError, "names of classes.*'cat'"),
+        (lp.Classification(["cat", "dog"]), np.array(["cat", "dgo"]), ValueError, "mean 'dog'"),
+        (lp.Classification(3), np.array([[0, 1, 1]]), ValueError, r"sum to 1.*\[0.0, 1.0, 1.0\]"),
+        (lp.Classification(3), np.array([[0.5, 0.4, 0]]), ValueError, "sum to 1"),
+        (lp.Classification(3), np.array([[np.nan, 0, 1]]), ValueError, "sum to 1"),
+        (lp.MultiLabel(2), np.array([["a", "b"]]), TypeError, "must be numbers"),
         (lp.MultiLabel(2), np.array([0, 1]), ValueError, r"shape \(examples, 2\)"),
         (lp.MultiLabel(2), np.array([[0, 2]]), ValueError, "0 or 1"),
         (lp.Regression(), np.array([np.inf]), ValueError, "1 infinite"),

@@ -67,6 +67,21 @@ def count_examples(data: Arrays, where: str = "") -> int:
     return sizes.pop()
 
 
+def class_of(y: np.ndarray) -> np.ndarray | None:
+    """Returns the class of each label: numbers and names as they are, else the most probable.
+
+    Labels of another kind, such as floats that are not distributions, give None.
+    """
+    if y.ndim > 1 and y.shape[-1] == 1:
+        y = y[..., 0]
+    if y.ndim == 2 and (y.dtype.kind in "fiub"):
+        rows = y.astype("float64")
+        missing = ~(rows >= 0).all(-1)
+        if (missing | (np.abs(rows.sum(-1) - 1) < 1e-3)).all():
+            return np.where(missing, -1, rows.argmax(-1))
+    return y if y.dtype.kind in "iubOSU" else None
+
+
 def _sorted(part: Any) -> Any:
     if isinstance(part, Mapping):
         return collections.OrderedDict((name, np.asarray(part[name])) for name in sorted(part))

@@ -152,6 +152,7 @@ al., 2021 (arXiv:2003.00295) |
         self._calls = 0
         self._logs: list[dict[str, Any]] = []  # of all rounds
 
+    @checks.plain_errors()
     def fit(
         self,
         clients: Clients,

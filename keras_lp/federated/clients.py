@@ -10,8 +10,10 @@ import numpy as np
 import tensorflow as tf
 
 from keras_lp import checks
+from keras_lp.data import as_numbers
 from keras_lp.federated.arrays import Arrays, as_arrays, check_unbatched, count_examples
 from keras_lp.heads import tasks
+from keras_lp.missing import is_soft
 from keras_lp.model import input_structure
 from keras_lp.tasks import Classification, Task
 
@@ -95,7 +97,8 @@ def fitting_arrays(model: keras.Model, client: Hashable, data: Arrays) -> Arrays
         )
     _check_inputs(model, x, where)
     known = tasks(model)
-    checks.check_examples(known, x, y, where)
+    y = as_numbers(model, y, where)
+    checks.check_examples(model, x, y, where)
     if known and isinstance(model.output, Mapping):
         checks.check_label_names(known, y, where)
         y = {
@@ -107,6 +110,8 @@ def fitting_arrays(model: keras.Model, client: Hashable, data: Arrays) -> Arrays
             f"This model has one output, so its labels are an array. Received: y{where} with the "
             f"keys {list(y)}."
         )
+    elif known:
+        y = _labels(next(iter(known.values())), y, (examples, *model.output.shape[1:]))
     weight = tf.nest.map_structure(lambda array: array.astype("float32"), weight)
     if any(not np.isfinite(array).all() or (array < 0).any() for array in tf.nest.flatten(weight)):
         raise ValueError(
@@ -142,7 +147,9 @@ def _check_inputs(model: keras.Model, x: Any, where: str) -> None:
 
 def _labels(task: Task, y: np.ndarray | None, output_shape: tuple[int, ...]) -> np.ndarray:
     """Returns labels of one shape and type for every client, all missing where there are none."""
-    classification = isinstance(task, Classification)
-    shape = output_shape[:-1] if classification else output_shape
+    numbers = isinstance(task, Classification) and (
+        y is None or not is_soft(y, np.empty(output_shape))
+    )
+    shape = output_shape[:-1] if numbers else output_shape
     y = np.full(shape, task.missing) if y is None else y
-    return y.reshape(shape).astype("int32" if classification else "float32")
+    return y.reshape(shape).astype("int32" if numbers else "float32")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_lp.federated.arrays import count_examples
+from keras_lp.federated.arrays import class_of, count_examples
 from keras_lp.federated.clients import Clients, Population
 
 
@@ -129,8 +129,10 @@ def describe_clients(clients: Clients, *, verbose: bool = True) -> ClientLabels:
         examples[client] = count_examples(arrays, f" of client {client!r}")
         y = arrays[1]
         for task, labels in (y if isinstance(y, Mapping) else {"label": y}).items():
-            if np.issubdtype(labels.dtype, np.integer):
-                values, counts = np.unique(labels[labels >= 0], return_counts=True)
+            labels = class_of(labels)
+            if labels is not None:
+                present = labels >= 0 if labels.dtype.kind in "iub" else labels != ""
+                values, counts = np.unique(labels[present], return_counts=True)
                 own = dict(zip(values.tolist(), counts.tolist(), strict=True))
                 found.setdefault(task, [{}] * (len(examples) - 1)).append(own)
         for own in found.values():  # a client without this task

@@ -9,6 +9,7 @@ import numpy as np
 
 from keras_lp.federated.arrays import Arrays, count_examples
 from keras_lp.heads import tasks
+from keras_lp.tasks import Classification
 
 
 class Groups:
@@ -45,7 +46,9 @@ class Groups:
         counts = [count_examples(data)]
         for name, task in self._tasks.items():
             labels = data[1][name]
-            missing = np.isnan(labels) if np.isnan(task.missing) else labels == task.missing
-            counts.append(labels.size - missing.sum())
+            present = ~np.isnan(labels) if np.isnan(task.missing) else labels >= 0
+            if isinstance(task, Classification) and np.issubdtype(labels.dtype, np.floating):
+                present = present.all(-1)  # distributions over the classes
+            counts.append(present.sum())
         shares = np.array(counts, "float32")
         return np.sign(shares) if self._uniform else shares

@@ -30,6 +30,7 @@ from keras_lp.regression import Regression
 _MOST_STEPS = 500  # of the solver, mostly a round each
 
 
+@checks.plain_errors()
 def fit_head(
     model: keras.Model,
     clients: Clients,

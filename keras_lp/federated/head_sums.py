@@ -103,8 +103,6 @@ def _head_sums(
 ) -> Any:
     kernel, bias = pair
     mean, std = scale or (0.0, 1.0)
-    own = head.task.make_loss()
-    loss = type(own).from_config({**own.get_config(), "reduction": "sum", "dtype": "float64"})
     y, sample_weight = (_of_task(part, head.name) for part in (y, sample_weight))
     with tf.GradientTape() as tape:
         tape.watch((kernel, bias))
@@ -112,6 +110,8 @@ def _head_sums(
         standard = y if scale is None else (tf.cast(y, tf.float64) - mean) / std
         example = head.task.mask_missing(standard, outputs, sample_weight)
         labels, outputs, weight = head.task.for_loss(*example)
+        own = head.task.loss_on(head.task.make_loss(), labels, outputs)
+        loss = type(own).from_config({**own.get_config(), "reduction": "sum", "dtype": "float64"})
         total = loss(labels, outputs, weight)
     by_kernel, by_bias = tape.gradient(total, (kernel, bias))
     return collections.OrderedDict(

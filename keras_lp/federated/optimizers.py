@@ -8,9 +8,9 @@ from typing import Any
 import keras
 from keras.src.optimizers.base_optimizer import BaseOptimizer
 
-from keras_lp import checks
 from keras_lp.assemble import make_optimizer
 from keras_lp.federated.yogi import Yogi
+from keras_lp.names import near
 
 # Each is tested to equal Keras's own over three steps.
 _ON_CLIENTS = ("SGD", "Adam", "AdamW", "RMSprop", "Adagrad", "Adadelta", "Adamax", "Lion")
@@ -70,7 +70,7 @@ def server_optimizer(optimizer: Any) -> keras.optimizers.Optimizer:
     except ValueError as error:
         raise ValueError(
             "`server_optimizer` must be 'yogi' or the name of a Keras optimizer. Received: "
-            f"server_optimizer={optimizer!r}.{checks.near(name, _ON_SERVER)}"
+            f"server_optimizer={optimizer!r}.{near(name, _ON_SERVER)}"
         ) from error
 
 

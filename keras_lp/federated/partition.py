@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_lp import checks
-from keras_lp.federated.arrays import Arrays, as_arrays, count_examples
+from keras_lp.federated.arrays import Arrays, as_arrays, class_of, count_examples
 
 
 def partition(
@@ -32,11 +32,11 @@ def partition(
         clients: how many parts, from 1 to the number of examples. With `by` it may be left out:
             each key is a client then.
         alpha: concentration of the Dirichlet distribution that gives each client its share of
-            each class: the smaller, the more the clients differ. It needs one class number an
-            example. Defaults to None.
+            each class: the smaller, the more the clients differ. It needs one class per example: a
+            number, a name or a one-hot or soft label. Defaults to None.
         shards: how many shards a client gets. The examples are sorted by class and cut into
-            `clients * shards` equal shards, dealt at random: with 2, most clients see two
-            classes. It needs one class number an example. Defaults to None.
+            `clients * shards` equal shards, drawn at random: with 2, most clients see two
+            classes. It needs one class per example. Defaults to None.
         by: a natural key, an array `(examples,)` of who each example comes from: speaker,
             script, language. All examples of a key go to one client; with fewer clients than
             keys the largest keys are dealt first, each to the client with the fewest examples.
@@ -89,10 +89,10 @@ def partition(
     if by is not None:
         named = _by_key(by, examples, clients)
     elif shards is not None:
-        named = _numbered(_shards(_class_numbers(arrays[1], "shards"), clients, shards, rng))
+        named = _numbered(_shards(_classes(arrays[1], "shards"), clients, shards, rng))
     elif alpha is not None:
         checks.check_positive("alpha", alpha)
-        named = _numbered(_dirichlet(_class_numbers(arrays[1], "alpha"), clients, alpha, rng))
+        named = _numbered(_dirichlet(_classes(arrays[1], "alpha"), clients, alpha, rng))
     else:
         named = _numbered(np.array_split(rng.permutation(examples), clients))
     return {
@@ -106,15 +106,18 @@ def _numbered(parts: list[np.ndarray]) -> dict[str, np.ndarray]:
     return {f"client_{i:0{width}d}": part for i, part in enumerate(parts)}
 
 
-def _class_numbers(y: Any, argument: str) -> np.ndarray:
-    if isinstance(y, Mapping) or y.ndim != 1 or not np.issubdtype(y.dtype, np.integer):
+def _classes(y: Any, argument: str) -> np.ndarray:
+    """Returns the class of each example, a number or a name."""
+    found = None if isinstance(y, Mapping) else class_of(y)
+    if found is None or found.ndim != 1:
         raise ValueError(
-            f"`{argument}` skews the classes, so labels must be one class number an example. "
+            f"`{argument}` skews the classes, so labels must be one class per example: numbers, "
+            "names or one-hot labels. "
             "Received: "
             f"y={type(y).__name__ if isinstance(y, Mapping) else f'{y.dtype} of shape {y.shape}'}"
             f". Leave `{argument}` out for equal parts."
         )
-    return y
+    return found
 
 
 def _dirichlet(

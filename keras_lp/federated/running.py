@@ -10,7 +10,6 @@ import numpy as np
 import tensorflow as tf
 
 from keras_lp import checks
-from keras_lp.heads import tasks
 from keras_lp.linear_probe import can_be_solved
 
 
@@ -29,10 +28,10 @@ def validation(
     if data is None:
         return lambda _: {}
     if isinstance(data, tf.data.Dataset):
-        arguments = {"x": checks.checked_dataset(tasks(model), data)}
+        arguments = {"x": checks.checked_dataset(model, data)}
     else:
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        checks.check_examples(tasks(model), x, y, " of validation_data")
+        checks.check_examples(model, x, y, " of validation_data")
         arguments = {"x": x, "y": y, "sample_weight": sample_weight}
 
     def validate(round_number: int) -> dict[str, float]:

@@ -62,7 +62,7 @@ def read_examples(model: keras.Model, data: Any, source: str) -> Examples:
             f"`{source}` must hold examples, as many in every input. Received: "
             f"{sorted(counts)} examples."
         )
-    checks.check_examples({}, inputs, None, f" of {source}")
+    checks.check_finite(inputs, f" of {source}")
     labels = {} if y is None else _read_labels(model, y, len(inputs[0]), source)
     return Examples(inputs, labels, source)
 

@@ -67,7 +67,8 @@ class DeviceModel:
     def metric(self, y: tf.Tensor, output: tf.Tensor, mask: tf.Tensor) -> dict[str, tf.Tensor]:
         """Returns the mean of `accuracy` or `mae` over the labels present, and their `count`."""
         if self.head is not None:
-            y, output, weight = self.head.task.mask_missing(y, output, mask)
+            task = self.head.task
+            y, output, weight = task.for_metrics(*task.mask_missing(y, output, mask))
         else:
             weight = tf.ones_like(y, tf.float32) * tf.reshape(mask, [-1, *[1] * (len(y.shape) - 1)])
         count = tf.reduce_sum(weight)
