@@ -57,6 +57,10 @@ class Head(keras.layers.Dense):
                     ("std", self.task.std, 1.0),
                 )
             )
+        if self.is_balanced:
+            self.class_weight = self.add_weight(
+                (self.units,), initializer="ones", trainable=False, name="class_weight"
+            )
         if self.scales_inputs:
             self.input_mean, self.input_scale = (
                 self.add_weight(
@@ -64,6 +68,24 @@ class Head(keras.layers.Dense):
                 )
                 for name, initializer in (("input_mean", "zeros"), ("input_scale", "ones"))
             )
+
+    @property
+    def is_balanced(self) -> bool:
+        """Whether the weights of the classes come from the labels of the first `fit`."""
+        given = getattr(self.task, "class_weight", None)
+        return isinstance(given, str)  # "balanced"
+
+    def set_by_fit(self) -> dict[str, Any]:
+        """Returns the weights that the first `fit` sets by name, besides those of `Regression`."""
+        names = ("input_mean", "input_scale") if self.scales_inputs else ()
+        names = (*names, "class_weight") if self.is_balanced else names
+        return {name: getattr(self, name) for name in names}
+
+    def for_loss(self, y: Any, y_pred: Any, weight: Any) -> tuple[Any, Any, Any]:
+        """Returns what the task's `mask_missing` gave as its loss takes it, classes weighed."""
+        return self.task.for_loss(
+            y, y_pred, weight, self.class_weight if self.is_balanced else None
+        )
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         """Returns `(batch, ..., units)` logits, or values in the units of the labels."""
@@ -108,7 +130,7 @@ class Head(keras.layers.Dense):
     ) -> tuple[Any, Any]:
         """Returns the mean loss over the labels present, and the sum of their weights."""
         y, y_pred, weight = self.task.mask_missing(y, y_pred, sample_weight)
-        y, y_pred, weight = self.task.for_loss(y, y_pred, weight)
+        y, y_pred, weight = self.for_loss(y, y_pred, weight)
         if isinstance(self.task, Regression):
             y, y_pred = y / self.std[:, None], y_pred / self.std[:, None]
         value, total = self.task.loss_on(loss, y, y_pred)(y, y_pred, weight), ops.sum(weight)
@@ -120,8 +142,8 @@ class Head(keras.layers.Dense):
         super().save_own_variables(store)
         if isinstance(self.task, Regression):
             store["mean"], store["std"] = self.mean, self.std
-        if self.scales_inputs:
-            store["input_mean"], store["input_scale"] = self.input_mean, self.input_scale
+        for name, variable in self.set_by_fit().items():
+            store[name] = variable
 
     def load_own_variables(self, store: Any) -> None:
         """Loads the weights that `save_own_variables` saved."""
@@ -129,9 +151,8 @@ class Head(keras.layers.Dense):
         if isinstance(self.task, Regression):
             self.mean.assign(store["mean"])
             self.std.assign(store["std"])
-        if self.scales_inputs:
-            self.input_mean.assign(store["input_mean"])
-            self.input_scale.assign(store["input_scale"])
+        for name, variable in self.set_by_fit().items():
+            variable.assign(store[name])
 
     def get_config(self) -> dict[str, Any]:
         """Returns the config of the layer, with the task in it."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -10,13 +9,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_lp import checks, features
+from keras_lp import checks, class_balance, features
 from keras_lp.caching import FeatureCache
 from keras_lp.compiled import has_own_losses
 from keras_lp.data import as_numbers, checked, readable
 from keras_lp.head_solver import ROWS, Components, Labels, choose_l2, solve
 from keras_lp.heads import Head, heads
-from keras_lp.multi_label import MultiLabel
 from keras_lp.regression import Regression, standardize
 from keras_lp.scaling import is_on_features
 from keras_lp.tasks import Classification
@@ -63,8 +61,8 @@ def fit_head(
             than 50,000 outputs of all examples).
             Defaults to `"auto"`.
         class_weight: weights of the examples of each class, a dict by number or name, or
-            `"balanced"`: n / (classes * examples of the class). It replaces the `class_weight` of
-            the task. For a model with one task. Defaults to None, the task's own.
+            `"balanced"`, as in `lp.Classification`. It replaces the `class_weight` of the task.
+            For a model with one task. Defaults to None, the task's own.
         verbose: 0 prints nothing, else progress and one line with the result. Defaults to
             `"auto"`.
 
@@ -94,7 +92,8 @@ def fit_head(
         checks.check_positive("l2", l2)
     checks.check_trainable_unchanged(model)
     known = linear_heads(model)
-    _check_class_weight(known, class_weight)
+    if class_weight is not None:
+        class_balance.check(known, class_weight)
     data = checked(model, readable(data, "data"))
     if validation_data is not None:
         validation_data = checked(model, readable(validation_data, "validation_data"))
@@ -104,6 +103,9 @@ def fit_head(
         if validation_data is not None:
             held_out = _Examples(model, cache.take(validation_data)[0])
         standardize(known, [examples.y])
+        class_balance.balance_classes(known, [examples.y])
+        if class_weight is not None:
+            class_weight = class_balance.resolve(known, class_weight, [examples.y])
         components = Components(examples.rows)
         judged = None if held_out is None or l2 != "auto" else components.turn(held_out.rows)
         found = {}
@@ -196,6 +198,16 @@ def linear_heads(model: keras.Model) -> dict[str, Head]:
             f"{hidden} with other layers below them. Build them with hidden_units=(), or train "
             "them with `fit`."
         )
+    other = {
+        name: head.task.loss
+        for name, head in known.items()
+        if getattr(head.task, "loss", "crossentropy") != "crossentropy"
+    }
+    if other:
+        raise ValueError(
+            f"fit_head minimises the crossentropy. Received: the losses {other}. Train the heads "
+            "with `fit`."
+        )
     if not has_own_losses(model):
         raise ValueError(
             "fit_head minimises the tasks' own losses. Received: a model compiled with "
@@ -213,27 +225,6 @@ def can_be_solved(model: keras.Model) -> bool:
     return True
 
 
-def _check_class_weight(known: Mapping[str, Head], class_weight: Any) -> None:
-    if class_weight is None:
-        return
-    if len(known) > 1:
-        raise ValueError(
-            "Weights of classes belong to a task where there are several. Received: "
-            f"class_weight={class_weight}. Build with lp.Classification(..., class_weight=...)."
-        )
-    (head,) = known.values()
-    kinds = (Classification,) if isinstance(class_weight, str) else (Classification, MultiLabel)
-    wrong_word = isinstance(class_weight, str) and class_weight != "balanced"
-    if wrong_word or not isinstance(head.task, kinds):
-        raise ValueError(
-            "`class_weight` must be a dict of weights by class, or for Classification "
-            f'"balanced". Received: class_weight={class_weight!r} for a head of '
-            f"{type(head.task).__name__}."
-        )
-    if not isinstance(class_weight, str):
-        dataclasses.replace(head.task, class_weight=class_weight)  # raises if it does not do
-
-
 def _labels(head: Head, examples: _Examples, class_weight: Any) -> Labels:
     """Returns the labels of a head, with a weight of 0 where there is none."""
     task, steps = head.task, examples.features.shape[:-1]
@@ -241,14 +232,12 @@ def _labels(head: Head, examples: _Examples, class_weight: Any) -> Labels:
         part.get(head.name) if isinstance(part, Mapping) else part
         for part in (examples.y, examples.sample_weight)
     )
-    if class_weight is not None:
-        if isinstance(class_weight, str):
-            class_weight = _balanced(np.asarray(y), task.units, len(steps))
-        task = dataclasses.replace(task, class_weight=class_weight)
+    if class_weight is None and head.is_balanced:
+        class_weight = head.class_weight
     if isinstance(task, Regression) and y is not None:
         y = (np.asarray(y, "float64") - np.asarray(head.mean)) / np.asarray(head.std)
     y, outputs, weight = task.mask_missing(y, tf.zeros((*steps, task.units)), sample_weight)
-    _, _, weight = task.for_loss(y, outputs, weight)
+    _, _, weight = task.for_loss(y, outputs, weight, class_weight)
     values, weights = np.asarray(y), np.asarray(weight, "float64")
     if isinstance(task, Classification):
         if examples.mask is not None:
@@ -262,16 +251,6 @@ def _labels(head: Head, examples: _Examples, class_weight: Any) -> Labels:
         return Labels("squared", values, weights, task.units)
     values = values * (1 - task.label_smoothing) + task.label_smoothing / 2
     return Labels("sigmoid", values, weights, task.units)
-
-
-def _balanced(y: np.ndarray, classes: int, rank: int) -> dict[int, float]:
-    """Returns n / (classes * examples of the class) by class, of labels of an output's rank - 1."""
-    if y.ndim > rank and y.shape[-1] == classes:
-        rows = y.reshape(-1, classes)
-        counts = rows[(rows >= 0).all(-1)].sum(0)
-    else:
-        counts = np.bincount(y[y >= 0].astype(int).ravel(), minlength=classes)
-    return {i: counts.sum() / (classes * count) for i, count in enumerate(counts) if count}
 
 
 def _folds(examples: _Examples, head: Head) -> np.ndarray | None:

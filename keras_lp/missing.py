@@ -30,6 +30,8 @@ def mask_labels(task: Any, y: Any, y_pred: Any, sample_weight: Any) -> tuple[Any
     """
     if y is not None:
         y = name_numbers(task, ops.convert_to_tensor(y))
+        if y.shape.rank is None:
+            y = _distributions(y, y_pred)
         if is_soft(y, y_pred):
             y = ops.cast(y, "float32")
             present = ops.all(is_present(task, y), axis=-1)
@@ -52,6 +54,22 @@ def mask_entries(task: Any, y: Any, y_pred: Any, sample_weight: Any) -> tuple[An
     present = is_present(task, y)
     y = ops.where(present, y, ops.zeros_like(y))
     return y[..., None], y_pred[..., None], _weight(present, sample_weight)
+
+
+def _distributions(y: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
+    """Returns distributions for labels of either form.
+
+    Keras traces a step for labels of any rank once a model was trained with both forms.
+    """
+    shape = tf.shape(y_pred)
+
+    def of_numbers() -> tf.Tensor:
+        numbers = tf.cast(tf.reshape(y, shape[:-1]), tf.int32)
+        return tf.where(numbers[..., None] < 0, -1.0, tf.one_hot(numbers, y_pred.shape[-1]))
+
+    soft = tf.equal(tf.rank(y), tf.rank(y_pred)) & tf.equal(tf.size(y), tf.size(y_pred))
+    found = tf.cond(soft, lambda: tf.reshape(tf.cast(y, tf.float32), shape), of_numbers)
+    return tf.ensure_shape(found, y_pred.shape)
 
 
 def _labels(task: Any, y: Any, expected: Any, shape: Any) -> Any:

@@ -12,6 +12,7 @@ from keras_lp import checks, features
 from keras_lp.balanced_step import balanced_step
 from keras_lp.balancing import Balancing, balancing_of
 from keras_lp.caching import computed_once
+from keras_lp.class_balance import balance_classes, with_class_weight
 from keras_lp.compiled import has_own_losses, loss_weights
 from keras_lp.data import as_numbers, check_labels, checked
 from keras_lp.freezing import restore_flag, run_graph
@@ -82,7 +83,8 @@ class Model(keras.Model):
             validation_split: as in Keras.
             validation_data: as in Keras, checked like `x` and `y`.
             shuffle: as in Keras; a data set whose features are cached is shuffled too.
-            class_weight: as in Keras.
+            class_weight: dict of weights by the number or name of a class, or `"balanced"`, for a
+                model with one task with classes; as in Keras it weighs the metrics too.
             sample_weight: as in Keras.
             initial_epoch: as in Keras.
             steps_per_epoch: as in Keras.
@@ -100,11 +102,6 @@ class Model(keras.Model):
             TypeError: labels that are not numbers.
         """
         checks.check_trainable_unchanged(self)
-        if class_weight is not None and len(tasks(self)) > 1:
-            raise ValueError(
-                "Weights of classes belong to a task where there are several. Received: "
-                f"class_weight={class_weight}. Build with lp.Classification(..., class_weight=...)."
-            )
         revive_adapters(self)
         if isinstance(x, tf.data.Dataset):
             x = checked(self, x)
@@ -122,7 +119,7 @@ class Model(keras.Model):
             "validation_split": validation_split,
             "validation_data": validation_data,
             "shuffle": shuffle,
-            "class_weight": class_weight,
+            "class_weight": None,
             "sample_weight": sample_weight,
             "initial_epoch": initial_epoch,
             "steps_per_epoch": steps_per_epoch,
@@ -130,7 +127,10 @@ class Model(keras.Model):
             "validation_batch_size": validation_batch_size,
             "validation_freq": validation_freq,
         }
+        if class_weight is not None and heads(self):
+            arguments = with_class_weight(self, arguments, class_weight)
         standardize(heads(self), label_batches(arguments))
+        balance_classes(heads(self), label_batches(arguments))
         if self._is_extended():
             return super().fit(**_with_epoch_ends(self, arguments))
         with fast_statistics(self, arguments), computed_once(self, arguments) as arguments:

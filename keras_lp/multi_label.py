@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import keras
 import numpy as np
 from keras import ops
 
-from keras_lp.metrics import MacroF1, MeanAveragePrecision, cutoffs
+from keras_lp.metrics import LabelAUC, MacroF1, MeanAveragePrecision, cutoffs
 from keras_lp.missing import mask_entries
 from keras_lp.tasks import REDUCTION, ClassTask, is_number
 
@@ -28,8 +28,9 @@ class MultiLabel(ClassTask):
     Args:
         classes: number of labels, or their names in order.
         weight: as in `lp.Classification`.
-        class_weight: dict of weights by the number or name of a label, for all its entries.
-            Defaults to None.
+        class_weight: dict of weights of the positive entries by the number or name of a label;
+            negative ones weigh 1. `"balanced"`: negative entries / positive ones of the label,
+            from the labels of the first `fit`. Defaults to None.
         label_smoothing: moves the targets from 0 and 1 to half of it and 1 less half of it.
             Defaults to 0.
         thresholds: the probability above which a label is predicted, between 0 and 1: a number
@@ -37,8 +38,9 @@ class MultiLabel(ClassTask):
             label, where those not in it have 0.5. The loss does not use them; `f1`,
             `lp.decode_predictions` and exported files do, and `lp.choose_thresholds` sets them.
             Defaults to None, 0.5 for all.
-        metrics: more Keras metrics; they see single entries, labels and logits of shape
-            `(batch, classes, 1)`. Defaults to none.
+        metrics: more metrics: of Keras, which see single entries, labels and logits of shape
+            `(batch, classes, 1)`; or `"auc"`, the area under the ROC curve, averaged over the
+            labels. Defaults to none.
         hidden_units: as in `lp.Classification`.
 
     Raises:
@@ -56,6 +58,7 @@ class MultiLabel(ClassTask):
     """
 
     activation: ClassVar[str] = "sigmoid"
+    named_metrics: ClassVar[Mapping[str, Callable[[int], keras.metrics.Metric]]] = {"auc": LabelAUC}
 
     thresholds: float | Mapping[int | str, float] | Sequence[float] | None = dataclasses.field(
         default=None, kw_only=True
@@ -85,9 +88,21 @@ class MultiLabel(ClassTask):
     def mask_missing(self, y: Any, y_pred: Any, sample_weight: Any = None) -> tuple[Any, Any, Any]:
         return mask_entries(self, y, y_pred, sample_weight)
 
-    def for_loss(self, y: Any, y_pred: Any, weight: Any) -> tuple[Any, Any, Any]:
-        if self.class_weight is not None:
-            weight = weight * ops.convert_to_tensor(self.class_weight, "float32")
+    def balanced_weights(self, positives: np.ndarray, negatives: np.ndarray) -> np.ndarray:
+        """Returns negative entries / positive ones of each label, 1 without one of either."""
+        both = (positives > 0) & (negatives > 0)
+        return np.where(both, negatives / np.where(both, positives, 1), 1)
+
+    def weights_of_labels(self, y: Any, class_weight: Any, rank: int) -> Any:
+        weights = ops.convert_to_tensor(class_weight, "float32")
+        return ops.maximum(ops.cast(y, "float32"), 0) * (weights - 1) + 1
+
+    def for_loss(
+        self, y: Any, y_pred: Any, weight: Any, class_weight: Any = None
+    ) -> tuple[Any, Any, Any]:
+        weights = self._weights(class_weight)
+        if weights is not None:
+            weight = weight * self.weights_of_labels(y[..., 0], weights, len(y_pred.shape))
         return y, y_pred, weight
 
     def check_labels(self, y: np.ndarray, name: str = "y", steps: int = 0) -> None:

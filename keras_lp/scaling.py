@@ -64,16 +64,6 @@ def set_scale(heads: Sequence[Head], mean: np.ndarray, deviation: np.ndarray) ->
         head.scale_inputs(mean, 1 / deviation)
 
 
-def scale_variables(model: keras.Model) -> list[Any]:
-    """Returns the variables that hold the scale."""
-    return [
-        variable
-        for head in heads(model).values()
-        if head.scales_inputs
-        for variable in (head.input_mean, head.input_scale)
-    ]
-
-
 def _has_no_scale(head: Head) -> bool:
     return head.scales_inputs and not np.any(head.input_mean) and np.all(head.input_scale == 1)
 

@@ -15,6 +15,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_lp.metrics import BalancedAccuracy, ClassAUC, ClassF1
 from keras_lp.missing import is_soft, mask_labels
 from keras_lp.names import near
 
@@ -29,9 +30,10 @@ class Task(abc.ABC):
 
     activation: ClassVar[str] = "linear"  # what an export adds to the head's output
     missing: ClassVar[float] = -1  # the value of a label that is not known
+    named_metrics: ClassVar[Mapping[str, Callable[[int], keras.metrics.Metric]]] = {}
 
     weight: float = dataclasses.field(default=1.0, kw_only=True)
-    metrics: Sequence[keras.metrics.Metric] = dataclasses.field(default=(), kw_only=True)
+    metrics: Sequence[keras.metrics.Metric | str] = dataclasses.field(default=(), kw_only=True)
     hidden_units: Sequence[int] | None = dataclasses.field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
@@ -41,13 +43,21 @@ class Task(abc.ABC):
                 f"The `weight` of {kind} must be a number of 0 or more. Received: "
                 f"weight={self.weight!r}."
             )
-        metrics, known = self.metrics, keras.metrics.Metric
+        metrics, known = self.metrics, (keras.metrics.Metric, str)
         listed = isinstance(metrics, (list, tuple))
         if not listed or not all(isinstance(metric, known) for metric in metrics):
             raise TypeError(
-                f"The `metrics` of {kind} must be a list of keras.metrics objects. Received: "
-                f"metrics={metrics!r}. Its own metric is there without being named."
+                f"The `metrics` of {kind} must be a list of keras.metrics objects, or of the names "
+                f"{list(self.named_metrics)}. Received: metrics={metrics!r}. Its own metric is "
+                "there without being named."
             )
+        for name in metrics:
+            if isinstance(name, str) and name not in self.named_metrics:
+                raise ValueError(
+                    f"Metrics of {kind} by name are {list(self.named_metrics)}. Received: "
+                    f"{name!r}.{near(name, self.named_metrics)} Others are objects of "
+                    "keras.metrics."
+                )
         object.__setattr__(self, "metrics", tuple(metrics))
         if self.hidden_units is not None:
             check_hidden_units(self.hidden_units)
@@ -84,8 +94,17 @@ class Task(abc.ABC):
             `(y, y_pred, weight)`, shaped for the loss and the metrics of this task.
         """
 
-    def for_loss(self, y: Any, y_pred: Any, weight: Any) -> tuple[Any, Any, Any]:
-        """Returns what `mask_missing` gave as the loss takes it, with the weights of classes."""
+    def for_loss(
+        self, y: Any, y_pred: Any, weight: Any, class_weight: Any = None
+    ) -> tuple[Any, Any, Any]:
+        """Returns what `mask_missing` gave as the loss takes it, with the weights of classes.
+
+        Args:
+            y: labels.
+            y_pred: outputs.
+            weight: their weights.
+            class_weight: weights of the classes, `(classes,)`. Defaults to None, the task's own.
+        """
         return y, y_pred, weight
 
     def for_metrics(self, y: Any, y_pred: Any, weight: Any) -> tuple[Any, Any, Any]:
@@ -122,17 +141,28 @@ class Task(abc.ABC):
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
         config = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        config["metrics"] = [keras.saving.serialize_keras_object(m) for m in self.metrics]
+        config["metrics"] = [
+            m if isinstance(m, str) else keras.saving.serialize_keras_object(m)
+            for m in self.metrics
+        ]
         return {k: list(v) if isinstance(v, tuple) else v for k, v in config.items()}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Task:
         """Makes the task again from `get_config()`."""
-        metrics = [keras.saving.deserialize_keras_object(m) for m in config.get("metrics", ())]
+        metrics = [
+            m if isinstance(m, str) else keras.saving.deserialize_keras_object(m)
+            for m in config.get("metrics", ())
+        ]
         return cls(**{**config, "metrics": metrics})
 
     def _new_metrics(self) -> list[keras.metrics.Metric]:
-        return [type(metric).from_config(metric.get_config()) for metric in self.metrics]
+        return [
+            self.named_metrics[metric](self.units)
+            if isinstance(metric, str)
+            else type(metric).from_config(metric.get_config())
+            for metric in self.metrics
+        ]
 
 
 TaskLike = Task | int | Sequence[str]
@@ -143,7 +173,7 @@ class ClassTask(Task):
     """Base class of the tasks whose outputs are classes."""
 
     classes: Classes
-    class_weight: Mapping[int | str, float] | Sequence[float] | None = dataclasses.field(
+    class_weight: Mapping[int | str, float] | Sequence[float] | str | None = dataclasses.field(
         default=None, kw_only=True
     )
     label_smoothing: float = dataclasses.field(default=0.0, kw_only=True)
@@ -221,11 +251,42 @@ class ClassTask(Task):
             values[index] = float(value)
         return tuple(values)
 
-    def _weights_of_classes(self) -> tuple[float, ...] | None:
+    @abc.abstractmethod
+    def balanced_weights(self, positives: np.ndarray, negatives: np.ndarray) -> np.ndarray:
+        """Returns the weights of the classes that `class_weight="balanced"` stands for.
+
+        Args:
+            positives: how many labels are of each class, `(classes,)`.
+            negatives: how many are not, `(classes,)`.
+        """
+
+    @abc.abstractmethod
+    def weights_of_labels(self, y: Any, class_weight: Any, rank: int) -> Any:
+        """Returns the weights of labels.
+
+        Args:
+            y: labels, a tensor.
+            class_weight: weights of the classes, `(classes,)`.
+            rank: of the outputs.
+        """
+
+    def _weights(self, class_weight: Any) -> Any:
+        """Returns the weights of classes as a tensor, None where there are none."""
+        given = self.class_weight if class_weight is None else class_weight
+        if given is None or isinstance(given, str):
+            return None
+        return ops.convert_to_tensor(given, "float32")
+
+    def _weights_of_classes(self) -> tuple[float, ...] | str | None:
         """Returns the weight of each class; those not in a dict weigh 1."""
         given = self.class_weight
-        if given is None:
-            return None
+        if given is None or (isinstance(given, str) and given == "balanced"):
+            return given
+        if not isinstance(given, (Mapping, Sequence, np.ndarray)) or isinstance(given, str):
+            raise ValueError(
+                f"`class_weight` of {type(self).__name__} must be a dict of weights by class, or "
+                f'"balanced". Received: class_weight={given!r}.'
+            )
         return self._by_class(
             given if isinstance(given, Mapping) else dict(enumerate(given)),
             1.0,
@@ -251,11 +312,17 @@ class Classification(ClassTask):
         weight: what the loss is multiplied by in the sum of the tasks; that of `MultiLabel` is
             the sum over its labels there. Defaults to 1.
         class_weight: dict of weights by the number or name of a class; a class that is not in it
-            weighs 1. The loss is the weighted mean; metrics are not weighted. Defaults to None.
+            weighs 1. `"balanced"`: n / (classes * examples of the class), from the labels of the
+            first `fit`. The loss is the weighted mean; metrics are not weighted. Defaults to None.
+        loss: `"crossentropy"`; `"focal"`, which counts examples less that are already classified
+            well, with a gamma of 2 (Lin et al., 2017, arXiv:1708.02002); or a loss of Keras on
+            logits (`from_logits=True`). Defaults to `"crossentropy"`.
         label_smoothing: share of each label that is spread over all classes, from 0 to below 1.
             Defaults to 0.
-        metrics: more Keras metrics; they see labels `(batch,)`, logits and the
-            weights. Defaults to none.
+        metrics: more metrics: of Keras, which see labels `(batch,)`, logits and the weights; or by
+            name what uneven classes need: `"f1"` and `"balanced_accuracy"`, averaged over the
+            classes, and `"auc"`, the area under the ROC curve, of each class against the rest.
+            Defaults to none.
         hidden_units: sizes of dense layers (relu) of this head. Defaults to None, which is what
             the builder was given.
 
@@ -275,13 +342,48 @@ class Classification(ClassTask):
 
     activation: ClassVar[str] = "softmax"
     _least: ClassVar[int] = 2
+    named_metrics: ClassVar[Mapping[str, Callable[[int], keras.metrics.Metric]]] = {
+        "f1": ClassF1,
+        "balanced_accuracy": BalancedAccuracy,
+        "auc": ClassAUC,
+    }
+
+    loss: str | keras.losses.Loss = dataclasses.field(default="crossentropy", kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        loss = self.loss
+        if isinstance(loss, keras.losses.Loss):
+            if self.label_smoothing:
+                raise ValueError(
+                    "A loss of Keras has its own label smoothing. Received: "
+                    f"label_smoothing={self.label_smoothing} with loss={loss!r}."
+                )
+            if loss.get_config().get("from_logits") is False:
+                raise ValueError(
+                    "The outputs are logits, so a loss needs from_logits=True. Received: "
+                    f"loss={type(loss).__name__} with from_logits=False."
+                )
+        elif loss not in ("crossentropy", "focal"):
+            raise ValueError(
+                '`loss` of Classification must be "crossentropy", "focal" or a keras.losses '
+                f"object. Received: loss={loss!r}."
+            )
 
     def make_loss(self) -> keras.losses.Loss:
-        if not self.label_smoothing:
-            return keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction=REDUCTION)
-        return keras.losses.CategoricalCrossentropy(
-            from_logits=True, label_smoothing=self.label_smoothing, reduction=REDUCTION
-        )
+        if isinstance(self.loss, keras.losses.Loss):
+            config = {**self.loss.get_config(), "reduction": REDUCTION}
+            return type(self.loss).from_config(config)
+        options = {"from_logits": True, "reduction": REDUCTION}
+        if self.loss == "focal":
+            return keras.losses.CategoricalFocalCrossentropy(
+                alpha=1.0, label_smoothing=self.label_smoothing, **options
+            )
+        if self.label_smoothing:
+            return keras.losses.CategoricalCrossentropy(
+                label_smoothing=self.label_smoothing, **options
+            )
+        return keras.losses.SparseCategoricalCrossentropy(**options)
 
     def make_metrics(self) -> list[keras.metrics.Metric]:
         own = keras.metrics.SparseCategoricalAccuracy(name="accuracy")
@@ -290,12 +392,29 @@ class Classification(ClassTask):
     def mask_missing(self, y: Any, y_pred: Any, sample_weight: Any = None) -> tuple[Any, Any, Any]:
         return mask_labels(self, y, y_pred, sample_weight)
 
-    def for_loss(self, y: Any, y_pred: Any, weight: Any) -> tuple[Any, Any, Any]:
-        soft = is_soft(y, y_pred)
-        if self.class_weight is not None:
-            weights = ops.convert_to_tensor(self.class_weight, "float32")
-            weight = weight * (ops.sum(y * weights, axis=-1) if soft else ops.take(weights, y))
-        if self.label_smoothing and not soft:
+    def balanced_weights(self, positives: np.ndarray, negatives: np.ndarray) -> np.ndarray:
+        """Returns n / (classes * examples of the class), 1 for a class without any."""
+        present = positives > 0
+        mean = positives.sum() / max(present.sum(), 1)
+        return np.where(present, mean / np.where(present, positives, 1), 1)
+
+    def weights_of_labels(self, y: Any, class_weight: Any, rank: int) -> Any:
+        weights = ops.convert_to_tensor(class_weight, "float32")
+        if len(y.shape) == rank and y.shape[-1] == self.units:
+            return ops.sum(ops.cast(y, "float32") * weights, axis=-1)
+        return ops.take(weights, ops.maximum(ops.cast(y, "int32"), 0))
+
+    def for_loss(
+        self, y: Any, y_pred: Any, weight: Any, class_weight: Any = None
+    ) -> tuple[Any, Any, Any]:
+        weights = self._weights(class_weight)
+        if weights is not None:
+            weight = weight * self.weights_of_labels(y, weights, len(y_pred.shape))
+        loss = self.loss
+        numbers = isinstance(loss, keras.losses.SparseCategoricalCrossentropy) or (
+            loss == "crossentropy" and not self.label_smoothing
+        )
+        if not numbers and not is_soft(y, y_pred):
             y = ops.one_hot(y, self.units)
         return y, y_pred, weight
 
@@ -323,6 +442,19 @@ class Classification(ClassTask):
                 f"Received: {name} with {unknown!r}.{hint}"
             )
         return np.array([known[one] for one in given], "int32").reshape(y.shape)
+
+    def get_config(self) -> dict[str, Any]:
+        config = super().get_config()
+        if isinstance(self.loss, keras.losses.Loss):
+            config["loss"] = keras.saving.serialize_keras_object(self.loss)
+        return config
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Task:
+        loss = config.get("loss", "crossentropy")
+        if not isinstance(loss, str):
+            loss = keras.saving.deserialize_keras_object(loss)
+        return super().from_config({**config, "loss": loss})
 
     def check_labels(self, y: np.ndarray, name: str = "y", steps: int = 0) -> None:
         y = self.to_numbers(y, name)

@@ -235,6 +235,19 @@ def test_mixed_streams_and_comparisons_take_them(mlp, digits):
     assert histories[1]["a_loss"] == pytest.approx(histories[0]["a_loss"], rel=1e-4)
 
 
+def test_one_form_after_the_other(model, digits):
+    x, y = digits[0], with_missing(digits[1])
+    one, two = model(), model()
+    for first, second in ((y, one_hot(y)), (with_nan(y), y), (y[:, None], with_nan(y))):
+        one.fit(x, first, shuffle=False, verbose=0)
+        one.fit(x, second, shuffle=False, verbose=0)
+        two.fit(x, y, epochs=2, shuffle=False, verbose=0)
+        assert_equal(one, two)
+        for labels in (first, second):
+            found, expected = one.evaluate(x, labels, verbose=0), two.evaluate(x, y, verbose=0)
+            np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
 def test_steps_of_a_sequence():
     """As many steps as classes: class numbers and one-hot labels are told apart by rank."""
     rng = np.random.default_rng(0)

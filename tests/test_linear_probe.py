@@ -340,10 +340,12 @@ def test_refusals(mlp, digits):
         lp.fit_head(other, digits)
     two = lp.multitask_model(mlp(), {"a": 10, "b": 10}, trainable="head")
     number = lp.transfer_model(mlp(), lp.Regression())
+    focal = lp.Classification(10, loss="focal")
     for model, arguments, message in [
         (fine, {"l2": 0}, "`l2` must be a number above 0"),
         (fine, {"l2": "best"}, "`l2` must be a number above 0"),
         (fine, {"class_weight": "even"}, '"balanced"'),
+        (lp.transfer_model(mlp(), focal), {}, "minimises the crossentropy.*focal"),
         (fine, {"class_weight": {11: 2.0}}, "11: 2.0"),
         (two, {"class_weight": "balanced"}, "belong to a task"),
         (number, {"class_weight": {0: 1.0}}, "Regression"),

@@ -45,7 +45,22 @@ def test_a_number_names_the_classes_by_their_index():
         (lambda: lp.MultiLabel(2, thresholds=True), ValueError, "thresholds=True"),
         (lambda: lp.MultiLabel(["a", "b"], thresholds={"c": 0.5}), ValueError, "'c': 0.5; the cla"),
         (lambda: lp.MultiLabel(2, thresholds={2: 0.5}), ValueError, "2: 0.5"),
-        (lambda: lp.Classification(3, metrics=["auc"]), TypeError, "keras.metrics objects"),
+        (lambda: lp.Classification(3, metrics=["acu"]), ValueError, "mean 'auc'"),
+        (lambda: lp.MultiLabel(3, metrics=["balanced_accuracy"]), ValueError, r"are \['auc'\]"),
+        (lambda: lp.Regression(metrics=["auc"]), ValueError, r"are \[\]"),
+        (lambda: lp.Classification(3, metrics="auc"), TypeError, "keras.metrics objects"),
+        (lambda: lp.Classification(3, loss="hinge"), ValueError, "'hinge'"),
+        (
+            lambda: lp.Classification(3, loss=keras.losses.CategoricalCrossentropy()),
+            ValueError,
+            "from_logits=False",
+        ),
+        (
+            lambda: lp.Classification(3, loss=keras.losses.CategoricalHinge(), label_smoothing=0.1),
+            ValueError,
+            "its own label smoothing",
+        ),
+        (lambda: lp.Classification(3, class_weight="even"), ValueError, "'even'"),
         (lambda: lp.Regression(hidden_units=8), TypeError, "list of layer sizes"),
         (lambda: lp.Regression(hidden_units=[0]), ValueError, "integer of 1 or more"),
         (lambda: as_task({"a": 2}), TypeError, "lp.multitask_model"),
@@ -249,12 +264,12 @@ def test_smoothed_labels_give_the_crossentropy_with_the_smoothed_distribution():
     assert loss_of(task, [0, 2, -1, 1]) == pytest.approx(expected, rel=1e-6)
 
 
-def test_multi_label_weighs_the_entries_of_a_label():
+def test_multi_label_weighs_the_positive_entries_of_a_label():
     task = lp.MultiLabel(3, class_weight={1: 5.0}, label_smoothing=0.2)
     y = np.array([[1, 0, -1], [0, 1, 1], [-1, -1, -1], [1, 1, 0]])
     target = np.where(y == 1, 0.9, 0.1)
     each = np.log1p(np.exp(-LOGITS)) * target + np.log1p(np.exp(LOGITS)) * (1 - target)
-    weights = np.where(y == -1, 0, [1.0, 5.0, 1.0])
+    weights = np.where(y == -1, 0, np.where(y == 1, [1.0, 5.0, 1.0], 1.0))
     assert loss_of(task, y) == pytest.approx(np.average(each, weights=weights), rel=1e-5)
 
 

@@ -21,7 +21,7 @@ import numpy as np
 
 _KEPT = 3  # files: the newest, and what is there should it be damaged
 # Variables that do not train and differ from one run of a program to the next.
-_OF_TRAINING = ("seed_generator_state", "input_mean", "input_scale")
+_OF_TRAINING = ("seed_generator_state", "input_mean", "input_scale", "class_weight")
 State = tuple[int, list[np.ndarray], dict[str, Any]]
 
 

@@ -14,7 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_lp import checks, features
+from keras_lp import checks, class_balance, features
 from keras_lp.compiled import loss_weights
 from keras_lp.federated import head_sums, tff_runtime
 from keras_lp.federated.checkpoints import Checkpoints, describe_model, digest
@@ -56,6 +56,11 @@ def fit_head(
         rounds = _Rounds(model, source, Path(folder), checkpoints, verbose)
         sums = rounds.run((), head_sums.moments(known, rounds.read_rows), lambda _: {})
         scales = label_scales(known, sums)
+        waiting = class_balance.waiting_heads(known)
+        if waiting:
+            counts = rounds.run((), head_sums.class_sums(waiting, rounds.read_rows), lambda _: {})
+            for name, head in waiting.items():
+                class_balance.set_weights(head, counts[name])
         problem = Problem(Standardization(sums), known, l2)
         add_up = head_sums.losses(known, scales, rounds.read_rows)
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_lp import features
+from keras_lp import class_balance, features
 from keras_lp.heads import Head
 from keras_lp.regression import Regression
 
@@ -71,6 +71,24 @@ def feature_moments(read_rows: Callable[[tf.Tensor], Any]) -> Callable[[Weights,
     return add_up
 
 
+def class_sums(
+    heads: Mapping[str, Head], read_rows: Callable[[tf.Tensor], Any]
+) -> Callable[[Weights, Any], Any]:
+    """Returns what sums labels by class: `((), block) -> sums`.
+
+    The sums have by head how many labels are of each class and how many are not, `(2, classes)`.
+    """
+
+    def add_up(_: Weights, block: Any) -> Any:
+        _, y, *_ = read_rows(block["number"])
+        return collections.OrderedDict(
+            (name, class_balance.class_sums(head, _of_task(y, name)))
+            for name, head in heads.items()
+        )
+
+    return add_up
+
+
 def losses(
     heads: Mapping[str, Head],
     scales: Mapping[str, tuple[np.ndarray, np.ndarray]],
@@ -87,11 +105,20 @@ def losses(
         read_rows: what `blocks.rows_reader` returned.
     """
 
+    # As constants: a client has no variables of the server's.
+    class_weights = {
+        name: np.asarray(head.class_weight) if head.is_balanced else None
+        for name, head in heads.items()
+    }
+
     def add_up(weights: Weights, block: Any) -> Any:
         x, y, sample_weight = _unpack(read_rows(block["number"]))
         pairs = zip(weights[::2], weights[1::2], strict=True)
         return collections.OrderedDict(
-            (name, _head_sums(head, scales.get(name), pair, x, y, sample_weight))
+            (
+                name,
+                _head_sums(head, scales.get(name), class_weights[name], pair, x, y, sample_weight),
+            )
             for (name, head), pair in zip(heads.items(), pairs, strict=True)
         )
 
@@ -99,7 +126,13 @@ def losses(
 
 
 def _head_sums(
-    head: Head, scale: Any, pair: Sequence[tf.Tensor], x: tf.Tensor, y: Any, sample_weight: Any
+    head: Head,
+    scale: Any,
+    class_weight: Any,
+    pair: Sequence[tf.Tensor],
+    x: tf.Tensor,
+    y: Any,
+    sample_weight: Any,
 ) -> Any:
     kernel, bias = pair
     mean, std = scale or (0.0, 1.0)
@@ -109,7 +142,7 @@ def _head_sums(
         outputs = tf.matmul(x, kernel) + bias
         standard = y if scale is None else (tf.cast(y, tf.float64) - mean) / std
         example = head.task.mask_missing(standard, outputs, sample_weight)
-        labels, outputs, weight = head.task.for_loss(*example)
+        labels, outputs, weight = head.task.for_loss(*example, class_weight)
         own = head.task.loss_on(head.task.make_loss(), labels, outputs)
         loss = type(own).from_config({**own.get_config(), "reduction": "sum", "dtype": "float64"})
         total = loss(labels, outputs, weight)

@@ -14,8 +14,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_lp import class_balance
 from keras_lp.federated import tff_model, tff_runtime
 from keras_lp.federated.arrays import Arrays
+from keras_lp.federated.before_rounds import balance_classes, scale_features
 from keras_lp.federated.blocks import Work, block_spec, rows_reader, rows_spec, to_blocks
 from keras_lp.federated.client_work import (
     LocalTraining,
@@ -24,10 +26,10 @@ from keras_lp.federated.client_work import (
     scalars,
     train_block,
 )
-from keras_lp.federated.feature_scale import scale_features
 from keras_lp.federated.groups import Groups
 from keras_lp.federated.source import Source
-from keras_lp.scaling import scale_variables, waiting_heads
+from keras_lp.heads import heads
+from keras_lp.scaling import waiting_heads
 
 _EVALUATED_AT_ONCE = 256  # clients
 
@@ -83,6 +85,9 @@ class Rounds:
         up, down = 0, 0
         if waiting_heads(self._model):
             up, down = scale_features(self._model, data, source.on_features, self._folder)
+        if class_balance.waiting_heads(heads(self._model)):
+            sent = balance_classes(self._model, data, self._folder)
+            up, down = up + sent[0], down + sent[1]
         work = [
             Work(arrays, groups.shares(arrays), seed)
             for arrays, seed in zip(data, seeds, strict=True)
@@ -163,7 +168,11 @@ class Rounds:
         return self._model._compile_config  # a new object with each `compile`
 
     def _changing(self) -> list[Any]:
-        return [*self._model.trainable_variables, *scale_variables(self._model)]
+        known = heads(self._model).values()
+        return [
+            *self._model.trainable_variables,
+            *(variable for head in known for variable in head.set_by_fit().values()),
+        ]
 
     def _trainable(self) -> list[int]:
         return [id(variable) for variable in self._model.trainable_variables]

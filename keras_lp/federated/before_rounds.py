@@ -1,4 +1,4 @@
-"""The scale of the features, from sums over clients, before heads train on them."""
+"""What heads must know before they train, from sums over clients."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from keras_lp import class_balance
 from keras_lp.caching import FeatureCache
 from keras_lp.federated import head_sums
 from keras_lp.federated.arrays import Arrays
 from keras_lp.federated.head_problem import Standardization
 from keras_lp.federated.source import replace_inputs
 from keras_lp.federated.sums import Sums
+from keras_lp.heads import heads
 from keras_lp.scaling import set_scale, waiting_heads
 
 
@@ -41,3 +43,17 @@ def scale_features(
     set_scale(waiting_heads(model), known.mean, known.scale)
     up = sum(array.nbytes for array in found.values())
     return up, 2 * known.mean.astype(np.float32).nbytes
+
+
+def balance_classes(model: keras.Model, data: Sequence[Arrays], folder: Path) -> tuple[int, int]:
+    """Sets the weights of classes that are to be balanced, as the first `fit` does.
+
+    The arguments and what it returns are those of `scale_features`.
+    """
+    waiting = class_balance.waiting_heads(heads(model))
+    sums = Sums(data, folder)
+    found = sums.add_up(head_sums.class_sums(waiting, sums.read_rows))
+    for name, head in waiting.items():
+        class_balance.set_weights(head, found[name])
+    up = sum(array.nbytes for array in found.values())
+    return up, up // 2
