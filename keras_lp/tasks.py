@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import keras
 import numpy as np
+import tensorflow as tf
 from keras import ops
 
 from keras_lp.metrics import BalancedAccuracy, ClassAUC, ClassF1
@@ -419,7 +420,9 @@ class Classification(ClassTask):
         return y, y_pred, weight
 
     def for_metrics(self, y: Any, y_pred: Any, weight: Any) -> tuple[Any, Any, Any]:
-        return (ops.argmax(y, axis=-1) if is_soft(y, y_pred) else y), y_pred, weight
+        if is_soft(y, y_pred):
+            y = tf.argmax(y, axis=-1, output_type=tf.int32)  # Keras's has no builtin of LiteRT
+        return y, y_pred, weight
 
     def loss_on(self, loss: keras.losses.Loss, y: Any, y_pred: Any) -> keras.losses.Loss:
         if is_soft(y, y_pred) and isinstance(loss, keras.losses.SparseCategoricalCrossentropy):

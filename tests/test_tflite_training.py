@@ -282,6 +282,43 @@ def test_other_tasks_with_missing_labels_equal_keras(task, mlp, tmp_path):
     assert len(theirs) == 2
 
 
+def soft(y):
+    """Distributions near the labels; a row of -1 where one is missing."""
+    rng = np.random.default_rng(0)
+    near = 0.6 * np.eye(10)[y] + 0.4 * rng.dirichlet(np.ones(10), len(y))
+    return np.where(np.arange(len(y))[:, None] % 7 == 0, -1, near).astype("float32")
+
+
+def test_soft_labels_equal_keras(mlp, digits, tmp_path):
+    x, y = digits[0], soft(digits[1])
+    task = lp.Classification(10, class_weight={3: 2.0})
+    model = lp.transfer_model(mlp(), task, trainable="all", optimizer="sgd", learning_rate=0.05)
+    model.compile(keras.optimizers.SGD(0.05), model.loss, weighted_metrics=task.make_metrics())
+    options = {"trainable": "all", "learning_rate": 0.05, "soft_labels": True}
+    lp.export_trainable_tflite(model, tmp_path / "m.tflite", **options)
+    trainer = lp.DeviceTrainer(tmp_path / "m.tflite")
+    compare(model, trainer, x, y, 40)
+    found = trainer.evaluate(x, y)["accuracy"]
+    assert found == pytest.approx(model.evaluate(x, y, verbose=0, return_dict=True)["accuracy"])
+    number = lp.transfer_model(mlp(), lp.Regression())
+    with pytest.raises(ValueError, match=r"lp\.Classification"):
+        lp.export_trainable_tflite(number, tmp_path / "n.tflite", soft_labels=True)
+
+
+def test_one_hot_labels_train_as_class_numbers_do(mlp, digits, tmp_path):
+    x, y = digits
+    y = np.where(np.arange(200) % 7 == 0, -1, y)
+    lp.export_trainable_tflite(lp.transfer_model(mlp(), 10), tmp_path / "m.tflite")
+    one_hot = np.where(y[:, None] < 0, np.nan, np.eye(10)[y])
+    losses = [
+        lp.DeviceTrainer(tmp_path / "m.tflite").fit(x, labels, epochs=2)
+        for labels in (y, one_hot, y[:, None])
+    ]
+    assert losses[0] == losses[1] == losses[2]
+    with pytest.raises(ValueError, match="soft_labels=True"):
+        lp.DeviceTrainer(tmp_path / "m.tflite").fit(x, soft(y))
+
+
 def test_ids_penalties_and_several_inputs_equal_keras(tmp_path):
     ids, extra = keras.Input((6,), dtype="int32", name="ids"), keras.Input((3,), name="extra")
     table = layers.Embedding(20, 4, embeddings_regularizer="l2")(ids)

@@ -72,8 +72,9 @@ class DeviceTrainer:
 
         Args:
             x: examples, an array `(examples, ...)`, or a dict of them by input (`x_<name>`).
-            y: class numbers `(examples,)`, or one number per label or unit; missing labels as in
-                Keras: -1, or NaN for numbers.
+            y: class numbers `(examples,)` or one-hot labels `(examples, classes)`; soft labels,
+                where the file was exported with them; or one number per label or unit. Missing
+                labels as in Keras: -1, or NaN for numbers.
             epochs: passes over the examples. Defaults to 1.
             shuffle: whether each epoch has an order of its own. Defaults to True.
             seed: of the orders. Defaults to 0.
@@ -173,6 +174,8 @@ class DeviceTrainer:
         array = np.asarray(value)
         if name == "y" and shape[-1:] == (1,) and array.ndim == len(shape):
             array = array[..., None]
+        if name == "y" and np.issubdtype(dtype, np.integer) and array.ndim == len(shape) + 2:
+            array = self._from_one_hot(array)
         if array.ndim == 0 or array.shape[1:] != shape:
             raise ValueError(
                 f"`{name}` must have the shape (examples, {', '.join(map(str, shape))}). Received: "
@@ -196,6 +199,20 @@ class DeviceTrainer:
         if name == "y" and is_whole:
             self._check_classes(array)
         return array
+
+    def _from_one_hot(self, y: np.ndarray) -> np.ndarray:
+        """Returns class numbers for one-hot labels, -1 for a row of NaN or -1."""
+        if y.shape[-1] == 1:
+            return y[..., 0]
+        with np.errstate(invalid="ignore"):
+            missing = ~(y >= 0).all(-1)
+        one_hot = np.isin(y, (0, 1)).all(-1) & (y.sum(-1) == 1)
+        if not (missing | one_hot).all():
+            raise ValueError(
+                "Labels of this file are class numbers or one-hot. Received: y of shape "
+                f"{y.shape} with other values. Export with soft_labels=True for soft labels."
+            )
+        return np.where(missing, -1, y.argmax(-1))
 
     def _check_classes(self, y: np.ndarray) -> None:
         (output,) = self._run["infer"].get_output_details().values()

@@ -26,10 +26,17 @@ class DeviceModel:
     Args:
         model: a compiled model with one output.
         exchanged: the weights that are variables on the device, by name. All others are constants.
+        soft_labels: whether labels of classes are distributions, and not class numbers.
     """
 
-    def __init__(self, model: keras.Model, exchanged: Mapping[str, keras.Variable]) -> None:
+    def __init__(
+        self,
+        model: keras.Model,
+        exchanged: Mapping[str, keras.Variable],
+        soft_labels: bool = False,
+    ) -> None:
         self.model = model
+        self.soft_labels = soft_labels
         self.exchanged = dict(exchanged)
         self.head = next(iter(heads(model).values()), None)
         self.output_name = model.outputs[0]._keras_history.operation.name
@@ -77,8 +84,9 @@ class DeviceModel:
             return {"count": count}
         if kind == "mae":
             each = tf.abs(y - output)[..., 0]
-        elif y.dtype.is_integer:
-            each = tf.cast(tf.equal(tf.argmax(output, -1, tf.int32), y), tf.float32)
+        elif self.has_classes():
+            chosen = tf.argmax(output, -1, tf.int32)
+            each = tf.cast(tf.equal(chosen, tf.cast(y, tf.int32)), tf.float32)
         else:
             each = tf.cast(tf.equal(output > 0, y > 0.5), tf.float32)[..., 0]
         return {
@@ -95,7 +103,7 @@ class DeviceModel:
     def label_spec(self, batch_size: int) -> tf.TensorSpec:
         """Returns shape and dtype of a batch of labels."""
         shape = (batch_size, *self.model.outputs[0].shape[1:])
-        if self._has_class_numbers():
+        if self.has_classes() and not self.soft_labels:
             return tf.TensorSpec(shape[:-1], tf.int32, "y")
         return tf.TensorSpec(shape, tf.float32, "y")
 
@@ -112,10 +120,11 @@ class DeviceModel:
 
     def _metric_kind(self) -> str | None:
         if self.head is None:
-            return "accuracy" if self._has_class_numbers() else None
+            return "accuracy" if self.has_classes() else None
         return "mae" if isinstance(self.head.task, Regression) else "accuracy"
 
-    def _has_class_numbers(self) -> bool:
+    def has_classes(self) -> bool:
+        """Whether each label is one class of several."""
         if self.head is not None:
             return isinstance(self.head.task, Classification)
         loss = keras.losses.get(keras.tree.flatten(self.model.loss)[0])

@@ -96,6 +96,8 @@ def _examples(device_model: DeviceModel, batch_size: int) -> dict[str, np.ndarra
     labels = device_model.label_spec(batch_size)
     classes = device_model.model.outputs[0].shape[-1] if labels.dtype.is_integer else 2
     y = rng.integers(0, classes, labels.shape).astype(labels.dtype.as_numpy_dtype)
+    if device_model.soft_labels:
+        y = rng.dirichlet(np.ones(labels.shape[-1]), labels.shape[:-1]).astype("float32")
     mask = np.ones(batch_size, "float32")
     mask[1:][-1:] = 0
     return {**examples, "y": y, "mask": mask}

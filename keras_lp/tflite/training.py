@@ -18,6 +18,7 @@ import tensorflow as tf
 from keras_lp import checks
 from keras_lp.blocks import below_head, blocks_of
 from keras_lp.freezing import Trainable, choose, freeze, restore_flag, set_trainable
+from keras_lp.tasks import Classification
 from keras_lp.tflite.contents import write_whole
 from keras_lp.tflite.convert import compute_types
 from keras_lp.tflite.exchange import Variables, layer_of_variable, model_version, named_weights
@@ -83,6 +84,7 @@ def export_trainable_tflite(
     batch_size: int = 16,
     optimizer: str = "sgd",
     learning_rate: float = 0.01,
+    soft_labels: bool = False,
 ) -> TrainableReport:
     """Writes a model as a `.tflite` file that any LiteRT runtime runs and trains.
 
@@ -115,6 +117,8 @@ def export_trainable_tflite(
         batch_size: examples of a step. Defaults to 16.
         optimizer: `"sgd"`, `"momentum"` (0.9) or `"adam"`. Defaults to `"sgd"`.
         learning_rate: its rate. Defaults to 0.01.
+        soft_labels: whether labels of an `lp.Classification` are distributions over the classes,
+            `(examples, classes)` float32, and not class numbers. Defaults to False.
 
     Returns:
         A `TrainableReport`; print it.
@@ -145,7 +149,12 @@ def export_trainable_tflite(
         exchanged = _exchanged(model)
         trains = {id(variable) for variable in model.trainable_variables}
         trained = [name for name, variable in exchanged.items() if id(variable) in trains]
-        device_model = DeviceModel(model, exchanged)
+        device_model = DeviceModel(model, exchanged, soft_labels)
+        if soft_labels and not isinstance(getattr(device_model.head, "task", None), Classification):
+            raise ValueError(
+                "Soft labels are those of an lp.Classification. Received: soft_labels=True for "
+                f"model {model.name!r}."
+            )
         settings = (int(batch_size), optimizer, float(learning_rate))
         version = model_version(model, exchanged)
         try:
