@@ -190,11 +190,13 @@ def load_adapters(model: keras.Model, path: str | os.PathLike) -> keras.Model:
 def fold_adapters(model: keras.Model) -> None:
     """Adds the adapters to their kernels and removes them. The caller compiles afterwards."""
     for layer in adapted_layers(model):
-        name = "kernel" if hasattr(layer, "lora_kernel_a") else "embeddings"
-        getattr(layer, f"_{name}").assign(getattr(layer, name))
+        # Keras saves a layer with its adapters added, and a quantised one quantised again.
+        merged: dict[str, Any] = {}
+        layer.save_own_variables(merged)
         for variable in adapters_of(layer):
             layer._untrack_variable(variable)
         layer.lora_enabled, layer.lora_rank = False, None
+        layer.load_own_variables({name: np.asarray(value) for name, value in merged.items()})
 
 
 def check_adapted(model: keras.Model) -> None:
@@ -220,6 +222,7 @@ def _saved(model: keras.Model) -> dict[str, Any]:
 
 def _can_adapt(layer: keras.Layer) -> bool:
     able = hasattr(layer, "enable_lora") and not isinstance(layer, keras.Model)
+    able = able and getattr(layer, "quantization_mode", None) != "float8"  # Keras has no LoRA there
     return able and layer.built and not isinstance(layer, keras.layers.DepthwiseConv2D)
 
 

@@ -95,6 +95,67 @@ def test_merged_adapters_give_the_same_outputs(xy, tmp_path):
     assert report
 
 
+@pytest.mark.filterwarnings("ignore:Layer InputLayer does not have a `quantize` method")
+@pytest.mark.parametrize("mode", ["int8", "int4"])
+def test_adapters_of_quantised_layers_are_merged_as_keras_saves_them(xy, tmp_path, mode):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(200, 10)).astype("float32")
+    y = (x @ rng.normal(size=(10, 3))).argmax(1)
+    backbone = keras.Sequential([keras.Input((10,)), keras.layers.Dense(128, "relu")])
+    backbone.quantize(mode)
+    model = adapted(backbone, rank=4)
+    head = model.get_layer("predictions")
+    assert head.kernel.dtype == "float32"
+    model.fit(x, y, epochs=20, verbose=0)
+    before = model.predict(x, verbose=0)
+    model.save(tmp_path / "m.keras")
+    lp.merge_adapters(model)
+    assert not adapted_layers(model)
+    after = model.predict(x, verbose=0)
+    loaded = keras.models.load_model(tmp_path / "m.keras")
+    np.testing.assert_allclose(after, loaded.predict(x, verbose=0), atol=1e-5)
+    assert np.abs(after - before).max() < 0.1 * np.abs(before).max()  # quantised again
+    assert (after.argmax(1) == before.argmax(1)).mean() > 0.98
+    model = lp.finetune_model(model, lora=lp.LoRA(rank=2), learning_rate=1e-2)
+    model.fit(x, y, verbose=0)
+    kernel = backbone.layers[0]._kernel
+    assert kernel.dtype == "int8"
+    lp.fit_head(lp.transfer_model(backbone, 3), (x, y), verbose=0)
+
+
+def test_adapters_in_mixed_precision_and_of_tied_weights(xy):
+    dense = keras.layers.Dense(6, activation="tanh", dtype="mixed_bfloat16")
+    backbone = keras.Sequential([keras.Input((8, 8, 2)), keras.layers.Flatten(), dense])
+    model = adapted(backbone, rank=2)
+    model.fit(*xy, epochs=3, verbose=0)
+    before = model.predict(xy[0], verbose=0)
+    expected = np.array(dense.kernel)
+    lp.merge_adapters(model)
+    np.testing.assert_allclose(dense.kernel, expected, atol=1e-6)
+    assert dense.kernel.dtype == "float32"
+    np.testing.assert_allclose(model.predict(xy[0], verbose=0), before, atol=0.05)
+
+    tokens = np.arange(24).reshape(4, 6) % 9
+    embedding = keras.layers.ReversibleEmbedding(9, 5, name="words")
+    inputs = keras.Input((6,), dtype="int32")
+    tied = keras.Model(inputs, embedding(embedding(inputs), reverse=True))
+    model = lp.transfer_model(tied, 3, pooling="avg")
+    model = lp.finetune_model(model, lora=lp.LoRA(2, layers=["words"]), learning_rate=0.1)
+    model.fit(tokens, np.arange(4) % 3, epochs=3, verbose=0)
+    before = model.predict(tokens, verbose=0)
+    lp.merge_adapters(model)
+    np.testing.assert_allclose(model.predict(tokens, verbose=0), before, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:Layer InputLayer does not have a `quantize` method")
+def test_float8_takes_no_adapters():
+    backbone = keras.Sequential([keras.Input((10,)), keras.layers.Dense(16, "relu")])
+    backbone.quantize("float8")
+    model = lp.transfer_model(backbone, 3)
+    with pytest.raises(ValueError, match="layers that take adapters"):
+        lp.finetune_model(model, lora=lp.LoRA(2))
+
+
 def test_adapters_train_on_after_loading(xy, tmp_path):
     """Keras folds them when it saves, and loads zeros, from where neither A nor B would move."""
     model = adapted(rank=2)
