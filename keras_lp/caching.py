@@ -20,6 +20,7 @@ from keras.src.trainers.data_adapters.array_slicing import train_validation_spli
 
 from keras_lp.data import is_arrays, is_batches
 from keras_lp.features import feature_batch_size, feature_function, features_layer, obstacle
+from keras_lp.files import named_errors
 
 
 class FeatureCache:
@@ -40,12 +41,16 @@ class FeatureCache:
         self._verbose = 1 if verbose == "auto" else int(verbose)
         self._folder: str | None = None
         self._in_files: list[np.ndarray] = []
+        self._handles: list[Any] = []
 
     def __enter__(self) -> FeatureCache:
         return self
 
     def __exit__(self, *_: Any) -> None:
         self._in_files.clear()
+        for handle in self._handles:
+            with contextlib.suppress(OSError):  # of what found no room
+                handle.close()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -107,7 +112,8 @@ class FeatureCache:
         if self._folder is None:
             self._folder = tempfile.mkdtemp(prefix="keras_lp_features_")
         handle, path = tempfile.mkstemp(dir=self._folder)
-        return os.fdopen(handle, "wb"), path
+        self._handles.append(os.fdopen(handle, "wb"))
+        return self._handles[-1], path
 
     def _of_arrays(self, x: Any) -> dict[str, np.ndarray]:
         count, size = len(keras.tree.flatten(x)[0]), self._batch_size
@@ -182,10 +188,10 @@ class _Rows:
             )
         if self._file is None and not self._cache.reserve(batch.nbytes):
             self._file, self._path = self._cache.new_file()
-            self._file.write(self._array[: self._count].view("uint8").data)
+            self._write(self._array[: self._count])
             self._array = self._array[:0].copy()
         if self._file is not None:
-            self._file.write(batch.view("uint8").data)  # bfloat16 has no buffer of its own
+            self._write(batch)
         else:
             end = self._count + len(batch)
             if end > len(self._array):  # grows in place, mostly
@@ -193,12 +199,17 @@ class _Rows:
             self._array[self._count : end] = batch
         self._count += len(batch)
 
+    def _write(self, rows: np.ndarray) -> None:
+        with named_errors(self._path):
+            self._file.write(rows.view("uint8").data)  # bfloat16 has no buffer of its own
+
     def finish(self) -> np.ndarray:
         shape = (self._count, *self._array.shape[1:])
         if self._file is None:
             self._array.resize(shape, refcheck=False)
             return self._array
-        self._file.close()
+        with named_errors(self._path):
+            self._file.close()
         return np.memmap(self._path, self._array.dtype, "r", shape=shape)
 
 

@@ -9,9 +9,7 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import os
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -19,6 +17,7 @@ import numpy as np
 
 from keras_lp import checks
 from keras_lp.blocks import below_head, head_layers
+from keras_lp.files import whole_file
 from keras_lp.freezing import restore_flag, set_trainable
 
 
@@ -130,6 +129,7 @@ def save_adapters(model: keras.Model, path: str | os.PathLike) -> None:
 
     Raises:
         ValueError: a model without adapters.
+        OSError: the file cannot be written; an earlier one stays as it was.
 
     Example:
 
@@ -138,15 +138,8 @@ def save_adapters(model: keras.Model, path: str | os.PathLike) -> None:
     ```
     """
     arrays = {name: np.asarray(variable) for name, variable in _saved(model).items()}
-    path = Path(path)
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        try:
-            np.savez(file, **arrays)
-            file.close()
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+    with whole_file(path) as file:
+        np.savez(file, **arrays)
 
 
 def load_adapters(model: keras.Model, path: str | os.PathLike) -> keras.Model:

@@ -58,6 +58,16 @@ def test_the_check_runs_a_real_round(capsys):
     assert "One federated round over 2 clients ran" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("argument", "code"), [("--help", 0), ("--rounds", 2)])
+def test_the_check_says_what_it_is_and_refuses_arguments(argument, code, capsys):
+    with pytest.raises(SystemExit) as ended:
+        check.main([argument])
+    assert ended.value.code == code
+    printed = capsys.readouterr()
+    assert "usage: python -m keras_lp.federated.check" in printed.out + printed.err
+    assert "One federated round" not in printed.out
+
+
 @pytest.mark.parametrize("pip", [True, False])
 def test_without_tff_the_check_prints_the_commands(monkeypatch, capsys, pip):
     gone = {"tensorflow_federated", "dp_accounting"}

@@ -1,10 +1,14 @@
 """The worker process that TFF runs in."""
 
+import os
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import keras
+import numpy as np
 import pytest
 
 import keras_lp as lp
@@ -68,6 +72,59 @@ def test_a_killed_worker_is_started_again(mlp, digits):
     worker.end()
     federated.fit({"only": digits}, 1, verbose=0)
     assert worker.process.pid != first
+
+
+@pytest.mark.parametrize("deaths", [1, 2, 9])
+def test_a_worker_killed_while_it_starts_is_started_again(digits, monkeypatch, deaths):
+    """Before it answers, and once more; as in a round, not without end."""
+    models = []
+    for _ in range(2):
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(10)])
+        model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        models.append(model)
+    lp.FederatedAveraging(models[0]).fit({"only": digits}, 1, verbose=0)
+    worker, left, start = tff_runtime.load_worker(), [deaths], subprocess.Popen
+    worker.end()
+
+    def killed(*arguments, **options):
+        process = start(*arguments, **options)
+        if left[0] and "worker_binary" in str(arguments):
+            left[0] -= 1
+            process.kill()
+        return process
+
+    monkeypatch.setattr(tff_runtime.subprocess, "Popen", killed)
+    restarts, federated = worker.restarts, lp.FederatedAveraging(models[1])
+    if deaths == 9:
+        with pytest.raises(RuntimeError, match="4 deaths in one"):
+            federated.fit({"only": digits}, 1, verbose=0)
+        monkeypatch.undo()
+    federated.fit({"only": digits}, 1, verbose=0)
+    if deaths < 9:
+        assert worker.restarts == restarts + 1 + deaths
+    for one, other in zip(models[0].get_weights(), models[1].get_weights(), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+def test_a_worker_killed_between_rounds_and_at_the_end(digits):
+    worker, killed = tff_runtime.load_worker(), []
+
+    def kill(epoch, logs):
+        if epoch == 0:
+            os.kill(worker.process.pid, signal.SIGKILL)
+            killed.append(worker.process.pid)
+
+    model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(10)])
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    callback = keras.callbacks.LambdaCallback(on_epoch_end=kill)
+    history = lp.FederatedAveraging(model).fit({"only": digits}, 3, callbacks=callback, verbose=0)
+    assert history.epoch == [0, 1, 2]
+    assert worker.process.pid not in killed
+    os.kill(worker.process.pid, signal.SIGKILL)
+    worker.end()
+    worker.end()
+    assert worker.process.poll() is not None
 
 
 @pytest.mark.parametrize("own", [None, "0"])

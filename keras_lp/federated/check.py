@@ -5,16 +5,21 @@ It runs one real round, or prints the commands that install what is missing. It 
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import platform
 import sys
 import time
+from collections.abc import Sequence
 
 from keras_lp.federated import tff_runtime
 
 
-def main() -> int:
+def main(arguments: Sequence[str] = ()) -> int:
     """Prints what works; returns 0 if a round ran, else 1."""
+    argparse.ArgumentParser(
+        prog="python -m keras_lp.federated.check", description=__doc__
+    ).parse_args(list(arguments))
     print(f"Python {platform.python_version()} at {sys.executable}, {platform.platform()}")
     for name in ("keras", "tensorflow", "tensorflow-federated"):
         print(f"{name} {_version(name)}")
@@ -68,4 +73,4 @@ def _one_round() -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -19,6 +19,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_lp.files import whole_file
+
 _KEPT = 3  # files: the newest, and what is there should it be damaged
 # Variables that do not train and differ from one run of a program to the next.
 _OF_TRAINING = ("seed_generator_state", "input_mean", "input_scale", "class_weight")
@@ -59,12 +61,8 @@ class Checkpoints:
         np.savez(buffer, header=np.frombuffer(text.encode(), "uint8"), **numbered)
         content = buffer.getvalue()
         path = self._directory / f"round_{round_number:07d}.ckpt"
-        partial = path.with_suffix(f".{os.getpid()}.partial")
-        with open(partial, "wb") as file:
+        with whole_file(path) as file:
             file.write(hashlib.sha256(content).digest() + content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
         outdated = self._files()[: -self._kept] if self._kept else []
         for old in (*outdated, *self._directory.glob("*.partial")):
             old.unlink(missing_ok=True)

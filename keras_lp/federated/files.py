@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from keras_lp.files import named_errors
+
 # What a file can hold as it is in memory; anything else (strings) is serialized.
 _RAW = (
     tf.bool, tf.uint8, tf.uint16, tf.int8, tf.int16, tf.int32, tf.int64,
@@ -21,7 +23,9 @@ _RAW = (
 
 def write_tensor(path: Path, value: Any) -> None:
     """Writes an array or a variable."""
-    tf.io.write_file(str(path), tf.io.serialize_tensor(tf.convert_to_tensor(value)))
+    content = tf.io.serialize_tensor(tf.convert_to_tensor(value)).numpy()
+    with named_errors(path), path.open("wb") as file:
+        file.write(content)
 
 
 def read_tensor(path: str | tf.Tensor, spec: tf.TensorSpec) -> tf.Tensor:
@@ -35,9 +39,10 @@ def write_rows(path: Path, arrays: Sequence[np.ndarray]) -> None:
     if tf.as_dtype(arrays[0].dtype) not in _RAW:
         write_tensor(path, np.concatenate(arrays))
         return
-    with path.open("wb") as file:
+    # Not `tofile`, which does not notice where the last bytes find no room.
+    with named_errors(path), path.open("wb") as file:
         for array in arrays:
-            array.tofile(file)
+            file.write(np.ascontiguousarray(array).reshape(-1).view("uint8").data)
 
 
 def read_rows(path: str | tf.Tensor, spec: tf.TensorSpec) -> tf.Tensor:

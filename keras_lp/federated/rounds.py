@@ -92,7 +92,8 @@ class Rounds:
             Work(arrays, groups.shares(arrays), seed)
             for arrays, seed in zip(data, seeds, strict=True)
         ]
-        process, state = self._prepare(data[0], len(clients), source.on_features)
+        with tff_runtime.load_worker().watch():
+            process, state = self._prepare(data[0], len(clients), source.on_features)
         weights = tuple(variable.numpy() for variable in self._model.trainable_variables)
         sent = state.global_model_weights._replace(trainable=weights)
         state = state._replace(global_model_weights=sent, finalizer=self._slots)
@@ -129,7 +130,8 @@ class Rounds:
         groups, tables, totals = self._groups(), [], None
         for first in range(0, len(source.ids), count):
             data = [source.load(client) for client in source.ids[first : first + count]]
-            computation = self._prepare_evaluation(data[0], count, source.on_features)
+            with tff_runtime.load_worker().watch():
+                computation = self._prepare_evaluation(data[0], count, source.on_features)
             seed = np.zeros(2, "int32")
             work = [Work(arrays, groups.shares(arrays), seed) for arrays in data]
             blocks = to_blocks(work, 0.0, self._folder)

@@ -179,7 +179,7 @@ class Worker:
     def stub(self) -> Any:
         """Returns the connection to a running worker."""
         with _LOCK:
-            if self._stub is None or not self._stub.is_ready:
+            while self._stub is None or not self._stub.is_ready:
                 self._count_restart()
                 self.end()
                 self._start()
@@ -224,10 +224,13 @@ class Worker:
         self._stub = tff.framework.RemoteExecutorGrpcStub(counted)
         deadline = time.monotonic() + self._SECONDS_TO_START
         while not self._stub.is_ready:
-            if self.process.poll() is not None or time.monotonic() > deadline:
+            code = self.process.poll()
+            if code is not None and code < 0:  # killed: tried again, as in a round
+                return
+            if code is not None or time.monotonic() > deadline:
                 raise RuntimeError(
                     "TFF's worker process must start and answer. Received: exit code "
-                    f"{self.process.poll()} from {binary}. Run it by hand to see why: "
+                    f"{code} from {binary}. Run it by hand to see why: "
                     f"{binary} --port={port}"
                 )
             time.sleep(0.01)

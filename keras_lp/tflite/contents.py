@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import os
 import struct
 from collections import Counter
 from pathlib import Path
 
 from tensorflow.lite.python import schema_py_generated as schema
 
+from keras_lp.files import whole_file
 from keras_lp.text_table import text_table
 from keras_lp.tflite.metadata import (
     TensorMetadata,
@@ -177,13 +177,8 @@ def inspect(path: str) -> str:
 
 def write_whole(path: Path, content: bytes) -> None:
     """Writes a file, whose folder need not be there, at once: nobody sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_bytes(content)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(path) as file:
+        file.write(content)
 
 
 def foreign_operations(content: bytes) -> list[str]:

@@ -275,5 +275,8 @@ def write_weights(path: str | os.PathLike, weights: Mapping[str, np.ndarray]) ->
         with partial.open("wb") as file:  # given a name, NumPy would add ".npz"
             np.savez(file, **weights)
         partial.replace(path)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OSError(error.errno, f"This file could not be written: {reason}", str(path)) from None
     finally:
         partial.unlink(missing_ok=True)

@@ -1,0 +1,42 @@
+"""Files that are written whole, or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+@contextlib.contextmanager
+def named_errors(path: str | os.PathLike) -> Iterator[None]:
+    """Makes an `OSError` name the file that was being written."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OSError(error.errno, f"This file could not be written: {reason}", str(path)) from None
+
+
+@contextlib.contextmanager
+def whole_file(path: str | os.PathLike) -> Iterator[Any]:
+    """Yields a binary file that takes the place of `path` once all of it is written.
+
+    Its folder is made. Where writing fails, `path` stays as it was and nothing else is left.
+
+    Raises:
+        OSError: with the path, where the disk is full or the like.
+    """
+    path = Path(path).expanduser()
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with named_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with partial.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
