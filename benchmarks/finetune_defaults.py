@@ -139,7 +139,7 @@ def report(results: dict[str, Any]) -> str:
             "# Default rates of fine-tuning",
             f"    {results['command']}",
             f"Machine: {results['machine']}.",
-            *parts[2:],
+            *(part.strip() for part in parts[2:]),
             f"Validation accuracy in per cent, mean and deviation over {seeds} seeds:",
             *(way_table(runs, way, "val") for way in RATES),
             "Test accuracy:",

@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -193,7 +195,18 @@ def _hub(
 def _load(path: str) -> keras.Model:
     if not os.path.exists(path):
         raise ValueError(f"A backbone file must exist. Received: backbone={path!r}.")
-    return keras.models.load_model(path)
+    try:
+        return keras.models.load_model(path)
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        reason = str(error)
+    except ValueError:
+        if zipfile.is_zipfile(path):
+            raise
+        reason = "it is no whole archive"
+    raise ValueError(
+        f"A backbone file must be whole. Received: {path}, which is damaged ({reason}). Copy or "
+        "save it again."
+    )
 
 
 def _check_headless(model: keras.Model) -> None:

@@ -26,7 +26,8 @@ def finetune_model(
     trainable: Trainable = "all",
     learning_rate: float
     | tuple[float, float]
-    | keras.optimizers.schedules.LearningRateSchedule = 1e-4,
+    | keras.optimizers.schedules.LearningRateSchedule
+    | None = None,
     layer_decay: float | None = None,
     layer_rates: Mapping[str, float] | None = None,
     lora: LoRA | None = None,
@@ -62,7 +63,7 @@ def finetune_model(
             names; or `"head"`. Defaults to `"all"`.
         learning_rate: the head's rate, or a Keras schedule of it, for an optimizer given by
             name; or `(low, high)`, of the lowest block and of the head, with the blocks between
-            spread geometrically. Defaults to 1e-4.
+            spread geometrically. Defaults to None: 1e-4, with `lora` 1e-3.
         layer_decay: ratio of the rates of two neighbouring blocks, above 0 and at most 1; 1 is
             one rate for all. Defaults to 0.7, where neither `layer_rates` nor `(low, high)` is
             given.
@@ -96,6 +97,8 @@ def finetune_model(
     References: discriminative rates, Howard and Ruder, 2018 (arXiv:1801.06146); layer decay,
     Clark et al., 2020 (arXiv:2003.10555).
     """
+    if learning_rate is None:
+        learning_rate = 1e-4 if lora is None else 1e-3
     low, high = _low_high(learning_rate)
     if (layer_decay, layer_rates, low).count(None) < 2:
         raise ValueError(

@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_lp import checks
+from keras_lp.data import as_numbers
 from keras_lp.heads import heads
 from keras_lp.regression import standardize
 
@@ -111,6 +112,8 @@ def find_learning_rate(
         model.optimizer.build(model.trainable_variables)
     kept = [*model.variables, *model.optimizer.variables]
     before = [np.array(variable) for variable in kept]
+    if not isinstance(data, tf.data.Dataset):
+        data = (data[0], as_numbers(model, data[1]))
     batches = data.take(steps) if isinstance(data, tf.data.Dataset) else [data]
     standardize(heads(model), (batch[1] for batch in batches))
     rates = np.geomspace(low, high, steps)

@@ -13,7 +13,10 @@ import tensorflow as tf
 from keras_lp import checks
 from keras_lp.finetune import finetune_model
 from keras_lp.linear_probe import can_be_solved, fit_head
+from keras_lp.rate_finder import find_learning_rate
 from keras_lp.text_table import text_table
+
+_USUAL = 1e-3  # the rate of heads that are trained, and from which the rates of layers are scaled
 
 
 def fit_two_phase(
@@ -22,7 +25,7 @@ def fit_two_phase(
     *,
     head_epochs: int | None = None,
     epochs: int,
-    learning_rate: float = 1e-3,
+    learning_rate: float | str = "auto",
     layer_decay: float = 0.7,
     weight_decay: float | None = 1e-4,
     batch_size: int = 32,
@@ -46,10 +49,12 @@ def fit_two_phase(
             known number of batches.
         head_epochs: None solves the head, and shows it as the first epoch; a head that cannot be
             solved (`augmentation`, `hidden_units`, a model of your own) gets one epoch. A number
-            trains it that many epochs at `learning_rate`, as fastai's `fine_tune` does; 0 leaves
-            the first phase out. Defaults to None.
+            trains it that many epochs at `learning_rate` (1e-3 for `"auto"`), as fastai's
+            `fine_tune` does; 0 leaves the first phase out. Defaults to None.
         epochs: epochs of all layers.
-        learning_rate: twice the highest rate of the second phase. Defaults to 1e-3.
+        learning_rate: twice the highest rate of the second phase. `"auto"` makes that the valley
+            of `lp.find_learning_rate`, which trains for up to 100 steps first and puts all back.
+            Defaults to `"auto"`.
         layer_decay: ratio of the rates of two neighbouring blocks. Defaults to 0.7.
         weight_decay: decoupled weight decay. Defaults to 1e-4.
         batch_size: examples a batch of arrays. Defaults to 32.
@@ -81,7 +86,8 @@ def fit_two_phase(
     checks.check_positive("epochs", epochs, integer=True)
     if head_epochs is not None and head_epochs != 0:
         checks.check_positive("head_epochs", head_epochs, integer=True)
-    checks.check_positive("learning_rate", learning_rate)
+    if learning_rate != "auto":
+        checks.check_positive("learning_rate", learning_rate)
     steps = epochs * _batches_an_epoch(data, batch_size)
     best = _Best() if restore_best and validation_data is not None else None
     history = keras.callbacks.History()
@@ -111,7 +117,8 @@ def fit_two_phase(
 
     settings = {"optimizer": "adamw", "weight_decay": weight_decay, "layer_decay": layer_decay}
     if head_epochs != 0:
-        finetune_model(model, trainable="head", learning_rate=learning_rate, **settings)
+        rate = _USUAL if learning_rate == "auto" else learning_rate
+        finetune_model(model, trainable="head", learning_rate=rate, **settings)
     if head_epochs is None and can_be_solved(model):
         solved = fit_head(model, data, validation_data=validation_data, verbose=verbose)
         for name in [name for name in solved.history if name.endswith(("l2", "cv_loss"))]:
@@ -124,6 +131,11 @@ def fit_two_phase(
     elif head_epochs != 0:
         head_epochs = head_epochs or 1
         fit(0, head_epochs)
+    if learning_rate == "auto":
+        finetune_model(model, trainable="all", learning_rate=_USUAL, **settings)
+        learning_rate = 2 * find_learning_rate(model, _pairs(data), batch_size=batch_size).valley
+        if verbose not in (0, False):
+            print(f"Learning rate by find_learning_rate: {learning_rate:.1e}")
     warm_up = max(1, steps // 10)
     schedule = keras.optimizers.schedules.CosineDecay(
         learning_rate / 100,
@@ -139,6 +151,11 @@ def fit_two_phase(
     if verbose not in (0, False):
         print(_table(history, head_epochs, best.epoch if best else None))
     return history
+
+
+def _pairs(data: Any) -> Any:
+    """Returns the data without weights of examples."""
+    return data if isinstance(data, tf.data.Dataset) else tuple(data[:2])
 
 
 class _Best(keras.callbacks.Callback):

@@ -396,3 +396,17 @@ def test_an_untrained_named_backbone_trains_its_statistics():
     ]
     assert norms
     assert all(layer.trainable for layer in norms)
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped"])
+def test_a_damaged_backbone_file_is_named(mlp, tmp_path, damage):
+    path = tmp_path / "network.keras"
+    mlp().save(path)
+    content = bytearray(path.read_bytes())
+    if damage == "cut":
+        content = content[: len(content) // 2]
+    else:
+        content[content.index(b'"class_name"') + 3] ^= 1  # in the config
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"network\.keras, which is damaged"):
+        lp.transfer_model(path, 3)

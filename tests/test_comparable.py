@@ -88,7 +88,7 @@ def test_sum_trains_as_plain_keras_with_its_mean_losses(mlp, digits):
     plain = keras.Model(plain.inputs, plain.output)
     plain.set_weights(model.get_weights())
     plain.compile(
-        keras.optimizers.SGD(1e-3),
+        keras.optimizers.SGD(0.01),
         {
             "digit": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
             "tags": keras.losses.BinaryCrossentropy(from_logits=True),

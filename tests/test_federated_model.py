@@ -90,31 +90,28 @@ def test_features_once_give_the_same_weights_and_little_goes_over_the_wire(mlp, 
     x, y = (np.concatenate([part] * 20) for part in digits)
     clients = lp.partition((x, y), 4, seed=1)
     models = []
-    for cache in (True, False):
+    for _ in range(2):
         keras.utils.set_random_seed(1)
         backbone = mlp((1000, 500, 8))
-        models.append(
-            lp.transfer_model(
-                backbone, 10, cache_features=cache, optimizer="sgd", learning_rate=0.5
-            )
-        )
+        models.append(lp.transfer_model(backbone, 10, optimizer="sgd", learning_rate=0.5))
     assert sum(v.numpy().nbytes for v in models[0].non_trainable_variables) > 2e6
     assert x.nbytes > 1e6
-    for model in models:
-        sent, received = wire_bytes(model, clients)
+    loaded = (list(clients), clients.__getitem__)  # whose features are computed in every round
+    for model, data in zip(models, (clients, loaded), strict=True):
+        sent, received = wire_bytes(model, data)
         assert sent < 250_000
         assert received < 10_000
     same(models[0].get_weights(), models[1].get_weights())
 
 
 def test_the_backbone_runs_once_a_client_and_not_for_data_that_may_change(mlp, digits, monkeypatch):
-    from keras_lp.federated.source import Source
+    from keras_lp.federated import source
 
     model = lp.transfer_model(mlp(), 10)
     arrays = lp.partition(digits, 3)
     calls = []
-    compute = Source._compute
-    monkeypatch.setattr(Source, "_compute", lambda self, x: calls.append(1) or compute(self, x))
+    compute = source.replace_inputs
+    monkeypatch.setattr(source, "replace_inputs", lambda *a: calls.append(1) or compute(*a))
     federated = lp.FederatedAveraging(model)
     federated.fit(arrays, 3, verbose=0)
     assert len(calls) == 3

@@ -44,6 +44,12 @@ def test_adapters_and_head_move_and_nothing_else(xy):
     assert np.abs(model.predict(xy[0], verbose=0) - expected).max() > 0.01
 
 
+def test_the_default_rate_of_adapters():
+    for lora, rate in ((None, 1e-4), (lp.LoRA(2), 1e-3)):
+        model = lp.finetune_model(lp.transfer_model(network(), 3), lora=lora)
+        assert float(model.optimizer.learning_rate) == pytest.approx(rate)
+
+
 def test_new_adapters_change_nothing_yet(xy):
     keras.utils.set_random_seed(0)
     model = lp.transfer_model(network(), 3)

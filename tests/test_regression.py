@@ -63,9 +63,10 @@ def test_training_equals_plain_keras_on_standardised_labels(mlp, digits):
     x, y = digits
     y = (1000 + 50 * y).astype("float32")
     model = lp.transfer_model(mlp(), lp.Regression(), trainable="all", optimizer="sgd")
+    assert float(model.optimizer.learning_rate) == pytest.approx(0.01)
     plain = keras.Sequential([keras.Input((64,)), *mlp().layers, keras.layers.Dense(1)])
     plain.set_weights(model.get_weights()[:4])
-    plain.compile(keras.optimizers.SGD(1e-3), "mse")
+    plain.compile(keras.optimizers.SGD(0.01), "mse")
     loss = plain.fit(x, (y - y.mean()) / y.std(), shuffle=False, epochs=2, verbose=0).history
     history = model.fit(x, y, shuffle=False, epochs=2, verbose=0).history
     np.testing.assert_allclose(history["loss"], loss["loss"], rtol=1e-4)

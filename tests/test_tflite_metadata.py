@@ -1,28 +1,29 @@
 """Labels, vocabulary and normalisation in a file; MediaPipe as a client; the command line."""
 
+import importlib.util
 import io
 import json
-import os
 import subprocess
+import sys
 import zipfile
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import keras_lp as lp
 from keras_lp.tflite import contents
 from keras_lp.tflite.__main__ import main
 from keras_lp.tflite.contents import read_contents
-from keras_lp.tflite.metadata import read_least_scores
+from keras_lp.tflite.metadata import label_files, read_labels, read_least_scores
 
 from .conftest import with_random_heads
 
 Interpreter = pytest.importorskip("ai_edge_litert.interpreter").Interpreter
 
-# Of an environment with `pip install mediapipe`: it does not install next to a current TensorFlow.
-MEDIAPIPE = "KERAS_LP_MEDIAPIPE_PYTHON"
 CLIENT = """
 import json, sys
 import mediapipe as mp, numpy as np
@@ -167,11 +168,9 @@ def test_the_same_model_gives_the_same_bytes(tmp_path):
 
 
 def test_metadata_that_would_not_fit_are_refused(tmp_path):
-    path, model = tmp_path / "m.tflite", lp.transfer_model(network(), ["a\nb", "c"])
+    path, model = tmp_path / "m.tflite", lp.transfer_model(network(), 2)
     with pytest.raises(ValueError, match=r"'a\\nb', which has a line break"):
-        lp.export_tflite(model, path)
-    assert not path.exists()
-    model = lp.transfer_model(network(), 2)
+        lp.TFLiteMetadata(vocabulary=["a\nb", "c"])
     with pytest.raises(ValueError, match="go into an Embedding"):
         lp.export_tflite(model, path, metadata=lp.TFLiteMetadata(vocabulary=["a"]))
     with pytest.raises(ValueError, match="'a' more than once"):
@@ -184,19 +183,74 @@ def test_metadata_that_would_not_fit_are_refused(tmp_path):
         lp.export_tflite(model, path, metadata={"a": 1})
 
 
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.text(max_size=6), min_size=2, max_size=5, unique=True))
+def test_any_names_come_back_as_they_were(names):
+    """Line breaks of all kinds, empty names, anything that Unicode has."""
+    files = label_files("labels.txt", names)
+    assert len(files["labels.txt"].split("\n")) == len(names)
+    assert read_labels(files, "labels.txt") == names
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """A file to run and one that trains."""
+    folder = tmp_path_factory.mktemp("written")
+    model = lp.transfer_model(network(), ["a", "b"])
+    lp.export_tflite(model, folder / "run.tflite", verify=False)
+    lp.export_trainable_tflite(model, folder / "train.tflite")
+    return {name: (folder / f"{name}.tflite").read_bytes() for name in ("run", "train")}
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(place=st.floats(0, 0.9), bit=st.integers(0, 7), kind=st.sampled_from(["run", "train"]))
+def test_a_flipped_bit_is_noticed_with_the_path(written, tmp_path, place, bit, kind):
+    content = bytearray(written[kind])
+    start = content.index(b"PK\x03\x04")  # of the files behind the model
+    content[int(place * start)] ^= 1 << bit
+    path = tmp_path / "damaged.tflite"
+    path.write_bytes(content)
+    reader = contents.inspect if kind == "run" else lp.DeviceTrainer
+    with pytest.raises(ValueError, match=r"damaged\.tflite, which is damaged"):
+        reader(path)
+
+
+def test_broken_files_name_their_path(written, tmp_path, capsys):
+    path = tmp_path / "short.tflite"
+    path.write_bytes(written["train"][:5000])
+    with pytest.raises(ValueError, match=r"short\.tflite"):
+        lp.DeviceTrainer(path)
+    path.write_bytes(written["run"][:1500])
+    with pytest.raises(SystemExit):
+        main(["inspect", str(path)])
+    assert "short.tflite" in capsys.readouterr().err
+    path.write_bytes(written["run"])
+    assert "sha256" not in contents.inspect(path)
+
+
+def test_line_breaks_in_names_are_escaped_for_other_clients(mediapipe, tmp_path, pictures):
+    names = ["a,b", "c\nd", "e\u2028f"]
+    model = lp.transfer_model(network(), names)
+    found = exported(model, tmp_path / "m.tflite")
+    assert found.labels(found.outputs[0]) == names
+    (scores,), *_ = mediapipe(tmp_path / "m.tflite", pictures)
+    assert set(scores) == {"a,b", "c\\nd", "e\u2028f"}
+
+
 # A real client
 
 
 @pytest.fixture(scope="session")
 def mediapipe():
-    """Runs `ImageClassifier` on a file and pictures, in the environment that has it."""
-    python = os.environ.get(MEDIAPIPE)
-    if not python:
-        pytest.skip(f"{MEDIAPIPE} does not name the Python of an environment with mediapipe")
+    """Runs `ImageClassifier` on a file and pictures, in a process of its own."""
+    if importlib.util.find_spec("mediapipe") is None:
+        pytest.skip("MediaPipe is not installed (extra dev, on Linux x86-64)")
 
     def classify(path, pictures):
         np.save(path.with_suffix(".npy"), pictures)
-        command = [python, "-c", CLIENT, str(path), str(path.with_suffix(".npy"))]
+        command = [sys.executable, "-c", CLIENT, str(path), str(path.with_suffix(".npy"))]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout.splitlines()[-1])

@@ -141,3 +141,28 @@ def test_a_head_that_cannot_be_solved_trains_for_an_epoch(mlp, split, capsys):
     history = lp.fit_two_phase(model, train, epochs=1, validation_data=held, verbose=2)
     assert history.epoch == [0, 1]
     assert "Head solved" not in capsys.readouterr().out
+
+
+def test_the_default_rate_is_that_of_the_range_test(mlp, split, capsys):
+    train, _ = split
+    one, two = model_of(mlp), model_of(mlp)
+    lp.fit_head(one, train, verbose=0)
+    lp.finetune_model(one, learning_rate=1e-3, layer_decay=0.7)
+    valley = lp.find_learning_rate(one, train, batch_size=10).valley
+    lp.fit_two_phase(two, (*train, np.ones(len(train[0]))), epochs=1, batch_size=10, verbose=2)
+    schedule = two.optimizer._learning_rate
+    assert schedule.warmup_target == pytest.approx(valley, rel=1e-3)
+    assert f"Learning rate by find_learning_rate: {2 * valley:.1e}" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="learning_rate='fast'"):
+        lp.fit_two_phase(two, train, epochs=1, learning_rate="fast")
+
+
+def test_the_range_test_takes_one_hot_labels_and_names(mlp, split):
+    x, y = split[0]
+    names = list("abcdefghij")
+    model = lp.transfer_model(mlp(), names, trainable="all")
+    found = [
+        lp.find_learning_rate(model, (x, labels)).valley
+        for labels in (y, np.array(names)[y], np.eye(10)[y])
+    ]
+    assert found[1:] == pytest.approx([found[0]] * 2, rel=1e-6)

@@ -11,7 +11,12 @@ from keras_lp import checks
 from keras_lp.regression import Regression
 from keras_lp.tflite.contents import read_contents
 from keras_lp.tflite.interface import Output, input_names, outputs, vocabulary_sizes
-from keras_lp.tflite.metadata import TensorMetadata, least_scores, write_metadata
+from keras_lp.tflite.metadata import (
+    TensorMetadata,
+    label_files,
+    least_scores,
+    write_metadata,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +79,7 @@ def annotate(content: bytes, model: keras.Model, options: TFLiteMetadata) -> byt
     """Returns the file of a model with its metadata.
 
     Raises:
-        ValueError: a vocabulary that does not fit the model, or a class name of several lines.
+        ValueError: a vocabulary that does not fit the model.
     """
     files: dict[str, str] = {}
     described = outputs(model)
@@ -134,9 +139,8 @@ def _input_of_ids(model: keras.Model, tokens: int) -> str:
 def _output(output: Output, several: bool, files: dict[str, str]) -> TensorMetadata:
     name = ""
     if output.class_names:
-        _check_lines("classes", output.class_names)
         name = f"labels_{output.name}.txt" if several else "labels.txt"
-        files[name] = "\n".join(output.class_names)
+        files.update(label_files(name, output.class_names))
     calibration = ""
     if output.thresholds:
         calibration = f"thresholds_{output.name}.txt" if several else "thresholds.txt"

@@ -13,9 +13,11 @@ from tensorflow.lite.python import schema_py_generated as schema
 
 from keras_lp.files import whole_file
 from keras_lp.text_table import text_table
+from keras_lp.tflite.device import check_whole
 from keras_lp.tflite.metadata import (
     TensorMetadata,
     associated_files,
+    read_labels,
     read_least_scores,
     read_metadata,
 )
@@ -74,7 +76,7 @@ class Contents:
                 _table(counts)
             ),
             "files": "\n".join(
-                f"{name}, {len(text.splitlines()):,} lines" for name, text in self.files.items()
+                f"{name}, {text.count(chr(10)) + 1:,} lines" for name, text in self.files.items()
             )
             or "none",
         }
@@ -85,8 +87,7 @@ class Contents:
 
     def labels(self, tensor: Tensor) -> list[str]:
         """The labels of an output, empty where the file has none."""
-        name = tensor.metadata.labels
-        return self.files[name].splitlines() if name in self.files else []
+        return read_labels(self.files, tensor.metadata.labels)
 
     def thresholds(self, tensor: Tensor) -> list[float]:
         """The thresholds of an output's labels, empty where the file has none."""
@@ -107,7 +108,8 @@ class Contents:
             thresholds = self.thresholds(tensor)
             if len(thresholds) == len(labels):
                 labels = [f"{a} > {b:.3g}" for a, b in zip(labels, thresholds, strict=True)]
-            notes.append(f"labels {', '.join(labels[:_SHOWN])}{more}")
+            shown = ", ".join(labels[:_SHOWN]).replace("\n", "\\n").replace("\r", "\\r")
+            notes.append(f"labels {shown}{more}")
         if tensor.metadata.vocabulary:
             notes.append(f"vocabulary in {tensor.metadata.vocabulary}")
         return [tensor.name, str(tensor), "; ".join(notes)]
@@ -166,6 +168,7 @@ def read_contents(content: bytes) -> Contents:
 def inspect(path: str) -> str:
     """Returns what is in a file as text."""
     content = Path(path).expanduser().read_bytes()
+    check_whole(content, path)
     try:
         return f"{path}\n{read_contents(content)}"
     except (struct.error, IndexError, TypeError) as error:

@@ -5,7 +5,11 @@ This file stands alone: copied to a device it needs neither keras_lp, Keras nor 
 
 from __future__ import annotations
 
+import hashlib
+import io
 import os
+import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +17,8 @@ from typing import Any
 import numpy as np
 
 VERSION = "version"
+
+CHECKSUM = "sha256.txt"  # among the files behind the model, the digest of what is before them
 
 Arrays = dict[str, np.ndarray]
 
@@ -29,7 +35,7 @@ class DeviceTrainer:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a file that does not train.
+        ValueError: a file that is damaged, or does not train.
         ImportError: `ai-edge-litert` is not installed.
 
     Example:
@@ -52,7 +58,11 @@ class DeviceTrainer:
         path = Path(path).expanduser()
         if not path.is_file():
             raise FileNotFoundError(f"There must be a .tflite file. Received: path={str(path)!r}.")
-        self._interpreter = Interpreter(model_path=str(path), num_threads=num_threads)
+        check_whole(path.read_bytes(), path)
+        try:
+            self._interpreter = Interpreter(model_path=str(path), num_threads=num_threads)
+        except (ValueError, RuntimeError) as error:
+            raise ValueError(_damaged(path, str(error))) from error
         names = self._interpreter.get_signature_list()
         wanted = {"infer", "train", "evaluate", "get_weights", "set_weights"}
         if not wanted <= names.keys():
@@ -243,6 +253,34 @@ class DeviceTrainer:
             mask = (np.arange(self.batch_size) < len(chosen)).astype("float32")
             batch = {name: array[filled] for name, array in data.items()}
             yield {**batch, "mask": mask}, len(chosen)
+
+
+def check_whole(content: bytes, path: str | os.PathLike) -> None:
+    """Raises `ValueError` where a file of keras_lp does not agree with its checksum.
+
+    Args:
+        content: of the file. One without a checksum passes.
+        path: the file, for the error.
+    """
+    if not zipfile.is_zipfile(io.BytesIO(content)):
+        return
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            if CHECKSUM not in archive.namelist():
+                return
+            start = min(one.header_offset for one in archive.infolist())
+            told = {name: archive.read(name) for name in archive.namelist()}[CHECKSUM]
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+        raise ValueError(_damaged(path, str(error))) from error
+    if hashlib.sha256(content[:start]).hexdigest().encode() != told:
+        raise ValueError(_damaged(path, "its checksum does not fit"))
+
+
+def _damaged(path: str | os.PathLike, reason: str) -> str:
+    return (
+        f"A .tflite file must be whole. Received: {path}, which is damaged ({reason}). Copy or "
+        "export it again."
+    )
 
 
 def mismatch(weights: Mapping[str, Any], wanted: Mapping[str, Mapping[str, Any]]) -> str | None:

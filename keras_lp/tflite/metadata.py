@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import hashlib
 import io
+import json
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flatbuffers
@@ -20,6 +22,8 @@ from flatbuffers.number_types import Float32Flags, UOffsetTFlags
 from flatbuffers.table import Table
 from tensorflow.lite.python import schema_py_generated as schema
 from tensorflow.lite.tools import flatbuffer_utils
+
+from keras_lp.tflite.device import CHECKSUM
 
 _ENTRY = "TFLITE_METADATA"
 _PARSER = "1.0.1"  # the first version of the schema that knows a vocabulary
@@ -164,12 +168,17 @@ def write_metadata(
     }
     builder = flatbuffers.Builder(1024)
     builder.Finish(_write(builder, described), b"M001")
+    return with_files(_with_entry(content, bytes(builder.Output())), files)
+
+
+def with_files(content: bytes, files: Mapping[str, str]) -> bytes:
+    """Returns a file with associated files behind it, and the checksum of what is before them."""
     packed = io.BytesIO()
-    packed.write(_with_entry(content, bytes(builder.Output())))
-    if files:
-        with zipfile.ZipFile(packed, "a") as archive:
-            for file, text in files.items():  # no time of day: the same model, the same bytes
-                archive.writestr(zipfile.ZipInfo(file), text)
+    packed.write(content)
+    checksum = hashlib.sha256(content).hexdigest()
+    with zipfile.ZipFile(packed, "a") as archive:
+        for file, text in {**files, CHECKSUM: checksum}.items():
+            archive.writestr(zipfile.ZipInfo(file), text)  # no time of day: the same bytes
     return packed.getvalue()
 
 
@@ -190,12 +199,37 @@ def read_metadata(content: bytes) -> tuple[list[TensorMetadata], list[TensorMeta
     return [], []
 
 
+def label_files(name: str, labels: Sequence[str]) -> dict[str, str]:
+    """Returns the files that hold labels: a line for each, which clients show.
+
+    Where a label is not a line as it is, its line breaks are escaped there, and a second file has
+    the labels as JSON.
+    """
+    lines = [label.replace("\r", "\\r").replace("\n", "\\n") for label in labels]
+    files = {name: "\n".join(lines)}
+    if lines != list(labels):
+        files[_exact(name)] = json.dumps(list(labels))
+    return files
+
+
+def read_labels(files: Mapping[str, str], name: str) -> list[str]:
+    """Returns the labels from the files of a model, empty where it has none of this name."""
+    if _exact(name) in files:
+        return json.loads(files[_exact(name)])
+    return files[name].split("\n") if name in files else []
+
+
+def _exact(name: str) -> str:
+    return f"{name.removesuffix('.txt')}.json"
+
+
 def associated_files(content: bytes) -> dict[str, str]:
     """Returns the texts of the files behind a model, by their names."""
     if not zipfile.is_zipfile(io.BytesIO(content)):
         return {}
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        return {name: archive.read(name).decode(errors="replace") for name in archive.namelist()}
+        names = [name for name in archive.namelist() if name != CHECKSUM]
+        return {name: archive.read(name).decode(errors="replace") for name in names}
 
 
 def _tensor(one: TensorMetadata) -> dict[int, Any]:

@@ -24,6 +24,7 @@ from keras_lp.tflite.convert import compute_types
 from keras_lp.tflite.exchange import Variables, layer_of_variable, model_version, named_weights
 from keras_lp.tflite.gradients import Untrainable
 from keras_lp.tflite.interface import check_model
+from keras_lp.tflite.metadata import with_files
 from keras_lp.tflite.signatures import DeviceModel, Signatures
 from keras_lp.tflite.step_check import StepCheck, check_step
 
@@ -161,7 +162,7 @@ def export_trainable_tflite(
             signatures = Signatures(device_model, trained, version, *settings)
         except Untrainable as error:
             raise ValueError(_cannot_train(model, error)) from error
-        content = _convert(model, signatures)
+        content = with_files(_convert(model, signatures), {})
         check = check_step(content, device_model, trained, *settings)
     report = TrainableReport(
         path=str(path),
