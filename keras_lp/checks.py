@@ -14,6 +14,7 @@ import tensorflow as tf
 from keras_lp.heads import tasks
 from keras_lp.missing import name_numbers
 from keras_lp.names import near
+from keras_lp.pixels import warn_of_scaled_pictures
 from keras_lp.tasks import Task
 
 
@@ -158,6 +159,7 @@ def checked_dataset(model: keras.Model, dataset: tf.data.Dataset) -> tf.data.Dat
             xs, ys = tf.nest.pack_sequence_as((x, y), [tensor.numpy() for tensor in flat])
             try:
                 check_examples(model, xs, ys)
+                warn_of_scaled_pictures(model, xs)
             except (TypeError, ValueError) as error:
                 if found is not None:
                     found.append(error)

@@ -15,6 +15,7 @@ from keras_lp.compiled import has_own_losses
 from keras_lp.data import as_numbers, checked, readable
 from keras_lp.head_solver import ROWS, Components, Labels, choose_l2, solve
 from keras_lp.heads import Head, heads
+from keras_lp.pixels import warn_of_scaled_pictures
 from keras_lp.regression import Regression, standardize
 from keras_lp.scaling import is_on_features
 from keras_lp.tasks import Classification
@@ -95,6 +96,8 @@ def fit_head(
     if class_weight is not None:
         class_balance.check(known, class_weight)
     data = checked(model, readable(data, "data"))
+    if isinstance(data, tuple):
+        warn_of_scaled_pictures(model, data[0], "data")
     if validation_data is not None:
         validation_data = checked(model, readable(validation_data, "validation_data"))
     with FeatureCache(model, verbose) as cache:

@@ -19,6 +19,7 @@ from keras_lp.freezing import restore_flag, run_graph
 from keras_lp.heads import heads, tasks
 from keras_lp.linear_probe import can_be_solved
 from keras_lp.lora import revive_adapters
+from keras_lp.pixels import warn_of_scaled_pictures
 from keras_lp.regression import label_batches, standardize
 from keras_lp.scaling import scale_features
 from keras_lp.short_runs import fast_statistics, unfinished
@@ -107,6 +108,7 @@ class Model(keras.Model):
             x = checked(self, x)
         else:
             check_labels(self, x, y)
+            warn_of_scaled_pictures(self, x)
             y = as_numbers(self, y)
         validation_data = checked(self, validation_data)
         arguments = {
@@ -155,6 +157,8 @@ class Model(keras.Model):
     def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         """Predicts as `keras.Model.predict` does; a data set must be batched."""
         checks.check_batched(self, x)
+        if not features.are_features(x):
+            warn_of_scaled_pictures(self, x)
         return super().predict(x, *args, **kwargs)
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:

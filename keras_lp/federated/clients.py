@@ -15,6 +15,7 @@ from keras_lp.federated.arrays import Arrays, as_arrays, check_unbatched, count_
 from keras_lp.heads import tasks
 from keras_lp.missing import is_soft
 from keras_lp.model import input_structure
+from keras_lp.pixels import warn_of_scaled_pictures
 from keras_lp.tasks import Classification, Task
 
 # A mapping from ids to data, TFF's ClientData, or (ids, load).
@@ -99,6 +100,7 @@ def fitting_arrays(model: keras.Model, client: Hashable, data: Arrays) -> Arrays
     known = tasks(model)
     y = as_numbers(model, y, where)
     checks.check_examples(model, x, y, where)
+    warn_of_scaled_pictures(model, x, f"x{where}")
     if known and isinstance(model.output, Mapping):
         checks.check_label_names(known, y, where)
         y = {

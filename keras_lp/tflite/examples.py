@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from keras_lp import checks
 from keras_lp.model import input_structure
+from keras_lp.pixels import warn_of_scaled_pictures
 from keras_lp.tflite.interface import input_names, outputs, vocabulary_sizes
 
 GENERATED = "generated inputs"
@@ -63,6 +64,7 @@ def read_examples(model: keras.Model, data: Any, source: str) -> Examples:
             f"{sorted(counts)} examples."
         )
     checks.check_finite(inputs, f" of {source}")
+    warn_of_scaled_pictures(model, inputs, source)
     labels = {} if y is None else _read_labels(model, y, len(inputs[0]), source)
     return Examples(inputs, labels, source)
 

@@ -1,0 +1,58 @@
+"""The commonest slip with pictures: from 0 to 1 where a network wants 0 to 255."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+_SEEN = 64  # pictures
+
+
+def warn_of_scaled_pictures(model: keras.Model, x: Any, what: str = "x") -> None:
+    """Warns, once for each model, where pictures look scaled and the model scales them itself.
+
+    Args:
+        model: the model.
+        x: inputs: arrays or tensors, or a data set of batches of them, with labels or without.
+        what: the name of the argument.
+    """
+    if vars(model).get("_pictures_checked") or not _takes_0_to_255(model):
+        return
+    if isinstance(x, tf.data.Dataset):
+        x = next(iter(x.take(1)), ())
+        x = x[0] if isinstance(x, tuple) and x else x
+    arrays = [leaf for leaf in keras.tree.flatten(x) if hasattr(leaf, "shape")]
+    if not arrays or not isinstance(arrays[0], (np.ndarray, tf.Tensor)):
+        return
+    vars(model)["_pictures_checked"] = True
+    for leaf in arrays:
+        if len(leaf.shape) != 4 or not keras.backend.is_float_dtype(leaf.dtype):
+            continue
+        some = np.asarray(leaf[:_SEEN], "float32")
+        if some.size and np.abs(some).max() <= 1 and (some % 1 != 0).any():
+            warnings.warn(
+                f"The pictures of `{what}` have values from {some.min():.2g} to {some.max():.2g}, "
+                "and the model scales them itself: it takes raw pixels from 0 to 255. Pass them "
+                "as they are, or times 255 (from -1 to 1: plus 1, times 127.5).",
+                stacklevel=4,
+            )
+
+
+def _takes_0_to_255(model: keras.Model) -> bool:
+    """Whether the model divides its pictures by a large number, or takes one off."""
+    if not any(len(tensor.shape) == 4 for tensor in model.inputs):
+        return False
+    for layer in model._flatten_layers():
+        if isinstance(layer, keras.layers.Rescaling):
+            small, far = np.max(np.abs(layer.scale)) < 0.05, np.max(np.abs(layer.offset)) > 10
+        elif isinstance(layer, keras.layers.Normalization) and layer.built:
+            small, far = False, np.max(np.abs(np.asarray(layer.mean))) > 10
+        else:
+            continue
+        if small or far:
+            return True
+    return False
