@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import socket
+import urllib.request
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ import tensorflow as tf
 from keras_lp import checks
 from keras_lp.names import near
 
+_HOST, _SECONDS = "storage.googleapis.com", 10  # where TFDS looks first
 _INSTALL = "Install it: pip install 'keras_lp[data]'"
 
 
@@ -44,6 +47,7 @@ def load_dataset(
 
     Raises:
         ValueError: an unknown name or split, or a data set without class labels.
+        ConnectionError: a data set to download, and no network.
         ImportError: a package of the extra `data` is not installed.
 
     Example:
@@ -98,6 +102,8 @@ def _from_tfds(
             f"{str(error).splitlines()[0]}"
         ) from error
     if download:
+        if not builder.info.splits:
+            _check_network(name, builder.data_dir)
         builder.download_and_prepare()
     if not builder.info.splits:
         raise ValueError(
@@ -114,6 +120,20 @@ def _from_tfds(
 
     dataset = builder.as_dataset(split=split, shuffle_files=False)
     return dataset.map(pair, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+
+
+def _check_network(name: str, folder: str) -> None:
+    """Raises at once where nothing can be downloaded: TFDS would try for minutes."""
+    if urllib.request.getproxies():
+        return
+    try:
+        socket.create_connection((_HOST, 443), timeout=_SECONDS).close()
+    except OSError as error:
+        raise ConnectionError(
+            f"A data set that is not prepared is downloaded. Received: name={name!r}, which is not "
+            f"in {folder}, and no network ({_HOST}: {error}). Prepare it where there is one and "
+            "pass its `data_dir`, or set TFDS_DATA_DIR."
+        ) from error
 
 
 def _roles(name: str, features: Any) -> tuple[str, list[str]]:

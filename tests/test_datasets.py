@@ -5,6 +5,7 @@ import pytest
 import tensorflow as tf
 
 import keras_lp as lp
+from keras_lp import datasets
 
 
 def test_digits_are_real_disjoint_and_whole():
@@ -104,6 +105,17 @@ def test_data_sets_without_class_labels_are_refused(tfds_dir):
 def test_a_data_set_that_is_not_there_is_not_downloaded_silently(tmp_path):
     with pytest.raises(ValueError, match="must be prepared"):
         lp.load_dataset("mnist", split="train", data_dir=tmp_path, download=False)
+
+
+def test_without_a_network_a_download_fails_at_once(tmp_path, monkeypatch):
+    def refuse(address, timeout):
+        assert timeout <= 30
+        raise OSError("unreachable")
+
+    monkeypatch.setattr(datasets.urllib.request, "getproxies", dict)
+    monkeypatch.setattr(datasets.socket, "create_connection", refuse)
+    with pytest.raises(ConnectionError, match=r"mnist.*unreachable.*TFDS_DATA_DIR"):
+        lp.load_dataset("mnist", split="train", data_dir=tmp_path)
 
 
 @pytest.mark.parametrize(
