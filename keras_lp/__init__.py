@@ -17,6 +17,7 @@ from keras_lp.mixing import mix
 from keras_lp.model import Model
 from keras_lp.multi_label import MultiLabel
 from keras_lp.multitask import multitask_model
+from keras_lp.plain import class_names, plain_model
 from keras_lp.rate_finder import LearningRates, find_learning_rate
 from keras_lp.rates import layerwise
 from keras_lp.regression import Regression
@@ -58,6 +59,7 @@ __all__ = [
     "aggregate_device_updates",
     "balancing",
     "choose_thresholds",
+    "class_names",
     "compare_single_tasks",
     "decode_predictions",
     "describe_clients",
@@ -74,6 +76,7 @@ __all__ = [
     "mix",
     "multitask_model",
     "partition",
+    "plain_model",
     "save_adapters",
     "trainable_report",
     "transfer_model",

@@ -13,7 +13,6 @@ from keras_lp import checks
 from keras_lp.data import as_numbers
 from keras_lp.federated.arrays import Arrays, as_arrays, check_unbatched, count_examples
 from keras_lp.heads import tasks
-from keras_lp.missing import is_soft
 from keras_lp.model import input_structure
 from keras_lp.pixels import warn_of_scaled_pictures
 from keras_lp.tasks import Classification, Task
@@ -149,9 +148,13 @@ def _check_inputs(model: keras.Model, x: Any, where: str) -> None:
 
 def _labels(task: Task, y: np.ndarray | None, output_shape: tuple[int, ...]) -> np.ndarray:
     """Returns labels of one shape and type for every client, all missing where there are none."""
-    numbers = isinstance(task, Classification) and (
-        y is None or not is_soft(y, np.empty(output_shape))
-    )
+    numbers = isinstance(task, Classification) and (y is None or len(output_shape) > y.ndim)
+    numbers = numbers or (isinstance(task, Classification) and y.shape[-1] == 1)
     shape = output_shape[:-1] if numbers else output_shape
-    y = np.full(shape, task.missing) if y is None else y
-    return y.reshape(shape).astype("int32" if numbers else "float32")
+    # A sequence of open length: as long as its labels, padded later.
+    own = () if y is None else y.shape
+    sizes = [
+        size if size is not None else own[i] if i < len(own) else 1 for i, size in enumerate(shape)
+    ]
+    y = np.full(sizes, task.missing) if y is None else y
+    return y.reshape(sizes).astype("int32" if numbers else "float32")

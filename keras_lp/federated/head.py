@@ -96,7 +96,7 @@ class _Rounds:
         checkpoints: Checkpoints | None,
         verbose: str | int,
     ) -> None:
-        self._sums = Sums([source.load(client) for client in source.ids], folder)
+        self._sums = Sums(source.load_all(source.ids), folder)
         self.read_rows = self._sums.read_rows
         self._clients = len(source.ids)
         self._checkpoints = checkpoints

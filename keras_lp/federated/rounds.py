@@ -81,7 +81,7 @@ class Rounds:
         start = time.perf_counter()
         seeds = rng.integers(2**31 - 1, size=(len(clients), 2), dtype=np.int32)
         groups = self._groups()
-        data = [source.load(client) for client in clients]
+        data = source.load_all(clients)
         up, down = 0, 0
         if waiting_heads(self._model):
             up, down = scale_features(self._model, data, source.on_features, self._folder)
@@ -129,7 +129,7 @@ class Rounds:
         count = min(_EVALUATED_AT_ONCE, len(source.ids))
         groups, tables, totals = self._groups(), [], None
         for first in range(0, len(source.ids), count):
-            data = [source.load(client) for client in source.ids[first : first + count]]
+            data = source.load_all(source.ids[first : first + count])
             with tff_runtime.load_worker().watch():
                 computation = self._prepare_evaluation(data[0], count, source.on_features)
             seed = np.zeros(2, "int32")

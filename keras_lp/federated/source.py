@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import collections
 import contextlib
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import keras
-import tensorflow as tf
 
 from keras_lp import features
 from keras_lp.caching import FeatureCache
 from keras_lp.federated.arrays import Arrays
 from keras_lp.federated.clients import Clients, Population, fitting_arrays
+from keras_lp.federated.padding import align, example_specs, sizes_of
 
 
 class Source(contextlib.AbstractContextManager):
@@ -52,6 +52,7 @@ class Source(contextlib.AbstractContextManager):
         self.on_features = on_features
         self._cache = FeatureCache(model, verbose=0) if self.on_features else None
         self._features: dict[Hashable, Any] = {}
+        self._sizes: list[tuple[int, ...]] = []  # of examples, the longest so far
 
     def load(self, client: Hashable) -> Arrays:
         """Returns one client's arrays, with features instead of inputs where they are wanted."""
@@ -62,6 +63,12 @@ class Source(contextlib.AbstractContextManager):
             self._features[client] = replace_inputs(self._cache, data)
         return self._features[client]
 
+    def load_all(self, clients: Sequence[Hashable]) -> list[Arrays]:
+        """Returns the arrays of clients; shorter sequences are padded to the longest so far."""
+        data = align(self._model, [self.load(client) for client in clients], self._sizes)
+        self._sizes = sizes_of(data[0])
+        return data
+
     def __exit__(self, *_: Any) -> None:
         self._features.clear()
         if self._cache is not None:
@@ -69,14 +76,16 @@ class Source(contextlib.AbstractContextManager):
 
     def _checked(self, client: Hashable) -> Arrays:
         data = fitting_arrays(self._model, client, self._population.load(client))
-        spec = tf.nest.map_structure(lambda array: (array.dtype.name, *array.shape[1:]), data)
+        spec = example_specs(self._model, data)
         if self._spec is None:
             self._spec = client, spec
         if spec != self._spec[1]:
             raise ValueError(
                 "All clients' data must have one structure, shape and dtype. Received: client "
                 f"{self._spec[0]!r} with {_readable(self._spec[1])}, client {client!r} with "
-                f"{_readable(spec)}."
+                f"{_readable(spec)}. Sequences may differ in length where the model's input is of "
+                "open size and it masks what is added: Embedding(mask_zero=True), Masking, or an "
+                'input "padding_mask".'
             )
         return data
 
