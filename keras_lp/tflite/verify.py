@@ -13,6 +13,11 @@ from keras_lp.tflite.examples import Examples
 from keras_lp.tflite.interface import Output, call_flat, outputs
 from keras_lp.tflite.runtime import load_interpreter
 
+_AGREEMENT = 0.95  # of the answers, by default
+_LOST = 0.01  # of the accuracy, by default
+_SURE = 1.645  # standard errors: a loss that chance explains in one of twenty files is none
+_STEP = 1 / 256  # of 8 bits
+
 _CHUNK = 64  # examples that Keras computes at once
 _WARM_UP, _CALLS, _SECONDS = 5, 200, 1.0  # of the timing
 
@@ -27,19 +32,24 @@ class Tolerance:
         limit: the largest error.
         by_agreement: whether the error is the share of answers that differ (for values their mean
             difference), or the largest difference. That of values is a share of their range.
+        spread: the difference of probabilities that the default of a quantized file allows on the
+            mean; None where the user gave a tolerance, or nothing is quantized.
     """
 
     limit: float
     by_agreement: bool
+    spread: float | None = None
 
     @classmethod
     def of(cls, quantization: str | None, given: float | None) -> Tolerance:
         """The tolerance of `export_tflite` for a quantization."""
+        usual = quantization is not None and given is None
         if quantization in ("dynamic", "int8"):
             # Rounded: 1 - 0.95 is a little more than 0.05, and 19 of 20 are within.
-            return cls(round(1 - (0.95 if given is None else given), 9), True)
+            limit = round(1 - (_AGREEMENT if given is None else given), 9)
+            return cls(limit, True, 0.1 if usual else None)
         standard = 1e-2 if quantization == "float16" else 1e-4
-        return cls(standard if given is None else given, False)
+        return cls(standard if given is None else given, False, standard if usual else None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +61,7 @@ class Comparison:
         agreement: share of the answers that are the same: most probable classes, or for
             `MultiLabel` entries above their threshold or not; None for values.
         error: what the tolerance limits, see `Tolerance`.
+        allowed: how large it may be.
         varies: whether a file that always gives the same would be found out. If not, the
             comparison proves nothing.
         scores: Keras's and the file's accuracy (for values mean absolute error), None without
@@ -61,6 +72,7 @@ class Comparison:
     difference: float
     agreement: float | None
     error: float
+    allowed: float
     varies: bool
     scores: tuple[float, float] | None
     kind: str
@@ -154,16 +166,61 @@ def _compare(
     tolerance: Tolerance,
 ) -> Comparison:
     decides = output.kind != "values"
+    right = _right(output, ours, theirs, labels) if decides else None
+    by_default = decides and tolerance.spread is not None
+    constant = _constant(output, ours, tolerance)
+    if by_default and right is not None:
+        allowed, error = _LOST, _lost(right)
+        of_constant = _lost(_right(output, ours, constant, labels))
+    elif by_default:
+        allowed = 1.0
+        mean = np.broadcast_to(ours.mean(axis=0), ours.shape)
+        error, of_constant = (
+            _change(output, ours, other, tolerance.spread) for other in (theirs, mean)
+        )
+    else:
+        allowed = tolerance.limit
+        error, of_constant = (
+            _error(output, ours, other, tolerance) for other in (theirs, constant)
+        )
     return Comparison(
         difference=float(np.abs(ours - theirs).max()),
         agreement=_agreement(output, ours, theirs) if decides else None,
-        error=_error(output, ours, theirs, tolerance),
-        varies=bool(
-            _error(output, ours, _constant(output, ours, tolerance), tolerance) > tolerance.limit
-        ),
+        error=error if np.isfinite(theirs).all() else float("nan"),
+        allowed=allowed,
+        varies=bool(of_constant > allowed),
         scores=_scores(output, ours, theirs, labels),
         kind=output.kind,
     )
+
+
+def _lost(right: tuple[np.ndarray, np.ndarray]) -> float:
+    """Returns by how much a file is less accurate than Keras, less what chance explains.
+
+    Args:
+        right: whether Keras's answers are right, and the file's.
+    """
+    lost = right[0].astype("float64") - right[1]
+    return float(lost.mean() - _SURE * lost.std() / np.sqrt(lost.size))
+
+
+def _change(output: Output, ours: np.ndarray, theirs: np.ndarray, spread: float) -> float:
+    """Returns how far answers and probabilities are from Keras's, 1 where both are at the limit.
+
+    Answers count where Keras prefers them by more than two steps of 8 bits: rounding may decide
+    the others.
+    """
+    step = _STEP * max(1.0, float(np.ptp(ours)))
+    if output.kind == "classes":
+        second, first = np.partition(ours, -2, axis=-1)[..., -2:].T
+        margin = (first - second).T
+    else:
+        margin = np.abs(ours - (np.array(output.thresholds) if output.thresholds else 0.5))
+    clear = margin > 2 * step
+    differ = output.decide(ours) != output.decide(theirs)
+    share = float(differ[clear].mean()) if clear.any() else 0.0
+    largest = np.abs(ours - theirs).max(axis=-1).mean()
+    return round(max(share / (1 - _AGREEMENT), float(largest) / spread), 9)
 
 
 def _agreement(output: Output, ours: np.ndarray, theirs: np.ndarray) -> float:
@@ -205,6 +262,24 @@ def _scores(
     output: Output, ours: np.ndarray, theirs: np.ndarray, labels: np.ndarray | None
 ) -> tuple[float, float] | None:
     """The scores of both over the labels that are there."""
+    if output.kind != "values":
+        right = _right(output, ours, theirs, labels)
+        return None if right is None else tuple(float(one.mean()) for one in right)
+    errors = _errors(output, ours, theirs, labels)
+    return None if errors is None else tuple(float(one.mean()) for one in errors)
+
+
+def _right(
+    output: Output, ours: np.ndarray, theirs: np.ndarray, labels: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Whether the answers of both are right, over the labels that are there."""
+    errors = _errors(output, ours, theirs, labels)
+    return None if errors is None else (errors[0] == 0, errors[1] == 0)
+
+
+def _errors(
+    output: Output, ours: np.ndarray, theirs: np.ndarray, labels: np.ndarray | None
+) -> list[np.ndarray] | None:
     if labels is None:
         return None
     if output.kind == "classes" and labels.shape == ours.shape:
@@ -216,7 +291,4 @@ def _scores(
     present = np.isfinite(labels) & ((labels >= 0) | (output.kind == "values"))
     if not present.any():
         return None
-    errors = [np.abs(one.astype("float64") - labels)[present] for one in answers]
-    if output.kind == "values":
-        return tuple(float(error.mean()) for error in errors)
-    return tuple(float(np.mean(error == 0)) for error in errors)
+    return [np.abs(one.astype("float64") - labels)[present] for one in answers]
