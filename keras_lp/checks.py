@@ -169,12 +169,12 @@ def checked_dataset(model: keras.Model, dataset: tf.data.Dataset) -> tf.data.Dat
         seen = tf.py_function(look, tf.nest.flatten((x, y)), tf.bool)
         with tf.control_dependencies([seen]):
             x, y, *rest = tf.nest.map_structure(tf.identity, (x, y, *rest))
-        return x, _numbers(tasks(model), y), *rest
+        return x, label_numbers(tasks(model), y), *rest
 
     return dataset.map(check, num_parallel_calls=1).prefetch(tf.data.AUTOTUNE)
 
 
-def _numbers(known: Mapping[str, Task], y: Any) -> Any:
+def label_numbers(known: Mapping[str, Task], y: Any) -> Any:
     """Returns tensors of labels with class numbers for names."""
     if isinstance(y, Mapping):
         return {name: name_numbers(known[name], labels) for name, labels in y.items()}

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from keras_lp import checks
 from keras_lp.assemble import compile_tasks
+from keras_lp.data import with_numbers
 from keras_lp.heads import backbone_of, tasks
 from keras_lp.layerwise import with_multipliers
 from keras_lp.missing import is_present
@@ -105,6 +106,7 @@ def compare_single_tasks(
     _check(model, epochs, seeds, batch_size)
     known = tasks(model)
     first = {name: task.make_metrics()[0] for name, task in known.items()}
+    data, validation_data = (with_numbers(model, part) for part in (data, validation_data))
     train = _Examples(data, batch_size)
     found: dict[str, list[list[float]]] = {name: [] for name in known}
     for seed in range(seeds):

@@ -131,6 +131,18 @@ def as_numbers(model: keras.Model, y: Any, where: str = "") -> Any:
     return _to_numbers(next(iter(known.values()), None), y, f"y{where}")
 
 
+def with_numbers(model: keras.Model, data: Any) -> Any:
+    """Returns `(x, y, ...)` arrays or a data set of them with class numbers for names."""
+    if isinstance(data, tf.data.Dataset):
+        return data.map(
+            lambda x, y, *rest: (x, checks.label_numbers(tasks(model), y), *rest),
+            num_parallel_calls=tf.data.AUTOTUNE,
+        )
+    if isinstance(data, (tuple, list)) and len(data) > 1:
+        return (data[0], as_numbers(model, data[1]), *data[2:])
+    return data
+
+
 def _to_numbers(task: Task | None, y: Any, name: str) -> Any:
     if isinstance(y, (list, tuple)) and y and isinstance(y[0], str):
         y = np.asarray(y)

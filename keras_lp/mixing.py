@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_lp import checks
+from keras_lp.missing import name_numbers
 from keras_lp.names import near
 from keras_lp.tasks import Task, TaskLike, as_task
 
@@ -47,7 +48,8 @@ def mix(
         datasets: dict by task of unbatched `tf.data.Dataset`s of `(x, y)`, or of pairs of arrays.
             `y` is the label of that task; or a dict of labels by task, and then the key is only
             a name of the data set. All `x` have one structure and dtype, and shapes that can
-            stand in one batch. Labels are numbers of a known shape, `()` for class numbers.
+            stand in one batch. Labels have a known shape, `()` for class numbers or names,
+            `(classes,)` for one-hot and soft labels.
         batch_size: examples a batch; the last one may be smaller. Defaults to 32.
         temperature: a number above 0. 1 keeps the data sets' proportions, larger ones bring the
             shares nearer to each other, `float("inf")` makes them equal. Defaults to 1.
@@ -55,7 +57,8 @@ def mix(
         seed: the same seed gives the same sequence of epochs. Defaults to 0.
         tasks: dict of tasks by name, as `lp.multitask_model` takes it, for those whose missing
             label cannot be seen from the dtype: an `lp.Regression` gets float32 with NaN, also
-            where its labels are integers; floats of an `lp.MultiLabel` get -1. Defaults to None.
+            where its labels are integers; floats of an `lp.MultiLabel` get -1; names of the
+            classes of an `lp.Classification` become their numbers. Defaults to None.
 
     Returns:
         A `tf.data.Dataset` of `(x, labels)`, `labels` a dict by task of `(batch, ...)` tensors,
@@ -94,7 +97,10 @@ def mix(
     checks.check_positive("temperature", temperature)
     if cap is not None:
         checks.check_positive("cap", cap, integer=True)
-    sources = _sources(datasets)
+    sources = {
+        name: _with_numbers(name, dataset, tasks or {})
+        for name, dataset in _sources(datasets).items()
+    }
     _check_inputs(sources)
     sizes = {name: _size(name, dataset) for name, dataset in sources.items()}
     counts = epoch_counts(sizes, temperature, cap)
@@ -200,6 +206,29 @@ def _sources(datasets: Any) -> dict[str, tf.data.Dataset]:
     return {name: _as_dataset(name, data) for name, data in datasets.items()}
 
 
+def _with_numbers(
+    name: str, dataset: tf.data.Dataset, tasks: Mapping[str, TaskLike]
+) -> tf.data.Dataset:
+    """Returns a data set with class numbers for names, of the tasks that are given."""
+    spec = dataset.element_spec[1]
+    named = {
+        task: as_task(tasks[task])
+        for task, one in _by_task(name, spec).items()
+        if task in tasks and isinstance(one, tf.TensorSpec) and one.dtype == tf.string
+    }
+    if not named:
+        return dataset
+
+    def number(x: Any, y: Any) -> Any:
+        known = {
+            task: name_numbers(named[task], one) if task in named else one
+            for task, one in _by_task(name, y).items()
+        }
+        return x, known if isinstance(y, Mapping) else known[name]
+
+    return dataset.map(number)
+
+
 def _as_dataset(name: str, data: Any) -> tf.data.Dataset:
     if isinstance(data, Sequence) and len(data) == 2:
         try:
@@ -294,8 +323,8 @@ def _check_label(name: str, task: Any, spec: Any) -> None:
         )
     if not (spec.dtype.is_integer or spec.dtype.is_floating or spec.dtype.is_bool):
         raise TypeError(
-            f"Labels must be numbers. Received: {where}. Map each name to its index in the class "
-            "names first."
+            f"Labels must be numbers. Received: {where}. Names of classes need `tasks`: "
+            f"{{{task!r}: lp.Classification(names)}}."
         )
     if not spec.shape.is_fully_defined():
         raise ValueError(

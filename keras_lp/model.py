@@ -121,7 +121,7 @@ class Model(keras.Model):
             "validation_split": validation_split,
             "validation_data": validation_data,
             "shuffle": shuffle,
-            "class_weight": None,
+            "class_weight": None if heads(self) else class_weight,
             "sample_weight": sample_weight,
             "initial_epoch": initial_epoch,
             "steps_per_epoch": steps_per_epoch,

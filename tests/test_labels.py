@@ -235,6 +235,30 @@ def test_mixed_streams_and_comparisons_take_them(mlp, digits):
     assert histories[1]["a_loss"] == pytest.approx(histories[0]["a_loss"], rel=1e-4)
 
 
+def test_names_in_mixed_streams_and_comparisons(mlp, digits):
+    x, y = digits
+    kinds = {"a": lp.Classification(NAMES), "b": 10}
+    parts = {"a": (x[:100], names(y[:100])), "b": (x[100:], y[100:])}
+    named = lp.mix(parts, seed=1, tasks=kinds)
+    numbers = lp.mix({**parts, "a": (x[:100], y[:100])}, seed=1, tasks=kinds)
+    for (_, ours), (_, expected) in zip(named, numbers, strict=True):
+        np.testing.assert_array_equal(ours["a"], expected["a"])
+    with pytest.raises(TypeError, match=r"lp\.Classification\(names\)"):
+        lp.mix(parts)
+    model = lp.multitask_model(mlp(), kinds, pooling=None)
+    few = with_missing(y)
+    found = [
+        lp.compare_single_tasks(
+            model, (x, {"a": form(few), "b": y}),
+            validation_data=(x, {"a": form(y), "b": y}),
+            epochs=1, verbose=False,
+        )
+        for form in (lambda y: y, names, with_nan)
+    ]  # fmt: skip
+    for other in found[1:]:
+        assert other.multitask["a"] == pytest.approx(found[0].multitask["a"], abs=1e-6)
+
+
 def test_one_form_after_the_other(model, digits):
     x, y = digits[0], with_missing(digits[1])
     one, two = model(), model()

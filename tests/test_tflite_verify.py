@@ -137,7 +137,7 @@ def test_a_file_too_far_from_keras_is_refused(
 def test_quantized_classes_must_agree(model, digits, tmp_path, monkeypatch):
     off(monkeypatch, lambda value: np.roll(value, 1, axis=-1))
     options = {"quantization": "dynamic", "verification_data": digits[0]}
-    with pytest.raises(ValueError, match=r"agree with Keras on 0.95 .* top-1 agreement 0.0%"):
+    with pytest.raises(ValueError, match=r"agree with Keras on 0.9 .* top-1 agreement 0.0%"):
         lp.export_tflite(model, tmp_path / "m.tflite", **options)
 
 
@@ -163,14 +163,12 @@ def test_nan_is_refused(model, tmp_path, monkeypatch):
 
 def test_nineteen_of_twenty_are_enough():
     ours = np.eye(2)[np.arange(20) % 2]
-    theirs = ours.copy()
-    theirs[0] = theirs[0, ::-1]
-    given = Tolerance.of("int8", 0.95)
-    for tolerance in (INT8, given):
+    for wrong, tolerance in ((1, Tolerance.of("int8", 0.95)), (2, INT8)):  # 18 by default
+        theirs = ours.copy()
+        theirs[:wrong] = theirs[:wrong, ::-1]
         one = verify._compare(CLASSES, ours, theirs, None, tolerance)
         assert one.error <= one.allowed
-    theirs[1] = theirs[1, ::-1]
-    for tolerance in (INT8, given):
+        theirs[wrong] = theirs[wrong, ::-1]
         one = verify._compare(CLASSES, ours, theirs, None, tolerance)
         assert not one.error <= one.allowed
 
@@ -189,9 +187,9 @@ def test_outputs_vary_where_no_constant_would_pass():
     enough = 0.5 + 2 * (tiny - 0.5)
     assert verify._compare(CLASSES, enough, enough, None, FLOAT32).varies
     assert not verify._compare(CLASSES, enough, enough, None, FLOAT16).varies
-    classes = np.eye(2)[[0] * 19 + [1]]  # one that always says 0 agrees on 0.95
+    classes = np.eye(2)[[0] * 18 + [1] * 2]  # one that always says 0 agrees on 0.9
     assert not verify._compare(CLASSES, classes, classes, None, INT8).varies
-    classes = np.eye(2)[[0] * 18 + [1] * 2]
+    classes = np.eye(2)[[0] * 17 + [1] * 3]
     assert verify._compare(CLASSES, classes, classes, None, INT8).varies
     values = np.linspace(0, 1, 9)[:, None]
     assert verify._compare(VALUES, values, values, None, INT8).varies
@@ -319,7 +317,7 @@ def test_answers_that_are_nearly_tied_do_not_count():
 
 def test_probabilities_must_be_near_on_the_mean():
     ours = np.tile([0.9, 0.1], (50, 1))
-    for difference, accepted in ((0.08, True), (0.12, False)):
+    for difference, accepted in ((0.13, True), (0.17, False)):
         theirs = np.tile([0.9 - difference, 0.1 + difference], (50, 1))
         one = verify._compare(CLASSES, ours, theirs, None, INT8)
         assert one.agreement == 1

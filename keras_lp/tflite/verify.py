@@ -13,7 +13,8 @@ from keras_lp.tflite.examples import Examples
 from keras_lp.tflite.interface import Output, call_flat, outputs
 from keras_lp.tflite.runtime import load_interpreter
 
-_AGREEMENT = 0.95  # of the answers, by default
+_CLEAR = 0.9  # of the answers that are not nearly tied agree, by default
+_SPREAD = 0.15  # how far the probabilities of an example are off on the mean, by default
 _LOST = 0.01  # of the accuracy, by default
 _SURE = 1.645  # standard errors: a loss that chance explains in one of twenty files is none
 _STEP = 1 / 256  # of 8 bits
@@ -46,8 +47,8 @@ class Tolerance:
         usual = quantization is not None and given is None
         if quantization in ("dynamic", "int8"):
             # Rounded: 1 - 0.95 is a little more than 0.05, and 19 of 20 are within.
-            limit = round(1 - (_AGREEMENT if given is None else given), 9)
-            return cls(limit, True, 0.1 if usual else None)
+            limit = round(1 - (0.95 if given is None else given), 9)
+            return cls(limit, True, _SPREAD if usual else None)
         standard = 1e-2 if quantization == "float16" else 1e-4
         return cls(standard if given is None else given, False, standard if usual else None)
 
@@ -175,9 +176,10 @@ def _compare(
     elif by_default:
         allowed = 1.0
         mean = np.broadcast_to(ours.mean(axis=0), ours.shape)
-        error, of_constant = (
-            _change(output, ours, other, tolerance.spread) for other in (theirs, mean)
+        error, *of_constants = (
+            _change(output, ours, other, tolerance.spread) for other in (theirs, mean, constant)
         )
+        of_constant = min(of_constants)
     else:
         allowed = tolerance.limit
         error, of_constant = (
@@ -220,7 +222,7 @@ def _change(output: Output, ours: np.ndarray, theirs: np.ndarray, spread: float)
     differ = output.decide(ours) != output.decide(theirs)
     share = float(differ[clear].mean()) if clear.any() else 0.0
     largest = np.abs(ours - theirs).max(axis=-1).mean()
-    return round(max(share / (1 - _AGREEMENT), float(largest) / spread), 9)
+    return round(max(share / (1 - _CLEAR), float(largest) / spread), 9)
 
 
 def _agreement(output: Output, ours: np.ndarray, theirs: np.ndarray) -> float:
