@@ -126,14 +126,14 @@ def from_scratch(data: Problem) -> tuple[keras.Model, dict[str, Any]]:
 
 
 def transfer(data: Problem, pretrained: Path) -> tuple[keras.Model, dict[str, Any]]:
-    model = lp.transfer_model(pretrained, data.names)
+    model = lp.transfer_model(pretrained, data.names, pooling="flatten")
     model.fit(*data.train, batch_size=BATCH, epochs=EPOCHS, verbose=0)
     return model, {}
 
 
 def finetune(data: Problem, pretrained: Path) -> tuple[keras.Model, dict[str, Any]]:
     """Half of the epochs train the head, the other half everything, lower layers slower."""
-    model = lp.transfer_model(pretrained, data.names)
+    model = lp.transfer_model(pretrained, data.names, pooling="flatten")
     model.fit(*data.train, batch_size=BATCH, epochs=EPOCHS // 2, verbose=0)
     model = lp.finetune_model(model, learning_rate=1e-3, layer_decay=0.7)
     model.fit(*data.train, batch_size=BATCH, epochs=EPOCHS // 2, verbose=0)
@@ -163,7 +163,7 @@ def multitask(data: Problem, pretrained: Path) -> tuple[keras.Model, dict[str, A
 
 def federated(data: Problem, pretrained: Path, seed: int) -> tuple[keras.Model, dict[str, Any]]:
     """Ten clients with ten pictures each; only the head's updates leave a client."""
-    model = lp.transfer_model(pretrained, data.names, optimizer="sgd")
+    model = lp.transfer_model(pretrained, data.names, pooling="flatten", optimizer="sgd")
     clients = lp.partition(data.train, clients=CLIENTS, seed=seed)
     history = lp.FederatedAveraging(model, local_epochs=2, batch_size=5, seed=seed).fit(
         clients, rounds=EPOCHS // 2, verbose=0
