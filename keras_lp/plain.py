@@ -96,8 +96,8 @@ def class_names(model: keras.Model) -> dict[str, list[str]]:
 
     >>> import keras, keras_lp as lp
     >>> backbone = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8)])
-    >>> lp.class_names(lp.multitask_model(backbone, {"mood": ["glad", "sad"], "age": 2}))
-    {'mood': ['glad', 'sad'], 'age': ['0', '1']}
+    >>> lp.class_names(lp.multitask_model(backbone, {"age": 2, "mood": ["glad", "sad"]}))
+    {'age': ['0', '1'], 'mood': ['glad', 'sad']}
     """
     return {
         name: list(task.class_names)
