@@ -180,7 +180,9 @@ al., 2021 (arXiv:2003.00295) |
                 arrays, or to an unbatched `tf.data.Dataset` of such tuples; TFF's `ClientData` of
                 pairs; or `(ids, load)`, a sequence of ids and a function that returns the data of
                 one. Arrays in a dict are checked before the first round; all else is loaded and
-                checked whenever a client is sampled, and not kept.
+                checked whenever a client is sampled, and not kept. Sequences may differ in length
+                between clients where the input's size is open and the model masks what is added
+                (`Embedding(mask_zero=True)`, `Masking`, an input `"padding_mask"`).
             rounds: how many rounds to run.
             validation_data: `(x, y)` or `(x, y, sample_weight)` arrays, or a batched
                 `tf.data.Dataset`, evaluated centrally. Defaults to None.
