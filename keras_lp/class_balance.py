@@ -150,6 +150,8 @@ def _weigher(head: Head, class_weight: Any) -> Callable[..., Any]:
         weight = head.task.weights_of_labels(labels, class_weight, rank)
         if sample_weight is not None:
             own = ops.cast(sample_weight, "float32")
+            if len(own.shape) > len(weight.shape):  # (batch, 1) for (batch,)
+                own = ops.squeeze(own, -1)
             weight = weight * ops.reshape(
                 own, (*ops.shape(own), *[1] * (len(weight.shape) - len(own.shape)))
             )

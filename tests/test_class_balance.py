@@ -159,6 +159,17 @@ def test_class_weight_of_fit_is_the_weight_of_examples(mlp, digits, form, weight
     np.testing.assert_allclose(head_of(one).kernel, head_of(two).kernel, atol=1e-6)
 
 
+def test_class_weight_with_weights_of_examples_in_a_column(mlp, digits):
+    x, y = uneven(digits)
+    own = np.random.default_rng(0).uniform(0.5, 2, 200).astype("float32")
+    backbone = mlp()
+    one, two = (make(backbone, lp.Classification(NAMES)) for _ in range(2))
+    for model, weight in ((one, own), (two, own[:, None])):
+        options = {"sample_weight": weight, "class_weight": {1: 4.0}, "shuffle": False}
+        model.fit(x, y, **options, verbose=0)
+    np.testing.assert_allclose(head_of(one).kernel, head_of(two).kernel, atol=1e-6)
+
+
 def test_class_weight_of_fit_for_labels_and_what_is_refused(mlp, digits):
     x, y = digits
     labels = np.stack([y == 3, y > 3], 1).astype(int)
