@@ -16,6 +16,7 @@ from keras_lp.freezing import Trainable, choose, freeze, restore_flag, set_train
 from keras_lp.layerwise import check_layerwise
 from keras_lp.lora import LoRA, add_adapters, check_adapted, fold_adapters
 from keras_lp.rates import check_decay, decay_between, layerwise
+from keras_lp.scaling import fold_scales
 from keras_lp.tasks import TaskLike, as_task
 
 
@@ -136,6 +137,8 @@ def finetune_model(
         for layer, flag in flags:
             restore_flag(layer, flag)
         raise
+    if any(layer.trainable_variables for layer in below):
+        fold_scales(model)
     return _recompile(model, made)
 
 

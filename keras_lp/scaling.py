@@ -64,6 +64,15 @@ def set_scale(heads: Sequence[Head], mean: np.ndarray, deviation: np.ndarray) ->
         head.scale_inputs(mean, 1 / deviation)
 
 
+def fold_scales(model: keras.Model) -> None:
+    """Puts the scale of the inputs into kernel and bias of the heads; no output changes.
+
+    Where the features train, a scale would blow up what flows back into columns that hardly vary.
+    """
+    for head in heads(model).values():
+        head.set_raw_weights(*head.raw_weights())
+
+
 def _has_no_scale(head: Head) -> bool:
     return head.scales_inputs and not np.any(head.input_mean) and np.all(head.input_scale == 1)
 

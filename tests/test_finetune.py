@@ -370,3 +370,19 @@ def test_the_chain_of_builders_shares_one_backbone(mlp, digits):
     before = backbone.get_weights()[0].copy()
     model.fit(*digits, verbose=0)
     assert np.abs(backbone.get_weights()[0] - before).max() > 0
+
+
+def test_the_scale_of_features_is_folded_where_they_train(mlp, digits):
+    """The gradients of what is below the head are those of plain Keras."""
+    x, y = digits
+    model = lp.transfer_model(mlp(), 10)
+    model.fit(x, y, verbose=0)
+    head, before = model.get_layer("predictions"), model.predict(x, verbose=0)
+    raw = head.raw_weights()
+    lp.finetune_model(model, trainable="head")
+    assert (np.asarray(head.input_scale) != 1).any()
+    lp.finetune_model(model)
+    assert (np.asarray(head.input_scale) == 1).all()
+    np.testing.assert_allclose(model.predict(x, verbose=0), before, atol=1e-4)
+    for ours, expected in zip((head.kernel, head.bias), raw, strict=True):
+        np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-6)
