@@ -8,6 +8,7 @@ from typing import Any
 
 from keras_lp import balancing
 from keras_lp.balancing import Balancing
+from keras_lp.classification import Classification
 from keras_lp.comparison import Comparison, compare_single_tasks
 from keras_lp.finetune import finetune_model, merge_adapters
 from keras_lp.heads import decode_predictions
@@ -22,7 +23,6 @@ from keras_lp.rate_finder import LearningRates, find_learning_rate
 from keras_lp.rates import layerwise
 from keras_lp.regression import Regression
 from keras_lp.report import trainable_report
-from keras_lp.tasks import Classification
 from keras_lp.thresholds import choose_thresholds
 from keras_lp.transfer import transfer_model
 from keras_lp.two_phase import fit_two_phase

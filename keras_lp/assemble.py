@@ -11,6 +11,7 @@ from keras_lp import checks
 from keras_lp.backbones import BackboneLike, resolve_backbone
 from keras_lp.balancing import Balancing
 from keras_lp.blocks import blocks_of
+from keras_lp.classification import Classification
 from keras_lp.features import CACHE_MEMORY, Features, obstacle
 from keras_lp.freezing import Trainable, choose, freeze
 from keras_lp.heads import Head, heads, tasks
@@ -18,7 +19,7 @@ from keras_lp.images import augment
 from keras_lp.model import Model, input_structure
 from keras_lp.pooling import pool
 from keras_lp.scaling import is_on_features
-from keras_lp.tasks import Classification, Task, check_hidden_units
+from keras_lp.tasks import Task, check_hidden_units
 
 HEAD = "predictions"  # the name of the head of a model with one task
 

@@ -12,12 +12,13 @@ from keras_lp import checks
 from keras_lp.assemble import HEAD, build_model, compile_tasks, make_optimizer
 from keras_lp.backbones import BackboneLike, resolve_backbone
 from keras_lp.blocks import below_head, blocks_of
+from keras_lp.classification import as_task
 from keras_lp.freezing import Trainable, choose, freeze, restore_flag, set_trainable
 from keras_lp.layerwise import check_layerwise
 from keras_lp.lora import LoRA, add_adapters, check_adapted, fold_adapters
 from keras_lp.rates import check_decay, decay_between, layerwise
 from keras_lp.scaling import fold_scales
-from keras_lp.tasks import TaskLike, as_task
+from keras_lp.tasks import TaskLike
 
 
 def finetune_model(

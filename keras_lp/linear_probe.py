@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from keras_lp import checks, class_balance, features
 from keras_lp.caching import FeatureCache
+from keras_lp.classification import Classification
 from keras_lp.compiled import has_own_losses
 from keras_lp.data import as_numbers, checked, readable
 from keras_lp.head_solver import ROWS, Components, Labels, choose_l2, solve
@@ -18,7 +19,6 @@ from keras_lp.heads import Head, heads
 from keras_lp.pixels import warn_of_scaled_pictures
 from keras_lp.regression import Regression, standardize
 from keras_lp.scaling import is_on_features
-from keras_lp.tasks import Classification
 
 _FOLDS = 5
 _ENOUGH = 50  # examples a class, above which one split into folds is precise enough

@@ -14,9 +14,10 @@ import numpy as np
 import tensorflow as tf
 
 from keras_lp import checks
+from keras_lp.classification import as_task
 from keras_lp.missing import name_numbers
 from keras_lp.names import near
-from keras_lp.tasks import Task, TaskLike, as_task
+from keras_lp.tasks import Task, TaskLike
 
 
 def mix(

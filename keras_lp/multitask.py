@@ -12,10 +12,11 @@ from keras_lp.assemble import build_and_compile
 from keras_lp.backbones import BackboneLike
 from keras_lp.balanced_step import shared_variables
 from keras_lp.balancing import Balancing, as_balancing, fixed_weights
+from keras_lp.classification import as_task
 from keras_lp.features import CACHE_MEMORY
 from keras_lp.freezing import Trainable
 from keras_lp.model import Model
-from keras_lp.tasks import TaskLike, as_task
+from keras_lp.tasks import TaskLike
 
 
 def multitask_model(

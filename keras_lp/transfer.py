@@ -9,10 +9,11 @@ import keras
 
 from keras_lp.assemble import HEAD, build_and_compile
 from keras_lp.backbones import BackboneLike
+from keras_lp.classification import as_task
 from keras_lp.features import CACHE_MEMORY
 from keras_lp.freezing import Trainable
 from keras_lp.model import Model
-from keras_lp.tasks import TaskLike, as_task
+from keras_lp.tasks import TaskLike
 
 
 def transfer_model(

@@ -10,12 +10,13 @@ import numpy as np
 import tensorflow as tf
 
 from keras_lp import checks
+from keras_lp.classification import Classification
 from keras_lp.data import as_numbers
 from keras_lp.federated.arrays import Arrays, as_arrays, check_unbatched, count_examples
 from keras_lp.heads import tasks
 from keras_lp.model import input_structure
 from keras_lp.pixels import warn_of_scaled_pictures
-from keras_lp.tasks import Classification, Task
+from keras_lp.tasks import Task
 
 # A mapping from ids to data, TFF's ClientData, or (ids, load).
 Clients = Mapping[Hashable, Any] | tuple[Sequence[Hashable], Callable[[Any], Any]] | Any

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import keras
 import numpy as np
 
+from keras_lp.classification import Classification
 from keras_lp.federated.arrays import Arrays, count_examples
 from keras_lp.heads import tasks
-from keras_lp.tasks import Classification
 
 
 class Groups:

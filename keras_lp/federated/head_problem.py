@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from keras_lp.classification import Classification
 from keras_lp.heads import Head
 from keras_lp.regression import Regression
-from keras_lp.tasks import Classification
 
 Sums = Mapping[str, Any]
 

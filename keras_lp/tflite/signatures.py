@@ -10,10 +10,10 @@ import numpy as np
 import tensorflow as tf
 
 from keras_lp import features
+from keras_lp.classification import Classification
 from keras_lp.heads import heads
 from keras_lp.model import input_structure
 from keras_lp.regression import Regression
-from keras_lp.tasks import Classification
 from keras_lp.tflite.exchange import VERSION
 from keras_lp.tflite.gradients import builtin_gradients, gradients
 

@@ -17,8 +17,8 @@ import tensorflow as tf
 
 from keras_lp import checks
 from keras_lp.blocks import below_head, blocks_of
+from keras_lp.classification import Classification
 from keras_lp.freezing import Trainable, choose, freeze, restore_flag, set_trainable
-from keras_lp.tasks import Classification
 from keras_lp.tflite.contents import write_whole
 from keras_lp.tflite.convert import compute_types
 from keras_lp.tflite.exchange import Variables, layer_of_variable, model_version, named_weights
