@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+_CHUNK = 2**20  # bytes
+
 
 @contextlib.contextmanager
-def named_errors(path: str | os.PathLike) -> Iterator[None]:
-    """Makes an `OSError` name the file that was being written."""
+def named_errors(path: str | os.PathLike, what: str = "This file") -> Iterator[None]:
+    """Makes an `OSError` name the file that was being written, or the folder of such files."""
     try:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
-        raise OSError(error.errno, f"This file could not be written: {reason}", str(path)) from None
+        raise OSError(error.errno, f"{what} could not be written: {reason}", str(path)) from None
 
 
 @contextlib.contextmanager
@@ -40,3 +43,18 @@ def whole_file(path: str | os.PathLike) -> Iterator[Any]:
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
+
+
+def check_scratch_space(size: int) -> None:
+    """Raises an `OSError` with the folder of temporary files unless `size` bytes fit into it.
+
+    TensorFlow writes such files while it converts a model, and what it says of a full disk
+    names neither.
+    """
+    with (
+        named_errors(tempfile.gettempdir(), "Temporary files"),
+        tempfile.TemporaryFile() as file,
+    ):
+        for first in range(0, size, _CHUNK):
+            file.write(bytes(min(_CHUNK, size - first)))
+        file.flush()

@@ -3,6 +3,7 @@
 import contextlib
 import resource
 import signal
+import tempfile
 
 import keras
 import numpy as np
@@ -70,6 +71,16 @@ def test_files_stay_as_they_were(name, mlp, tmp_path):
     assert [one.name for one in path.parent.iterdir()] == ["file.npz"]
     writer(path)
     assert path.stat().st_size > LIMIT
+
+
+@pytest.mark.parametrize("write_file", [lp.export_tflite, lp.export_trainable_tflite])
+def test_temporary_files_of_the_converter(write_file, mlp, tmp_path):
+    pytest.importorskip("ai_edge_litert.interpreter")
+    model = lp.transfer_model(mlp(), 10)
+    with full_disk(), pytest.raises(OSError, match=rf"Temporary files.*{tempfile.gettempdir()}"):
+        write_file(model, tmp_path / "m.tflite")
+    assert not list(tmp_path.iterdir())
+    write_file(model, tmp_path / "m.tflite")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bool", "str"])

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_lp.files import check_scratch_space
 from keras_lp.tflite.contents import foreign_operations
 from keras_lp.tflite.int8 import quantize
 from keras_lp.tflite.interface import call_flat, input_names, outputs
@@ -37,7 +38,9 @@ def convert(
         ValueError: an operation outside the builtin ones, a model that the converter refuses, or
             for `"int8"` activations that are not finite.
         ImportError: `ai-edge-litert` is not installed, which `"int8"` needs.
+        OSError: the disk is full, where temporary files are.
     """
+    check_scratch_space(weight_bytes(model))
     serve, module = _serving_function(model, batch_size, activate)
     converter = tf.lite.TFLiteConverter.from_concrete_functions([serve], module)
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
@@ -62,6 +65,12 @@ def convert(
             "LiteRT must run a model for int8 on the calibration data. Received: model "
             f"{model.name!r}, of which it says: {error}. Export with quantization='dynamic'."
         ) from error
+
+
+def weight_bytes(model: keras.Model) -> int:
+    """Returns the size of the weights of a model."""
+    return sum(variable.value.dtype.size * variable.value.shape.num_elements()
+               for variable in model.variables)  # fmt: skip
 
 
 def compute_types(model: keras.Model) -> set[str]:

@@ -18,9 +18,10 @@ import tensorflow as tf
 from keras_lp import checks
 from keras_lp.blocks import below_head, blocks_of
 from keras_lp.classification import Classification
+from keras_lp.files import check_scratch_space
 from keras_lp.freezing import Trainable, choose, freeze, restore_flag, set_trainable
 from keras_lp.tflite.contents import write_whole
-from keras_lp.tflite.convert import compute_types
+from keras_lp.tflite.convert import compute_types, weight_bytes
 from keras_lp.tflite.exchange import Variables, layer_of_variable, model_version, named_weights
 from keras_lp.tflite.gradients import Untrainable
 from keras_lp.tflite.interface import check_model
@@ -280,6 +281,7 @@ def _cannot_train(model: keras.Model, error: Untrainable) -> str:
 
 
 def _convert(model: keras.Model, signatures: Signatures) -> bytes:
+    check_scratch_space(weight_bytes(model))
     with tempfile.TemporaryDirectory() as folder, _without_warnings():
         tf.saved_model.save(
             signatures,
