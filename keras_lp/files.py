@@ -48,8 +48,11 @@ def whole_file(path: str | os.PathLike) -> Iterator[Any]:
 def check_scratch_space(size: int) -> None:
     """Raises an `OSError` with the folder of temporary files unless `size` bytes fit into it.
 
-    TensorFlow writes such files while it converts a model, and what it says of a full disk
-    names neither.
+    TensorFlow writes such files while it converts a model, and its errors do not say that the
+    disk is full.
+
+    Args:
+        size: in bytes; as many are written and removed again.
     """
     with (
         named_errors(tempfile.gettempdir(), "Temporary files"),

@@ -13,6 +13,7 @@ import numpy as np
 from keras import ops
 
 _HALF_RANGE = 8.0  # half of the steps of LabelAUC lie between -8 and 8
+_LARGEST = 1e30  # infinite logits, such as those of masked classes, are taken for this
 
 
 def cutoffs(thresholds: Any) -> np.ndarray:
@@ -185,7 +186,7 @@ class LabelAUC(_LabelMetric):
     """The area under the ROC curve of each label, averaged over the labels.
 
     As scikit-learn's `roc_auc_score(..., average="macro")`, within 1e-6 where the logits spread
-    over 1 or more (5e-5 over 0.1). Logits are counted in `bins` steps, which are narrow where
+    over 1 or more, 1e-4 over 0.1. Logits are counted in `bins` steps, which are narrow where
     logits are small. Of the positive entries of a step the metric knows number, mean and spread,
     and takes them for two points that have these; of the negative ones too. So one or two entries
     are exactly where they were. A label without a positive and a negative entry is left out.
@@ -207,10 +208,10 @@ class LabelAUC(_LabelMetric):
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
         """Counts labels `(batch, ..., labels)` and logits of as many entries."""
         y_pred, *weights = self._flat(y_true, y_pred, sample_weight)
-        y_pred = ops.cast(y_pred, "float64")
+        y_pred = ops.clip(ops.cast(y_pred, "float64"), -_LARGEST, _LARGEST)
         place = (y_pred / (_HALF_RANGE + ops.abs(y_pred)) + 1) / 2 * self.bins
         step = ops.clip(ops.floor(place), 0, self.bins - 1)
-        within = place - step - 0.5  # exact: a small difference keeps its digits
+        within = place - step - 0.5
         moments = ops.stack([ops.ones_like(within), within, within**2], axis=-1)
         for sums, weight in zip((self.positives, self.negatives), weights, strict=True):
             self._add(sums, step, ops.cast(weight, "float64")[..., None] * moments)

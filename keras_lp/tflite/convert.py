@@ -68,9 +68,8 @@ def convert(
 
 
 def weight_bytes(model: keras.Model) -> int:
-    """Returns the size of the weights of a model."""
-    return sum(variable.value.dtype.size * variable.value.shape.num_elements()
-               for variable in model.variables)  # fmt: skip
+    """Returns the size of the weights of a model, in bytes."""
+    return sum(variable.numpy().nbytes for variable in model.variables)
 
 
 def compute_types(model: keras.Model) -> set[str]:
