@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
@@ -76,8 +76,8 @@ def compare_single_tasks(
     Args:
         model: a compiled model from `lp.multitask_model` with two or more tasks, not yet trained
             on these tasks.
-        data: `(x, labels)`, arrays and a dict of arrays by task; or a batched `tf.data.Dataset`
-            of such pairs with a known number of batches.
+        data: `(x, labels)` or `(x, labels, sample_weight)`, arrays and a dict of arrays by task;
+            or a batched `tf.data.Dataset` of such tuples with a known number of batches.
         validation_data: the same, to compare on.
         epochs: epochs of the multitask model.
         seeds: how many times all of it is done, with the seeds 0, 1, ... Defaults to 3.
@@ -107,18 +107,21 @@ def compare_single_tasks(
     known = tasks(model)
     first = {name: task.make_metrics()[0] for name, task in known.items()}
     data, validation_data = (with_numbers(model, part) for part in (data, validation_data))
-    train = _Examples(data, batch_size)
+    train, val = _Examples(data, batch_size, "data"), _Examples(validation_data, batch_size)
+    for name, task in known.items():
+        train.check(name, task)
+        val.check(name, task)
     found: dict[str, list[list[float]]] = {name: [] for name in known}
     for seed in range(seeds):
         keras.utils.set_random_seed(seed)
         multi = _again(model)
         multi.fit(**train.all(), epochs=epochs, verbose=0)
-        logs = _evaluate(multi, validation_data, None)
+        logs = multi.evaluate(**val.all(), verbose=0, return_dict=True)
         for name, task in known.items():
             keras.utils.set_random_seed(seed)
             twin = _twin(model, name)
             twin.fit(**train.of(name, task), epochs=epochs, verbose=0)
-            alone = _evaluate(twin, validation_data, name)[first[name].name]
+            alone = twin.evaluate(**val.alone(name), verbose=0, return_dict=True)[first[name].name]
             found[name].append([alone, logs[f"{name}_{first[name].name}"]])
     single, multitask = (
         {name: np.array(pairs)[:, i] for name, pairs in found.items()} for i in (0, 1)
@@ -136,50 +139,85 @@ def compare_single_tasks(
 
 
 class _Examples:
-    """Training data, whole or those with the label of one task."""
+    """Data with labels of all tasks, or of one."""
 
-    def __init__(self, data: Any, batch_size: int) -> None:
-        self._data, self._size = data, batch_size
-        if not isinstance(data, tf.data.Dataset):
-            if not isinstance(data, (tuple, list)) or len(data) != 2:
-                raise ValueError(
-                    "`data` must be (x, labels) or a batched tf.data.Dataset of them. Received: "
-                    f"data of type {type(data).__name__}."
-                )
-            return
-        self._steps = int(data.cardinality())
-        if self._steps < 1:
+    def __init__(self, data: Any, batch_size: int, argument: str = "validation_data") -> None:
+        self._data, self._size, self._argument = data, batch_size, argument
+        self._is_dataset = isinstance(data, tf.data.Dataset)
+        if not self._is_dataset and (
+            not isinstance(data, (tuple, list)) or len(data) not in (2, 3)
+        ):
             raise ValueError(
-                "A comparison with as many steps needs a data set of a known number of batches, "
-                f"above 0. Received: a cardinality of {self._steps}. Tell it: "
-                "dataset.apply(tf.data.experimental.assert_cardinality(n))."
+                f"`{argument}` must be (x, labels), (x, labels, sample_weight) or a batched "
+                f"tf.data.Dataset of them. Received: {argument} of type {type(data).__name__}."
+            )
+
+    def check(self, name: str, task: Any) -> None:
+        """Raises `ValueError` unless the data end and have a label of a task."""
+        if self._is_dataset and self._data.cardinality() == tf.data.INFINITE_CARDINALITY:
+            raise _no_number(int(self._data.cardinality()))
+        if not any(_has_label(task, y[name]).any() for y in self._labels() if name in y):
+            raise ValueError(
+                f"Each task needs labels in `{self._argument}`. Received: none of the task "
+                f"{name!r}."
             )
 
     def all(self) -> dict[str, Any]:
-        """Returns arguments of `fit`."""
-        if isinstance(self._data, tf.data.Dataset):
+        """Returns arguments of `fit` or `evaluate`."""
+        if self._is_dataset:
             return {"x": self._data}
-        return {"x": self._data[0], "y": self._data[1], "batch_size": self._size}
+        x, y, *weight = self._data
+        weights = {"sample_weight": weight[0]} if weight else {}
+        return {"x": x, "y": y, "batch_size": self._size, **weights}
+
+    def alone(self, name: str) -> dict[str, Any]:
+        """Returns arguments of `evaluate` with the labels of one task."""
+        if self._is_dataset:
+            return {"x": self._data.map(lambda *batch: _labels_of(name, *batch))}
+        x, y, *weight = _labels_of(name, *self._data)
+        weights = {"sample_weight": weight[0]} if weight else {}
+        return {"x": x, "y": y, "batch_size": self._size, **weights}
 
     def of(self, name: str, task: Any) -> dict[str, Any]:
-        """Returns arguments of a `fit` of as many steps on one task."""
-        if not isinstance(self._data, tf.data.Dataset):
-            x, y = self._data
-            count = len(keras.tree.flatten(x)[0])
-            rows = np.flatnonzero(_has_label(task, y[name])) if name in y else []
-            if len(rows) == 0:
-                raise ValueError(f"Each task needs labels. Received: none of the task {name!r}.")
-            rows = np.resize(rows, count)
+        """Returns arguments of a `fit` of as many steps as on all data, on one task."""
+        if not self._is_dataset:
+            x, *rest = _labels_of(name, *self._data)
+            rows = np.resize(np.flatnonzero(_has_label(task, rest[0])), len(rest[0]))
             x = keras.tree.map_structure(lambda leaf: np.asarray(leaf)[rows], x)
-            return {"x": x, "y": np.asarray(y[name])[rows], "batch_size": self._size}
+            rest = [np.asarray(part)[rows] for part in rest]
+            arguments = dict(zip(("y", "sample_weight"), rest, strict=False))
+            return {"x": x, **arguments, "batch_size": self._size}
 
-        def labelled(x: Any, y: Any) -> Any:
+        def labelled(x: Any, y: Any, *_: Any) -> Any:
             return tf.reduce_any(is_present(task, y))
 
-        batches = self._data.map(lambda x, y, *_: (x, y[name]))
+        steps = int(self._data.cardinality())
+        if steps < 1:
+            raise _no_number(steps)
+        batches = self._data.map(lambda *batch: _labels_of(name, *batch))
         size = next(iter(batches.take(1)))[1].shape[0]
         examples = batches.unbatch().filter(labelled).repeat().shuffle(8 * size)
-        return {"x": examples.batch(size).take(self._steps)}
+        return {"x": examples.batch(size).take(steps)}
+
+    def _labels(self) -> Iterator[Mapping[str, Any]]:
+        if self._is_dataset:
+            yield from (batch[1] for batch in self._data)
+        else:
+            yield self._data[1]
+
+
+def _no_number(steps: int) -> ValueError:
+    return ValueError(
+        "A comparison with as many steps needs a data set of a known number of batches, above 0. "
+        f"Received: a cardinality of {steps}. Tell it: "
+        "dataset.apply(tf.data.experimental.assert_cardinality(n))."
+    )
+
+
+def _labels_of(name: str, x: Any, y: Any, *weight: Any) -> tuple[Any, ...]:
+    """Returns an example or a batch with labels and weights of one task."""
+    own = [part.get(name) if isinstance(part, Mapping) else part for part in weight]
+    return (x, y[name], *(part for part in own if part is not None))
 
 
 def _has_label(task: Any, y: Any) -> np.ndarray:
@@ -205,15 +243,6 @@ def _twin(model: Model, name: str) -> Model:
     rates = dict(zip(map(id, again.trainable_variables), multipliers, strict=True))
     own = [rates[id(variable)] for variable in twin.trainable_variables]
     return compile_tasks(twin, with_multipliers(optimizer, own))
-
-
-def _evaluate(model: Model, data: Any, name: str | None) -> dict[str, float]:
-    """Returns the results of a model; with `name`, of a twin for that task."""
-    if isinstance(data, tf.data.Dataset):
-        data = data if name is None else data.map(lambda x, y, *_: (x, y[name]))
-        return model.evaluate(data, verbose=0, return_dict=True)
-    x, y = data
-    return model.evaluate(x, y if name is None else y[name], verbose=0, return_dict=True)
 
 
 def _sign(metric: keras.metrics.Metric) -> int:

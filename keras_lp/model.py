@@ -9,6 +9,7 @@ import keras
 import tensorflow as tf
 
 from keras_lp import checks, features
+from keras_lp.absent import unknown_as_nan, with_unknown_hidden
 from keras_lp.balanced_step import balanced_step
 from keras_lp.balancing import Balancing, balancing_of
 from keras_lp.caching import computed_once
@@ -34,6 +35,9 @@ class Model(keras.Model):
     - a missing label (-1 for `Classification` and the entries of `MultiLabel`, NaN for
       `Regression`, or a task's key absent from the dict of labels) takes no part in the loss and
       the metrics, nor in what they are divided by;
+    - loss and metrics of a task without any label, in `evaluate`, in an epoch or in its
+      validation, are NaN, which is not 0; callbacks do not get them, so that EarlyStopping never
+      takes them for the best;
     - `fit` looks at inputs and labels before they are used (arrays and `tf.data.Dataset`s), and
       refuses a model whose `trainable` flags changed since `compile`;
     - `fit` computes the features of a frozen backbone once, see `lp.transfer_model`;
@@ -134,10 +138,10 @@ class Model(keras.Model):
         standardize(heads(self), label_batches(arguments))
         balance_classes(heads(self), label_batches(arguments))
         if self._is_extended():
-            return super().fit(**_with_epoch_ends(self, arguments))
+            return super().fit(**_with_own_callbacks(self, arguments))
         with fast_statistics(self, arguments), computed_once(self, arguments) as arguments:
             scale_features(self, arguments["x"])
-            history = super().fit(**_with_epoch_ends(self, arguments))
+            history = super().fit(**_with_own_callbacks(self, arguments))
         line = unfinished(history, can_be_solved(self)) if verbose not in (0, False) else None
         if line is not None:
             print(line)
@@ -236,7 +240,7 @@ class Model(keras.Model):
         if not self.losses:  # a penalty has no label to count: Keras's mean of batches stays
             factors = loss_weights(self)
             logs["loss"] = sum(factors[name] * value for name, value in exact.items())
-        return logs
+        return unknown_as_nan(self, logs)
 
     def get_compile_config(self) -> dict[str, Any]:
         """Returns the arguments of `compile`, and which layers train."""
@@ -287,21 +291,24 @@ class _EpochEnd(keras.callbacks.Callback):
         self._balancing = balancing
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        losses = {task: (logs or {}).get(f"{task}_loss", 0.0) for task in self._balancing.tasks}
-        # A mean over no labels is 0.
+        losses = {task: (logs or {}).get(f"{task}_loss") for task in self._balancing.tasks}
         self._balancing.end_epoch({task: loss for task, loss in losses.items() if loss})
 
 
-def _with_epoch_ends(model: keras.Model, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Returns the arguments of `fit` with a callback where the balancing looks at epochs."""
+def _with_own_callbacks(model: keras.Model, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Returns the arguments of `fit` with the callbacks of this package around those given."""
     balancing, callbacks = balancing_of(model), arguments["callbacks"]
-    if balancing is None or type(balancing).end_epoch is Balancing.end_epoch:
-        return arguments
-    if isinstance(callbacks, keras.callbacks.CallbackList):
-        callbacks.append(_EpochEnd(balancing))
-        return arguments
-    # First, so that what is saved at the end of an epoch goes on from there.
-    return {**arguments, "callbacks": [_EpochEnd(balancing), *keras.tree.flatten(callbacks or [])]}
+    first = []
+    if balancing is not None and type(balancing).end_epoch is not Balancing.end_epoch:
+        first = [_EpochEnd(balancing)]  # so that what is saved after an epoch goes on from there
+    if not isinstance(callbacks, keras.callbacks.CallbackList):
+        given = keras.tree.flatten(callbacks or [])
+        return {**arguments, "callbacks": with_unknown_hidden([*first, *given])}
+    given = [one for one in callbacks.callbacks if not isinstance(one, keras.callbacks.History)]
+    after = [one for one in callbacks.callbacks if isinstance(one, keras.callbacks.History)]
+    callbacks.callbacks = [*with_unknown_hidden([*first, *given]), *after]
+    callbacks.set_model(model)
+    return arguments
 
 
 def by_task(model: keras.Model, y: Any, y_pred: Any, sample_weight: Any) -> list[tuple[Any, ...]]:

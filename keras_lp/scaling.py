@@ -25,6 +25,7 @@ from keras_lp.head_solver import moments
 from keras_lp.heads import Head, heads
 
 SAMPLE = 1024  # examples of a data set that the scale is taken from
+LEAST = 0.3  # share of the median deviation; blown up more, a column's noise would drown the others
 
 
 def scale_features(model: keras.Model, x: Any) -> None:
@@ -53,13 +54,17 @@ def waiting_heads(model: keras.Model) -> list[Head]:
 def set_scale(heads: Sequence[Head], mean: np.ndarray, deviation: np.ndarray) -> None:
     """Makes heads see their inputs with mean 0 and deviation 1; their outputs stay the same.
 
+    Columns that vary less than `LEAST` of the median are divided by that, so they stay below 1.
+
     Args:
         heads: the heads.
         mean: of the columns, `(columns,)`.
         deviation: of the columns, infinite for a constant column, which stays as it is.
     """
     constant = np.isinf(deviation)
-    mean, deviation = np.where(constant, 0, mean), np.where(constant, 1, deviation)
+    least = LEAST * np.median(deviation[~constant]) if not constant.all() else 0
+    mean, deviation = np.where(constant, 0, mean), np.maximum(deviation, least)
+    deviation = np.where(constant, 1, deviation)
     for head in heads:
         head.scale_inputs(mean, 1 / deviation)
 

@@ -15,6 +15,7 @@ import keras
 import numpy as np
 
 from keras_lp import checks
+from keras_lp.absent import with_unknown_hidden
 from keras_lp.federated import tff_runtime
 from keras_lp.federated.checkpoints import Checkpoints, describe_model, describe_optimizer, digest
 from keras_lp.federated.client_work import LocalTraining
@@ -150,6 +151,7 @@ al., 2021 (arXiv:2003.00295) |
         }
         self._ends: list[list[Any]] = []  # [last round, stopped by a callback] of calls of `fit`
         self._calls = 0
+        self._unknown: set[str] = set()  # the names of this round's logs that are so
         self._logs: list[dict[str, Any]] = []  # of all rounds
 
     @checks.plain_errors()
@@ -197,10 +199,12 @@ al., 2021 (arXiv:2003.00295) |
         Returns:
             A `keras.callbacks.History` with an epoch per round: `loss` and the metrics over the
             examples that the clients trained on (as they trained), `val_*`, `clients` (sampled),
-            `dropped` (those of them whose update was not finite: it counts nothing),
-            `update_norm` (the L2 norm of the mean update), `bytes_up` and `bytes_down` (the sizes
-            of the weights sent, over all clients; in the first round also those of the sums and
-            of the scale of the features) and `seconds`, validation left out.
+            `dropped` (those of them whose update was not finite, or beyond 1e19: it counts
+            nothing), `update_norm` (the L2 norm of the mean update), `bytes_up` and `bytes_down`
+            (the sizes of the weights sent, over all clients; in the first round also those of the
+            sums and of the scale of the features) and `seconds`, validation left out. Where no
+            label of a task took part, its loss and metrics are NaN, and callbacks do not get
+            them.
 
         Raises:
             ValueError: no client, more clients a round than there are, a client without
@@ -236,7 +240,10 @@ al., 2021 (arXiv:2003.00295) |
                     logs = self._rounds.run(source, self._sample(source), self._random())
                     self.rounds_done += 1
                     self._warn_of_dropped(logs)
-                    logs.update(validate(self.rounds_done))
+                    validated, unknown = validate(self.rounds_done)
+                    logs.update(validated)
+                    self._unknown.clear()
+                    self._unknown |= self._rounds.unknown | unknown
                     if verbose:
                         print_round(self.rounds_done, last, logs)
                     self._logs.append(dict(logs))
@@ -338,9 +345,10 @@ al., 2021 (arXiv:2003.00295) |
         Returns:
             A dict with, for the loss and each metric that is one number: `<name>` over all
             examples, as `model.evaluate` gives it on the clients' data together;
-            `mean_<name>`, the mean over clients, each counting the same; and
-            `worst_decile_<name>`, the mean over the worst tenth of the clients (one at least),
-            where Keras knows which direction is worse; and `clients`, their number.
+            `mean_<name>`, the mean over the clients that have such labels, each counting the
+            same; and `worst_decile_<name>`, the mean over the worst tenth of these (one at
+            least), where Keras knows which direction is worse; and `clients`, the number of all.
+            What no client has a label for is NaN.
 
         Raises:
             ValueError: no client, a client without examples or with bad ones.
@@ -353,8 +361,8 @@ al., 2021 (arXiv:2003.00295) |
         check_model(self.model)
         with Source(self.model, clients) as source:
             tff_runtime.load_tff()
-            totals, each = self._rounds.evaluate(source)
-        return {**summary(self.model, totals, each), "clients": len(source.ids)}
+            results = self._rounds.evaluate(source)
+        return {**summary(self.model, *results), "clients": len(source.ids)}
 
     def _check_sample(self, source: Source) -> None:
         if self.clients_per_round is not None and self.clients_per_round > len(source.ids):
@@ -383,8 +391,9 @@ al., 2021 (arXiv:2003.00295) |
 
     def _begin(self, callbacks: Callbacks | None, first: int, last: int) -> Any:
         """Starts the callbacks; the history of rounds before a restart is there already."""
+        given = [callbacks] if isinstance(callbacks, keras.callbacks.Callback) else callbacks or []
         callback_list = keras.callbacks.CallbackList(
-            [callbacks] if isinstance(callbacks, keras.callbacks.Callback) else callbacks,
+            with_unknown_hidden(given, self._unknown),
             add_history=True,
             add_progbar=False,
             model=self.model,

@@ -7,8 +7,9 @@ optimizer, traced without state into one loop over batches.
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ import keras
 import tensorflow as tf
 
 from keras_lp import features
+from keras_lp.absent import seen
 from keras_lp.federated.files import read_tensor, write_tensor
+from keras_lp.federated.merging import Merging
 from keras_lp.federated.optimizers import stateless_optimizer
 
 Tensors = tuple[tf.Tensor, ...]
@@ -45,16 +48,19 @@ class StatelessModel:
         model: a compiled model whose metrics are built.
         folder: where `write_frozen` puts the weights that do not train.
         on_features: whether the inputs are features of the frozen backbone.
+        merging: how the states of metrics of several clients become one.
     """
 
-    def __init__(self, model: keras.Model, folder: Path, on_features: bool) -> None:
+    def __init__(
+        self, model: keras.Model, folder: Path, on_features: bool, merging: Merging
+    ) -> None:
         self.model = model
         self._random = [v for v in model.non_trainable_variables if _is_random(v)]
         below = features.feature_model(model).variables if on_features else []
         unused = {id(variable) for variable in (*below, *self._random)}
         self._frozen = [v for v in model.non_trainable_variables if id(v) not in unused]
         self._folder = folder
-        self.metrics_start = [tf.zeros(v.shape, v.dtype).numpy() for v in model.metrics_variables]
+        self.merging = merging
 
     def write_frozen(self) -> None:
         """Writes the weights that do not train to files, where clients read them.
@@ -95,7 +101,8 @@ class StatelessModel:
         with keras.StatelessScope(state_mapping=mapping, collect_losses=True) as scope:
             before = [scope.get_current_value(v) for v in self._frozen]
             y_pred = model(x, training=training)
-            loss = model.compute_loss(x, y, y_pred, sample_weight, training=training)
+            with _over_examples(model, _count(data)):
+                loss = model.compute_loss(x, y, y_pred, sample_weight, training=training)
             model._loss_tracker.update_state(loss, sample_weight=_count(data))
             model.compute_metrics(x, y, y_pred, sample_weight)
             self._check_still(before, scope)
@@ -104,9 +111,19 @@ class StatelessModel:
 
     def results(self, metrics: Sequence[Any]) -> dict[str, Any]:
         """Returns the model's logs for given values of its metrics' variables."""
+        with self._scope(metrics):
+            results = self.model.get_metrics_result()
+            # A metric may return its variable, which has its value here only.
+            return {name: tf.convert_to_tensor(value) for name, value in results.items()}
+
+    def seen(self, metrics: Sequence[Any]) -> dict[str, Any]:
+        """Returns for each of `results` whether a label went into it."""
+        with self._scope(metrics):
+            return seen(self.model, self.model.get_metrics_result())
+
+    def _scope(self, metrics: Sequence[Any]) -> keras.StatelessScope:
         values = zip(self.model.metrics_variables, map(tf.convert_to_tensor, metrics), strict=True)
-        with keras.StatelessScope(state_mapping=list(values)):
-            return dict(self.model.get_metrics_result())
+        return keras.StatelessScope(state_mapping=list(values))
 
     def _check_still(self, before: Sequence[Any], scope: Any) -> None:
         """Refuses state that changes in training but is neither averaged nor a seed."""
@@ -134,9 +151,9 @@ def train_block(
     """Returns what trains the clients of a block: `(weights, block) -> result`.
 
     The result has `update`, the sum over the block's clients of their updates (weights sent minus
-    weights trained) times their share; `shares`, the sum of the shares; `metrics`, the sum of the
-    metrics' variables; and `dropped`, `(count,)`, 1 for each client whose update was not finite:
-    its update, share and metrics are left out.
+    weights trained) times their share; `shares`, the sum of the shares; `metrics`, the sum of what
+    `Merging.part` gives of the metrics; and `dropped`, `(count,)`, 1 for each client whose update
+    was not finite, or its norm (1.8e19 and more): its update, share and metrics are left out.
 
     Args:
         stateless: the model.
@@ -145,7 +162,7 @@ def train_block(
         count: how many clients there are in the round.
         read_rows: what `blocks.rows_reader` returned.
     """
-    train = _client_training(stateless, local)
+    train, merging = _client_training(stateless, local), stateless.merging
 
     def train_all(start: Tensors, block: Any) -> Any:
         frozen, rows_of_all = stateless.read_frozen(), read_rows(block["number"])
@@ -157,24 +174,25 @@ def train_block(
             )
             weights, metrics = train(start, frozen, data, block["seeds"][i], block["learning_rate"])
             updates = [before - after for before, after in zip(start, weights, strict=True)]
-            finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(u)) for u in updates])
-            share = tf.where(finite, block["shares"][i], 0.0)
+            updates = [
+                tf.cast(block["shares"][i][group], u.dtype) * u
+                for group, u in zip(groups, updates, strict=True)
+            ]
+            norm = tf.linalg.global_norm([tf.cast(u, tf.float32) for u in updates])
+            finite = tf.math.is_finite(norm)
+            place = tf.one_hot(block["positions"][i], count, on_value=True, off_value=False)
             result = collections.OrderedDict(
-                update=tuple(
-                    tf.cast(share[group], u.dtype) * _where(finite, u)
-                    for group, u in zip(groups, updates, strict=True)
-                ),
-                shares=share,
-                metrics=tuple(_where(finite, value) for value in metrics),
-                dropped=tf.one_hot(block["positions"][i], count, dtype=tf.int32)
-                * tf.cast(~finite, tf.int32),
+                update=tuple(tf.where(finite, u, tf.zeros_like(u)) for u in updates),
+                shares=tf.where(finite, block["shares"][i], 0.0),
+                metrics=merging.part(metrics, place & finite),
+                dropped=tf.cast(place & ~finite, tf.int32),
             )
             return i + 1, tf.nest.map_structure(tf.add, sums, result)
 
         nothing = collections.OrderedDict(
             update=tuple(tf.zeros_like(value) for value in start),
             shares=tf.zeros_like(block["shares"][0]),
-            metrics=tuple(tf.constant(value) for value in stateless.metrics_start),
+            metrics=merging.nothing(count),
             dropped=tf.zeros([count], tf.int32),
         )
         clients = tf.shape(ends)[0]
@@ -188,10 +206,11 @@ def evaluate_block(
 ) -> Callable[[Tensors, Any], Any]:
     """Returns what evaluates the clients of a block: `(weights, block) -> result`.
 
-    The result has `metrics`, the sum of the metrics' variables, and `clients`,
+    The result has `metrics`, the sum of what `Merging.part` gives of the metrics; `clients`,
     `(count, results)`, the scalar results of each client of the block, in the order of their
-    names, and 0 elsewhere.
+    names, and 0 elsewhere; and `seen`, of that shape, 1 where a label went into the result.
     """
+    merging = stateless.merging
 
     def evaluate(weights: Tensors, frozen: Tensors, data: Any, seed: tf.Tensor) -> Any:
         random = stateless.random_start(seed)
@@ -203,29 +222,35 @@ def evaluate_block(
             *_, metrics = stateless.forward(weights, frozen, random, metrics, batch, False)
             return last, metrics
 
-        start = tuple(tf.constant(value) for value in stateless.metrics_start)
-        return tf.while_loop(lambda i, _: i < examples, step, (tf.constant(0), start))[1]
+        return tf.while_loop(lambda i, _: i < examples, step, (tf.constant(0), merging.start()))[1]
 
     def evaluate_all(weights: Tensors, block: Any) -> Any:
         frozen, rows_of_all = stateless.read_frozen(), read_rows(block["number"])
         ends = tf.cumsum(block["examples"])
-        start = tuple(tf.constant(value) for value in stateless.metrics_start)
-        names = len(scalars(stateless.results(start)))
+        names = list(scalars(stateless.results(merging.start())))
 
-        def evaluate_next(i: tf.Tensor, metrics: Tensors, clients: tf.Tensor) -> Any:
+        def evaluate_next(i: tf.Tensor, sums: Any) -> Any:
             data = tf.nest.map_structure(
                 lambda rows: rows[ends[i] - block["examples"][i] : ends[i]], rows_of_all
             )
             own = evaluate(weights, frozen, data, block["seeds"][i])
-            row = [tf.cast(v, tf.float32) for v in scalars(stateless.results(own)).values()]
-            place = tf.one_hot(block["positions"][i], count)[:, None]
-            metrics = tuple(a + b for a, b in zip(metrics, own, strict=True))
-            return i + 1, metrics, tf.where(place > 0, tf.stack(row)[None], clients)
+            results, labels = stateless.results(own), stateless.seen(own)
+            place = tf.one_hot(block["positions"][i], count, on_value=True, off_value=False)
+            weighed = _any_weight(data)
+            rows = (
+                tf.stack([tf.cast(results[name], tf.float32) for name in names]),
+                tf.stack([tf.cast(labels[name] & weighed, tf.float32) for name in names]),
+            )
+            clients, seen = (tf.where(place[:, None], row, 0.0) for row in rows)
+            result = collections.OrderedDict(
+                metrics=merging.part(own, place), clients=clients, seen=seen
+            )
+            return i + 1, tf.nest.map_structure(tf.add, sums, result)
 
-        state = (tf.constant(0), start, tf.zeros([count, names]))
+        table = tf.zeros([count, len(names)])
+        nothing = collections.OrderedDict(metrics=merging.nothing(count), clients=table, seen=table)
         clients = tf.shape(ends)[0]
-        _, metrics, table = tf.while_loop(lambda i, *_: i < clients, evaluate_next, state)
-        return collections.OrderedDict(metrics=metrics, clients=table)
+        return tf.while_loop(lambda i, _: i < clients, evaluate_next, (tf.constant(0), nothing))[1]
 
     return _without_captures(evaluate_all)
 
@@ -281,7 +306,7 @@ def _client_training(stateless: StatelessModel, local: LocalTraining) -> Callabl
             tf.cast(rate, value.dtype) if own else tf.constant(value)
             for value, own in zip(optimizer_start, is_rate, strict=True)
         )
-        metrics = tuple(tf.constant(value) for value in stateless.metrics_start)
+        metrics = stateless.merging.start()
         state = (tf.constant(0), start, slots, stateless.random_start(seed), metrics)
         total = steps * local.epochs
         _, weights, _, _, metrics = tf.while_loop(lambda i, *_: i < total, step, state)
@@ -306,8 +331,24 @@ def _without_captures(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def _where(finite: tf.Tensor, value: tf.Tensor) -> tf.Tensor:
-    return tf.where(finite, value, tf.zeros_like(value))
+@contextlib.contextmanager
+def _over_examples(model: keras.Model, count: tf.Tensor) -> Iterator[None]:
+    """Makes Keras's losses by output, which are means over batches, means over examples."""
+    means = [*getattr(model._compile_loss, "metrics", [])]
+    before = [(mean.total + 0.0, mean.count + 0.0) for mean in means]
+    for mean in means:
+        mean.reset_state()
+    yield
+    for mean, (total, weight) in zip(means, before, strict=True):
+        own = tf.cast(count, total.dtype)
+        mean.total.assign(total + mean.result() * own)
+        mean.count.assign(weight + own)
+
+
+def _any_weight(data: Any) -> tf.Tensor:
+    """Whether an example has a weight above 0."""
+    weights = tf.nest.flatten(data[2:])
+    return tf.reduce_any([tf.reduce_any(weight > 0) for weight in weights] or [True])
 
 
 def _count(data: Any) -> tf.Tensor:

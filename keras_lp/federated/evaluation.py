@@ -10,7 +10,10 @@ import numpy as np
 
 
 def summary(
-    model: keras.Model, totals: Mapping[str, float], each: Mapping[str, np.ndarray]
+    model: keras.Model,
+    totals: Mapping[str, float],
+    each: Mapping[str, np.ndarray],
+    seen: Mapping[str, np.ndarray],
 ) -> dict[str, float]:
     """Returns what `FederatedAveraging.evaluate` returns, without the number of clients.
 
@@ -18,9 +21,13 @@ def summary(
         model: the model, whose metrics say which direction is better.
         totals: results over all examples by name.
         each: results of the clients by name, `(clients,)`.
+        seen: for each of these whether a label of the client went into it.
     """
     figures = dict(totals)
     for name, values in each.items():
+        values = values[seen[name]]
+        if not len(values):
+            values = np.array([np.nan])
         figures[f"mean_{name}"] = float(np.mean(values))
         direction = _better(model, name)
         if direction:

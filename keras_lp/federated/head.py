@@ -74,7 +74,7 @@ def fit_head(
 
         point = _minimize(objective, problem.start(), tolerance, verbose)
         _write(known, problem.weights(point), scales)
-        rounds.history.history.update({k: [v] for k, v in validate(1).items()})
+        rounds.history.history.update({k: [v] for k, v in validate(1)[0].items()})
     return rounds.history
 
 

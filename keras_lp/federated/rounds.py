@@ -27,6 +27,7 @@ from keras_lp.federated.client_work import (
     train_block,
 )
 from keras_lp.federated.groups import Groups
+from keras_lp.federated.merging import find_merging
 from keras_lp.federated.source import Source
 from keras_lp.heads import heads
 from keras_lp.scaling import waiting_heads
@@ -45,6 +46,7 @@ class Rounds:
 
     Attributes:
         dropped: the clients whose update was not finite in the last round.
+        unknown: the names of the logs of the last round that no label went into; they are NaN.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class Rounds:
         self._slots: tuple[np.ndarray, ...] | None = None  # of the server's optimizer
         self._slots_of: list[int] | None = None
         self.dropped: list[Hashable] = []
+        self.unknown: set[str] = set()
         # Weights that do not train and the clients' data, as files: clients have them, they travel
         # in no message.
         self._folder = Path(tempfile.mkdtemp(prefix="keras_lp_"))
@@ -108,11 +111,7 @@ class Rounds:
         measured = output.metrics["client_work"]
         flags = np.asarray(measured["dropped"])
         self.dropped = [client for client, flag in zip(clients, flags, strict=True) if flag]
-        logs = self._training.stateless.results(measured["metrics"])
-        logs = {name: _plain(value) for name, value in logs.items()}
-        if len(self.dropped) == len(clients):
-            logs = {name: np.full_like(value, np.nan)[()] for name, value in logs.items()}
-            logs = {name: _plain(value) for name, value in logs.items()}
+        logs = self._results([measured["metrics"]], all_dropped=len(self.dropped) == len(clients))
         size = sum(array.nbytes for array in weights)
         return {
             **logs,
@@ -124,10 +123,26 @@ class Rounds:
             "seconds": time.perf_counter() - start,
         }
 
-    def evaluate(self, source: Source) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """Returns the results over all examples, and those of each client, `(clients,)`."""
+    def _results(self, parts: Sequence[Any], all_dropped: bool) -> dict[str, Any]:
+        """Returns the logs of a round, and notes what no label went into."""
+        stateless = self._training.stateless
+        metrics = stateless.merging.whole(parts)
+        logs = {name: _plain(value) for name, value in stateless.results(metrics).items()}
+        self.unknown = {name for name, label in stateless.seen(metrics).items() if not label}
+        if all_dropped:
+            return {name: _plain(np.full_like(value, np.nan)) for name, value in logs.items()}
+        return logs
+
+    def evaluate(
+        self, source: Source
+    ) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Returns the results over all examples, those of each client, and which exist there.
+
+        The latter two are arrays `(clients,)` by name: a client without a label of a task has no
+        results of it.
+        """
         count = min(_EVALUATED_AT_ONCE, len(source.ids))
-        groups, tables, totals = self._groups(), [], None
+        groups, tables, seen, parts = self._groups(), [], [], []
         for first in range(0, len(source.ids), count):
             data = source.load_all(source.ids[first : first + count])
             with tff_runtime.load_worker().watch():
@@ -139,14 +154,14 @@ class Rounds:
             with tff_runtime.load_worker().watch():
                 result = computation(weights, blocks)
             tables.append(np.asarray(result["clients"])[: len(data)])
-            metrics = [np.asarray(value) for value in result["metrics"]]
-            if totals is not None:
-                metrics = [a + b for a, b in zip(totals, metrics, strict=True)]
-            totals = metrics
-        logs = self._evaluation.stateless.results(totals)
-        columns = np.concatenate(tables).T
-        each = dict(zip(scalars(logs), columns, strict=True))
-        return {name: _plain(value) for name, value in scalars(logs).items()}, each
+            seen.append(np.asarray(result["seen"])[: len(data)] > 0)
+            parts.append(result["metrics"])
+        stateless = self._evaluation.stateless
+        totals = scalars(stateless.results(stateless.merging.whole(parts)))
+        each, exist = (
+            dict(zip(totals, np.concatenate(table).T, strict=True)) for table in (tables, seen)
+        )
+        return {name: _plain(value) for name, value in totals.items()}, each, exist
 
     def arrays(self) -> list[np.ndarray]:
         """Returns the state after a round: the weights that change, then the server optimizer's."""
@@ -228,7 +243,8 @@ class Rounds:
         # Builds the metrics; evaluating one example changes nothing else.
         self._model.test_on_batch(*tf.nest.map_structure(lambda array: array[:1], data))
         self._model.reset_metrics()
-        return StatelessModel(self._model, self._folder, on_features)
+        merging = find_merging(self._model, data)
+        return StatelessModel(self._model, self._folder, on_features, merging)
 
 
 class _Built:

@@ -10,23 +10,28 @@ import numpy as np
 import tensorflow as tf
 
 from keras_lp import checks
+from keras_lp.absent import unknown
 from keras_lp.linear_probe import can_be_solved
 
 
 def validation(
     model: keras.Model, data: Any, freq: int | Sequence[int]
-) -> Callable[[int], dict[str, float]]:
+) -> Callable[[int], tuple[dict[str, float], set[str]]]:
     """Checks the validation data and returns what evaluates the model on them after a round.
 
     Args:
         model: the model.
         data: arrays, a batched `tf.data.Dataset`, or None.
         freq: every so many rounds, or the rounds (counted from 1) in a list.
+
+    Returns:
+        A function from the number of a round to `(logs, unknown)`, the results and the names of
+        those that no label went into.
     """
     if not isinstance(freq, Sequence):
         checks.check_positive("validation_freq", freq, integer=True)
     if data is None:
-        return lambda _: {}
+        return lambda _: ({}, set())
     if isinstance(data, tf.data.Dataset):
         arguments = {"x": checks.checked_dataset(model, data)}
     else:
@@ -34,12 +39,13 @@ def validation(
         checks.check_examples(model, x, y, " of validation_data")
         arguments = {"x": x, "y": y, "sample_weight": sample_weight}
 
-    def validate(round_number: int) -> dict[str, float]:
+    def validate(round_number: int) -> tuple[dict[str, float], set[str]]:
         due = round_number in freq if isinstance(freq, Sequence) else round_number % freq == 0
         if not due:
-            return {}
+            return {}, set()
         results = model.evaluate(**arguments, verbose=0, return_dict=True)
-        return {f"val_{name}": value for name, value in results.items()}
+        logs = {f"val_{name}": value for name, value in results.items()}
+        return logs, unknown(model, results, "val_")
 
     return validate
 
