@@ -8,6 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_lp.balancing import balancing_of
 from keras_lp.compiled import has_own_losses
 from keras_lp.heads import heads
 
@@ -15,17 +16,23 @@ from keras_lp.heads import heads
 def seen(model: keras.Model, names: Iterable[str]) -> dict[str, Any]:
     """Returns for each result whether a label went into it, a boolean tensor.
 
-    Labels of weight 0 do not count. Names are those of `get_metrics_result`.
+    Labels of weight 0 do not count. Names are those of `get_metrics_result`. The weights of
+    balanced tasks need no label.
     """
     known = heads(model)
     if not known or not has_own_losses(model):
         return {name: ops.convert_to_tensor(True) for name in names}
+    balancing = balancing_of(model)
+    weights = {mean.name for mean in balancing.weight_means} if balancing is not None else set()
     by_task = {task: ops.greater(head.loss_mean.count, 0) for task, head in known.items()}
     by_task = {task: ops.convert_to_tensor(one) for task, one in by_task.items()}
     any_task = ops.any(ops.stack(list(by_task.values())))
     longest_first = sorted(by_task, key=len, reverse=True)
     found = {}
     for name in names:
+        if name in weights:
+            found[name] = ops.convert_to_tensor(True)
+            continue
         task = next((task for task in longest_first if name.startswith(f"{task}_")), None)
         found[name] = by_task[task] if task is not None and len(known) > 1 else any_task
     return found

@@ -25,7 +25,7 @@ from keras_lp.head_solver import moments
 from keras_lp.heads import Head, heads
 
 SAMPLE = 1024  # examples of a data set that the scale is taken from
-LEAST = 0.3  # share of the median deviation; blown up more, a column's noise would drown the others
+LEAST = 0.3  # of the median deviation; columns that vary less are mostly noise, and stay small
 
 
 def scale_features(model: keras.Model, x: Any) -> None:
@@ -54,7 +54,7 @@ def waiting_heads(model: keras.Model) -> list[Head]:
 def set_scale(heads: Sequence[Head], mean: np.ndarray, deviation: np.ndarray) -> None:
     """Makes heads see their inputs with mean 0 and deviation 1; their outputs stay the same.
 
-    Columns that vary less than `LEAST` of the median are divided by that, so they stay below 1.
+    A column whose deviation is less than `LEAST` times the median is divided by that product.
 
     Args:
         heads: the heads.

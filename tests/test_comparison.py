@@ -122,3 +122,40 @@ def test_data_that_do_not_do_are_refused(model, examples):
             lp.compare_single_tasks(
                 model, data, validation_data=examples, epochs=1, seeds=1, verbose=0
             )
+
+
+@pytest.mark.parametrize("form", [tuple, as_dataset], ids=["arrays", "dataset"])
+def test_sample_weights_count_in_training_and_comparison(model, examples, form, monkeypatch):
+    """Examples of weight 0 are as good as none."""
+    fits = []
+    monkeypatch.setattr(lp.Model, "fit", lambda self, **arguments: fits.append(arguments))
+    x, y = examples
+    weights = {name: (np.arange(200) < 40).astype("float32") for name in y}
+    found = [
+        lp.compare_single_tasks(model, train, validation_data=val, epochs=1, seeds=1, verbose=0)
+        for train, val in (
+            (form((x, y, weights)), form((x, y, weights))),
+            ((x, y), (x[:40], {name: value[:40] for name, value in y.items()})),
+        )
+    ]
+    for name in y:
+        a, b = ([one.single[name], one.multitask[name]] for one in found)
+        np.testing.assert_allclose(a, b, rtol=1e-5)
+    for arguments in fits[:3]:
+        weight = arguments["sample_weight"] if form is tuple else next(iter(arguments["x"]))[2]
+        assert np.max([np.max(one) for one in tf.nest.flatten(weight)]) == 1
+    (_, twin, _), without = fits[:3], fits[3:]
+    assert all("sample_weight" not in arguments for arguments in without)
+    if form is tuple:  # the examples with a label of this task are the 40 of weight 1
+        np.testing.assert_array_equal(twin["sample_weight"], np.ones(200))
+
+
+@pytest.mark.parametrize("form", [tuple, as_dataset], ids=["arrays", "dataset"])
+def test_validation_labels_are_checked_before_training(model, examples, form, monkeypatch):
+    monkeypatch.setattr(lp.Model, "fit", lambda *_, **__: pytest.fail("trained first"))
+    x, y = examples
+    for labels in ({"size": y["size"]}, {**y, "digit": np.full(200, -1)}):
+        with pytest.raises(ValueError, match=r"labels in `validation_data`.*'digit'"):
+            lp.compare_single_tasks(
+                model, (x, y), validation_data=form((x, labels)), epochs=1, seeds=1
+            )

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import keras_lp as lp
-from keras_lp.federated import tff_runtime
+from keras_lp.federated import rounds, tff_runtime
+from keras_lp.federated.blocks import to_blocks
 
 pytestmark = pytest.mark.skipif(
     tff_runtime.unsupported_platform() is not None, reason="TFF has wheels for Linux x86-64 only"
@@ -109,7 +110,9 @@ def test_federations_side_by_side_are_as_each_alone(clients):
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
-def test_a_worker_that_dies_in_a_round_is_restarted_and_the_round_repeated(clients, digits):
+def test_a_worker_that_dies_in_a_round_is_restarted_and_the_round_repeated(
+    clients, digits, monkeypatch
+):
     x, y = digits
     heavy = {name: (np.repeat(x, 20, 0), np.repeat(y, 20, 0)) for name in range(4)}
     models = [classifier(rate=0.01), classifier(rate=0.01)]
@@ -123,8 +126,13 @@ def test_a_worker_that_dies_in_a_round_is_restarted_and_the_round_repeated(clien
             federated.fit(heavy, 1, verbose=0)
             seconds = time.perf_counter() - start
             continue
-        timer = threading.Timer(seconds * 0.7, worker.process.kill)
-        timer.start()
+        timer = threading.Timer(seconds * 0.2, worker.process.kill)
+
+        def write_blocks(*arguments, start=timer.start):  # the last step before the worker trains
+            start()
+            return to_blocks(*arguments)
+
+        monkeypatch.setattr(rounds, "to_blocks", write_blocks)
         federated.fit(heavy, 1, verbose=0)
         timer.join()
     assert worker.restarts == restarts + 1

@@ -138,7 +138,7 @@ def test_the_scale_is_kept_in_files_and_exports(mlp, digits, tmp_path):
 
 
 def test_ten_epochs_come_near_the_optimum(digits):
-    """On features of very different sizes, as backbones give them."""
+    """On features of very different sizes, more than backbones give: small columns learn slower."""
     x, y = lp.load_dataset("digits", split="train", batch_size=-1)
     x = x.reshape(-1, 64).astype("float32") * np.logspace(-3, 2, 64, dtype="float32")
     backbone = keras.Sequential([keras.Input((64,)), keras.layers.Identity()], name="mlp")
