@@ -19,6 +19,7 @@ from keras_lp.images import augment
 from keras_lp.model import Model, input_structure
 from keras_lp.pooling import pool
 from keras_lp.scaling import is_on_features
+from keras_lp.sharing import note_training
 from keras_lp.tasks import Task, check_hidden_units
 
 HEAD = "predictions"  # the name of the head of a model with one task
@@ -219,6 +220,7 @@ def compile_tasks(model: Model, optimizer: Any) -> Model:
         loss_weights=None if plain else weights,
         weighted_metrics=metrics,
     )
+    note_training(model)
     # Built now, so that a model saved before it has trained loads without a warning.
     model.optimizer.build(model.trainable_variables)
     return model

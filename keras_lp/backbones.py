@@ -9,8 +9,6 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-import zipfile
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -18,10 +16,12 @@ import keras
 import numpy as np
 
 from keras_lp import hub
+from keras_lp.files import check_archive
 from keras_lp.freezing import leaf_layers
 from keras_lp.heads import backbone_of
 from keras_lp.images import check_image_size, fit_images
 from keras_lp.names import near
+from keras_lp.sharing import warn_if_trained
 
 BackboneLike = str | os.PathLike | keras.Model
 
@@ -79,6 +79,8 @@ def resolve_backbone(
             "its weights already. Load them with `model.load_weights(file)`, or say "
             "`pretrained=False` where they are not pretrained."
         )
+    if backbone_of(backbone) is None:
+        warn_if_trained(backbone)
     model = backbone_of(backbone) or backbone
     _check_headless(model)
     model = _functional(model, input_shape, image_size)
@@ -195,18 +197,8 @@ def _hub(
 def _load(path: str) -> keras.Model:
     if not os.path.exists(path):
         raise ValueError(f"A backbone file must exist. Received: backbone={path!r}.")
-    try:
-        return keras.models.load_model(path)
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-        reason = str(error)
-    except ValueError:
-        if zipfile.is_zipfile(path):
-            raise
-        reason = "it is no whole archive"
-    raise ValueError(
-        f"A backbone file must be whole. Received: {path}, which is damaged ({reason}). Copy or "
-        "save it again."
-    )
+    check_archive(path)
+    return keras.models.load_model(path)
 
 
 def _check_headless(model: keras.Model) -> None:

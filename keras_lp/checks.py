@@ -90,8 +90,30 @@ def check_finite(x: Any, where: str = "") -> None:
             )
 
 
-def check_label_names(tasks: Mapping[str, Task], y: Any, where: str = "") -> None:
-    """Raises `ValueError` unless labels are a dict by names of tasks."""
+def check_weights(weights: Any, where: str = "") -> None:
+    """Raises `ValueError` unless weights of examples are finite numbers of 0 or more.
+
+    Args:
+        weights: an array, a dict of arrays, or None.
+        where: what the error adds to the argument's name, such as `" of client 'a'"`.
+    """
+    for array in _arrays(weights):
+        if not np.issubdtype(array.dtype, np.number) and array.dtype != bool:
+            wrong = np.ones(array.shape, bool)
+        else:
+            wrong = ~(np.isfinite(array) & (array >= 0))
+        if wrong.any():
+            raise ValueError(
+                "Weights of examples must be finite numbers of 0 or more. Received: sample_weight"
+                f"{where} with the value {array[wrong].flat[0]} ({wrong.sum()} of {array.size} "
+                "values are not)."
+            )
+
+
+def check_label_names(
+    tasks: Mapping[str, Task], y: Any, where: str = "", argument: str = "y"
+) -> None:
+    """Raises `ValueError` unless labels, or another argument, are a dict by names of tasks."""
     if not isinstance(y, Mapping):
         raise ValueError(
             f"Labels of a model with the tasks {list(tasks)} are a dict by task. Received: "
@@ -100,8 +122,8 @@ def check_label_names(tasks: Mapping[str, Task], y: Any, where: str = "") -> Non
     unknown = [name for name in y if name not in tasks]
     if unknown:
         raise ValueError(
-            f"Labels must be named after the tasks {list(tasks)}. Received: y{where} with "
-            f"{unknown}.{near(str(unknown[0]), tasks)}"
+            f"Labels and weights must be named after the tasks {list(tasks)}. Received: "
+            f"{argument}{where} with {unknown}.{near(str(unknown[0]), tasks)}"
         )
 
 
@@ -151,14 +173,17 @@ def checked_dataset(model: keras.Model, dataset: tf.data.Dataset) -> tf.data.Dat
             "A data set to train on must yield pairs (x, y). Received: a data set of "
             f"{dataset.element_spec}."
         )
-    if isinstance(dataset.element_spec[1], Mapping):
-        check_label_names(tasks(model), dataset.element_spec[1])
+    for argument, spec in zip(("y", "sample_weight"), dataset.element_spec[1:], strict=False):
+        if isinstance(spec, Mapping) and tasks(model):
+            check_label_names(tasks(model), spec, argument=argument)
 
     def check(x: Any, y: Any, *rest: Any) -> Any:
         def look(*flat: Any) -> np.bool_:
-            xs, ys = tf.nest.pack_sequence_as((x, y), [tensor.numpy() for tensor in flat])
+            flat = [tensor.numpy() for tensor in flat]
+            xs, ys, weights = tf.nest.pack_sequence_as((x, y, rest), flat)
             try:
                 check_examples(model, xs, ys)
+                check_weights(weights)
                 warn_of_scaled_pictures(model, xs)
             except (TypeError, ValueError) as error:
                 if found is not None:
@@ -166,7 +191,7 @@ def checked_dataset(model: keras.Model, dataset: tf.data.Dataset) -> tf.data.Dat
                 raise
             return np.bool_(True)
 
-        seen = tf.py_function(look, tf.nest.flatten((x, y)), tf.bool)
+        seen = tf.py_function(look, tf.nest.flatten((x, y, rest)), tf.bool)
         with tf.control_dependencies([seen]):
             x, y, *rest = tf.nest.map_structure(tf.identity, (x, y, *rest))
         return x, label_numbers(tasks(model), y), *rest

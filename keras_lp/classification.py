@@ -113,6 +113,9 @@ class Classification(ClassTask):
     def mask_missing(self, y: Any, y_pred: Any, sample_weight: Any = None) -> tuple[Any, Any, Any]:
         return mask_labels(self, y, y_pred, sample_weight)
 
+    def _some_labels(self) -> np.ndarray:
+        return np.array([0, 1], "int32")
+
     def balanced_weights(self, positives: np.ndarray, negatives: np.ndarray) -> np.ndarray:
         """Returns n / (classes * examples of the class), 1 for a class without any."""
         present = positives > 0

@@ -110,8 +110,40 @@ def checked(model: keras.Model, data: Any) -> Any:
         return checks.checked_dataset(model, data)
     if isinstance(data, (tuple, list)) and len(data) > 1:
         check_labels(model, *data[:2])
-        return (data[0], as_numbers(model, data[1]), *data[2:])
+        x, y, *rest = data
+        weights = (as_weights(model, y, part, " of validation_data") for part in rest)
+        return (x, as_numbers(model, y), *weights)
     return data
+
+
+def as_weights(model: keras.Model, y: Any, weights: Any, where: str = "") -> Any:
+    """Returns weights of examples as Keras takes them, after checking them.
+
+    Args:
+        model: the model.
+        y: labels: arrays, or a dict of them by task.
+        weights: an array, a dict of arrays by task, or None. A task of `y` that is not in the
+            dict gets weights of 1.
+        where: what the errors add to the argument's name.
+
+    Raises:
+        ValueError: weights that are not finite or below 0, unknown tasks, or a list for several.
+    """
+    checks.check_weights(weights, where)
+    if not isinstance(y, Mapping) or not tasks(model) or weights is None:
+        return weights
+    if isinstance(weights, (list, tuple)) and all(np.ndim(one) > 0 for one in weights):
+        raise ValueError(
+            f"Weights of examples are an array for all tasks, or a dict by task. Received: "
+            f"sample_weight{where}, a list of {len(weights)} arrays."
+        )
+    if not isinstance(weights, Mapping):
+        return weights
+    checks.check_label_names(tasks(model), weights, where, "sample_weight")
+    return {
+        name: weights[name] if name in weights else np.ones(len(labels), "float32")
+        for name, labels in y.items()
+    }
 
 
 def as_numbers(model: keras.Model, y: Any, where: str = "") -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,21 @@ def named_errors(path: str | os.PathLike, what: str = "This file") -> Iterator[N
     except OSError as error:
         reason = error.strerror or str(error)
         raise OSError(error.errno, f"{what} could not be written: {reason}", str(path)) from None
+
+
+def check_archive(path: str | os.PathLike) -> None:
+    """Raises a `ValueError` with the path unless a `.keras` file is whole, by its checksums."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entry = archive.testzip()
+        reason = None if entry is None else f"{entry!r} in it does not fit its checksum"
+    except Exception as error:  # whatever damaged zip files raise
+        reason = str(error) or type(error).__name__
+    if reason is not None:
+        raise ValueError(
+            f"A .keras file must be whole. Received: {os.fspath(path)}, which is damaged "
+            f"({reason}). Copy or save it again."
+        )
 
 
 @contextlib.contextmanager

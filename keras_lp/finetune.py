@@ -18,6 +18,7 @@ from keras_lp.layerwise import check_layerwise
 from keras_lp.lora import LoRA, add_adapters, check_adapted, fold_adapters
 from keras_lp.rates import check_decay, decay_between, layerwise
 from keras_lp.scaling import fold_scales
+from keras_lp.sharing import note_training
 from keras_lp.tasks import TaskLike
 
 
@@ -175,6 +176,7 @@ def _recompile(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> ker
     if "sampler" in inspect.signature(model.compile).parameters:  # of KerasHub, unknown to Keras
         arguments["sampler"] = model.sampler
     model.compile(**arguments)
+    note_training(model)
     model.optimizer.build(model.trainable_variables)
     return model
 

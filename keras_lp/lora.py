@@ -150,7 +150,8 @@ def load_adapters(model: keras.Model, path: str | os.PathLike) -> keras.Model:
         path: the file.
 
     Raises:
-        ValueError: a model without adapters, a file that is not there, or one of other adapters.
+        ValueError: a model without adapters, a file that is not there or is damaged, or one of
+            other adapters.
 
     Example:
 
@@ -159,11 +160,12 @@ def load_adapters(model: keras.Model, path: str | os.PathLike) -> keras.Model:
     lp.load_adapters(model, "style.npz")
     ```
     """
+    from keras_lp.tflite.device import read_arrays  # its package stands on this one
+
     variables = _saved(model)
     if not os.path.exists(path):
         raise ValueError(f"A file of adapters must exist. Received: path={os.fspath(path)!r}.")
-    with np.load(path, allow_pickle=False) as file:
-        arrays = dict(file)
+    arrays = read_arrays(path)
     shapes = {name: tuple(v.shape) for name, v in variables.items()}
     found = {name: array.shape for name, array in arrays.items()}
     if shapes != found:

@@ -15,7 +15,7 @@ from keras_lp.balancing import Balancing, balancing_of
 from keras_lp.caching import computed_once
 from keras_lp.class_balance import balance_classes, with_class_weight
 from keras_lp.compiled import has_own_losses, loss_weights
-from keras_lp.data import as_numbers, check_labels, checked
+from keras_lp.data import as_numbers, as_weights, check_labels, checked
 from keras_lp.freezing import restore_flag, run_graph
 from keras_lp.heads import heads, tasks
 from keras_lp.linear_probe import can_be_solved
@@ -90,7 +90,8 @@ class Model(keras.Model):
             shuffle: as in Keras; a data set whose features are cached is shuffled too.
             class_weight: dict of weights by the number or name of a class, or `"balanced"`, for a
                 model with one task with classes; as in Keras it weighs the metrics too.
-            sample_weight: as in Keras.
+            sample_weight: weights of the examples, 0 or more: an array, or a dict of arrays by
+                task, where a task that is not in it gets weights of 1.
             initial_epoch: as in Keras.
             steps_per_epoch: as in Keras.
             validation_steps: as in Keras.
@@ -102,7 +103,8 @@ class Model(keras.Model):
 
         Raises:
             ValueError: `trainable` flags that changed since `compile`; NaN inputs; no labels,
-                or labels outside the classes, of another shape or of an unknown task. In a
+                or labels outside the classes, of another shape or of an unknown task; weights
+                below 0 or not finite. In a
                 `tf.data.Dataset` a bad value is found when its batch is reached.
             TypeError: labels that are not numbers.
         """
@@ -113,6 +115,7 @@ class Model(keras.Model):
         else:
             check_labels(self, x, y)
             warn_of_scaled_pictures(self, x)
+            sample_weight = as_weights(self, y, sample_weight)
             y = as_numbers(self, y)
         validation_data = checked(self, validation_data)
         arguments = {
@@ -148,15 +151,25 @@ class Model(keras.Model):
         return history
 
     @checks.plain_errors()
-    def evaluate(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
+    def evaluate(
+        self,
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        verbose: Any = "auto",
+        sample_weight: Any = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
         """Evaluates as `keras.Model.evaluate` does, after checking what it is given."""
-        if "_use_cached_eval_dataset" in kwargs:  # from `fit`, which has checked it
-            return super().evaluate(x, y, *args, **kwargs)
-        if isinstance(x, tf.data.Dataset):
-            x = checked(self, x)
-        elif not features.are_features(x):
-            check_labels(self, x, y)
-        return super().evaluate(x, as_numbers(self, y), *args, **kwargs)
+        if "_use_cached_eval_dataset" not in kwargs:  # else from `fit`, which has checked it
+            if isinstance(x, tf.data.Dataset):
+                x = checked(self, x)
+            elif not features.are_features(x):
+                check_labels(self, x, y)
+            sample_weight = as_weights(self, y, sample_weight)
+            y = as_numbers(self, y)
+        return super().evaluate(x, y, batch_size, verbose, sample_weight, *args, **kwargs)
 
     def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         """Predicts as `keras.Model.predict` does; a data set must be batched."""

@@ -16,7 +16,7 @@ from keras_lp.heads import Head, heads, tasks
 from keras_lp.images import Augmentation
 from keras_lp.lora import adapted_layers
 from keras_lp.multi_label import MultiLabel
-from keras_lp.pooling import TokenPooling
+from keras_lp.pooling import MaskedAveragePooling1D, MaskedMaxPooling1D, TokenPooling
 from keras_lp.regression import Regression
 from keras_lp.tasks import ClassTask, Task
 
@@ -30,9 +30,10 @@ def plain_model(model: keras.Model) -> keras.Model:
 
     What Keras cannot hold is gone: missing labels (train on whole ones), weights of classes,
     balancing, rates of layers, the names of the classes (`lp.class_names(model)` gives them), the
-    cache of features, and inference mode of what is frozen: its Dropout is on in `fit`. The loss
-    is that of the task; of a `Regression` it is in squared units of the labels. The state of the
-    optimizer is copied where it trains the same variables.
+    cache of features, and inference mode of what is frozen: its Dropout is on in `fit`. Keras
+    averages a sequence that is masked as a whole to NaN. The loss is that of the task; of a
+    `Regression` it is in squared units of the labels. The state of the optimizer is copied where
+    it trains the same variables.
 
     Args:
         model: a model that keras_lp built.
@@ -41,7 +42,8 @@ def plain_model(model: keras.Model) -> keras.Model:
         A `keras.Model`, compiled where `model` is and its losses are those of its tasks.
 
     Raises:
-        ValueError: a model without tasks, or with adapters: merge them first.
+        ValueError: a model without tasks, with adapters (merge them first), or whose pooling is
+            the maximum over masked steps.
 
     Example:
 
@@ -64,6 +66,13 @@ def plain_model(model: keras.Model) -> keras.Model:
         raise ValueError(
             "plain_model takes a model without adapters. Received: model "
             f"{model.name!r} with some. Call lp.merge_adapters(model) first."
+        )
+    layers = model._flatten_layers()
+    if _masks_steps(model) and any(isinstance(layer, MaskedMaxPooling1D) for layer in layers):
+        raise ValueError(
+            "plain_model needs layers that Keras has. Received: model "
+            f'{model.name!r} with pooling="max" over steps that may be masked; Keras takes the '
+            'maximum over all. Build it with pooling="avg".'
         )
     inputs = keras.tree.map_structure(
         lambda tensor: keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, name=tensor.name),
@@ -112,6 +121,11 @@ def _plain(operation: Any, copies: list[tuple[Any, keras.Layer]]) -> Callable[..
         return lambda x, **_: x
     if isinstance(operation, TokenPooling):
         return operation.call  # of Keras's operations, which become part of the graph
+    if isinstance(operation, MaskedMaxPooling1D):
+        pooling = keras.layers.GlobalMaxPooling1D.from_config(operation.get_config())
+        return lambda x, **_: pooling(x)  # it takes no mask
+    if isinstance(operation, MaskedAveragePooling1D):
+        return keras.layers.GlobalAveragePooling1D.from_config(operation.get_config())
     if not isinstance(operation, keras.Layer):
         return operation
     if isinstance(operation, Augmentation):
@@ -125,6 +139,13 @@ def _plain(operation: Any, copies: list[tuple[Any, keras.Layer]]) -> Callable[..
         copy = _clone(operation)
     copies.append((operation, copy))
     return copy
+
+
+def _masks_steps(model: keras.Model) -> bool:
+    return any(
+        isinstance(layer, keras.layers.Masking) or getattr(layer, "mask_zero", False)
+        for layer in model._flatten_layers()
+    )
 
 
 def _clone(layer: keras.Layer) -> keras.Layer:

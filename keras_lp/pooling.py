@@ -40,6 +40,39 @@ class TokenPooling(keras.layers.Layer):
         return {**super().get_config(), "mode": self.mode}
 
 
+@keras.saving.register_keras_serializable("keras_lp")
+class MaskedAveragePooling1D(keras.layers.GlobalAveragePooling1D):
+    """Keras's mean over the steps that are not masked, but zeros where all are: Keras gives NaN."""
+
+    def call(self, inputs: Any, mask: Any = None) -> Any:
+        """Pools inputs `(batch, steps, width)` where `mask` `(batch, steps)` is true."""
+        if mask is None:
+            return super().call(inputs)
+        weight = ops.cast(mask, inputs.dtype)[..., None]
+        return ops.sum(inputs * weight, axis=1) / ops.maximum(ops.sum(weight, axis=1), 1)
+
+
+@keras.saving.register_keras_serializable("keras_lp")
+class MaskedMaxPooling1D(keras.layers.GlobalMaxPooling1D):
+    """The maximum over the steps that are not masked, which Keras takes over all; else zeros."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.supports_masking = True
+
+    def call(self, inputs: Any, mask: Any = None) -> Any:
+        """Pools inputs `(batch, steps, width)` where `mask` `(batch, steps)` is true."""
+        if mask is None:
+            return super().call(inputs)
+        mask = ops.cast(mask, "bool")[..., None]
+        lowest = -ops.max(-inputs, axis=1, keepdims=True)  # LiteRT has no gradient of min
+        largest = ops.max(ops.where(mask, inputs, lowest), axis=1)
+        return ops.where(ops.any(mask, axis=1), largest, 0.0)
+
+    def compute_mask(self, inputs: Any, mask: Any = None) -> None:
+        """Returns None: no steps are left."""
+
+
 def pool(features: Any, pooling: str | None, padding_mask: Any = None) -> Any:
     """Adds the layer for the argument `pooling` of a builder.
 
@@ -71,8 +104,8 @@ def pool(features: Any, pooling: str | None, padding_mask: Any = None) -> Any:
     if padding_mask is not None and rank == 3:
         return TokenPooling(pooling, name="pooling")(features, padding_mask)
     layers = {
-        ("avg", 3): keras.layers.GlobalAveragePooling1D,
-        ("max", 3): keras.layers.GlobalMaxPooling1D,
+        ("avg", 3): MaskedAveragePooling1D,
+        ("max", 3): MaskedMaxPooling1D,
         ("avg", 4): keras.layers.GlobalAveragePooling2D,
         ("max", 4): keras.layers.GlobalMaxPooling2D,
     }

@@ -155,12 +155,39 @@ class Task(abc.ABC):
         return cls(**{**config, "metrics": metrics})
 
     def _new_metrics(self) -> list[keras.metrics.Metric]:
-        return [
-            self.named_metrics[metric](self.units)
-            if isinstance(metric, str)
-            else type(metric).from_config(metric.get_config())
-            for metric in self.metrics
-        ]
+        made = []
+        for metric in self.metrics:
+            if isinstance(metric, str):
+                made.append(self.named_metrics[metric](self.units))
+                continue
+            first, own = (type(metric).from_config(metric.get_config()) for _ in range(2))
+            self._check_metric(first)
+            made.append(own)
+        return made
+
+    def _check_metric(self, metric: keras.metrics.Metric) -> None:
+        """Raises `ValueError` unless a metric can be computed from labels and outputs."""
+        y, y_pred = self._some_labels(), np.array([[-3.0], [3.0]], "float32")
+        y_pred = np.repeat(y_pred, self.units, axis=-1)
+        y, y_pred, weight = self.for_metrics(*self.mask_missing(y, ops.convert_to_tensor(y_pred)))
+        try:
+            metric.update_state(y, y_pred, weight)
+            metric.result()
+        except Exception as error:
+            by_name = f" By name there are {list(self.named_metrics)}." * bool(self.named_metrics)
+            raise ValueError(
+                f"A metric of {type(self).__name__} must take labels of shape {tuple(y.shape)} and "
+                f"outputs before any activation of shape {tuple(y_pred.shape)}, here for 2 "
+                f"examples. Received: {metric.name!r} of type {type(metric).__name__}, which says: "
+                f"{str(error).splitlines()[0]}.{by_name}"
+            ) from error
+
+    def _some_labels(self) -> np.ndarray:
+        return np.zeros((2, self.units), "float32")
+
+
+def _is_unicode(text: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 TaskLike = Task | int | Sequence[str]
@@ -189,6 +216,12 @@ class ClassTask(Task):
             if not all(isinstance(name, str) for name in classes):
                 raise TypeError(
                     f"The class names of {kind} must be strings. Received: classes={classes!r}."
+                )
+            unwritable = [name for name in classes if not _is_unicode(name)]
+            if unwritable:
+                raise ValueError(
+                    f"The class names of {kind} must be text that UTF-8 can hold. Received: "
+                    f"{unwritable[0]!r} with half a surrogate pair."
                 )
             if len(set(classes)) != len(classes):
                 raise ValueError(

@@ -56,8 +56,10 @@ def transfer_model(
             of a KerasHub preset, such as `"hub:resnet_50_imagenet"`; for pictures both take raw
             values `(batch, height, width, channels)` from 0 to 255. Or a headless `keras.Model`,
             which takes what it takes; a `.keras` file; or a model that keras_lp built, whose head
-            is dropped. Text backbones of KerasHub take a dict of `token_ids` and `padding_mask`,
-            both `(batch, tokens)`.
+            is dropped. An object is used as it is: models built on one share its weights, so pass
+            a file where each is to start from the same ones, as in a search with keras-tuner. Text
+            backbones of KerasHub take a dict of `token_ids` and `padding_mask`, both
+            `(batch, tokens)`.
         task: `lp.Classification`, `lp.MultiLabel` or `lp.Regression`; a number of classes or a
             list of class names means `Classification`.
         input_shape: shape of what you feed, without the batch, such as `(96, 96, 3)`; grey

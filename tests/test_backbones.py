@@ -410,3 +410,22 @@ def test_a_damaged_backbone_file_is_named(mlp, tmp_path, damage):
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"network\.keras, which is damaged"):
         lp.transfer_model(path, 3)
+
+
+def test_a_backbone_object_that_trains_in_another_model_is_noticed(mlp, tmp_path):
+    backbone = mlp()
+    lp.transfer_model(backbone, 3)  # frozen: it stays as it is
+    model = lp.transfer_model(backbone, 3)
+    lp.finetune_model(model)
+    for build in (
+        lambda: lp.transfer_model(backbone, 3),
+        lambda: lp.multitask_model(backbone, {"a": 2}),
+        lambda: lp.finetune_model(backbone, task=3),
+    ):
+        with pytest.warns(UserWarning, match=r"share its weights.*'mlp'.*\['block0'\].*a file"):
+            build()
+    lp.transfer_model(model, 4)  # to build on what a model has learned is meant
+    backbone.save(tmp_path / "backbone.keras")
+    for _ in range(2):
+        lp.finetune_model(lp.transfer_model(tmp_path / "backbone.keras", 3))
+    lp.finetune_model(lp.transfer_model(keras.models.clone_model(backbone), 3))

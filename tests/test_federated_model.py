@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import keras_lp as lp
 from keras_lp.federated import tff_runtime
@@ -186,3 +187,75 @@ def test_sequence_models_train_as_in_keras(digits, kind):
     lp.FederatedAveraging(model, batch_size=None, local_epochs=2).fit({0: data}, 1, verbose=0)
     central.fit(*data, batch_size=40, epochs=2, verbose=0)
     same(model.get_weights(), central.get_weights())
+
+
+WORDS = np.array(["good movie", "bad film", "good film", "bad movie"])
+
+
+def of_words(layer, dtype="string"):
+    keras.utils.set_random_seed(0)
+    layers = [
+        keras.Input((1,), dtype=dtype),
+        layer,
+        keras.layers.Embedding(20, 4),
+        keras.layers.GlobalAveragePooling1D(),
+        keras.layers.Dense(1, "sigmoid"),
+    ]
+    model = keras.Sequential(layers)
+    model.compile("sgd", "binary_crossentropy")
+    return model
+
+
+def vectorization():
+    layer = keras.layers.TextVectorization(max_tokens=20, output_sequence_length=4, name="words")
+    layer.adapt(WORDS)
+    return of_words(layer), WORDS[:, None]
+
+
+LOOKUPS = {
+    "TextVectorization": vectorization,
+    "StringLookup": lambda: (
+        of_words(keras.layers.StringLookup(vocabulary=[*WORDS], name="words")),
+        WORDS[:, None],
+    ),
+    "IntegerLookup": lambda: (
+        of_words(keras.layers.IntegerLookup(vocabulary=[3, 5], name="words"), "int64"),
+        np.array([[3], [5], [3], [5]]),
+    ),
+}
+
+
+@pytest.mark.parametrize("make", LOOKUPS.values(), ids=LOOKUPS)
+def test_tables_are_refused_by_layer_before_a_round(make):
+    model, x = make()
+    y = np.array([1, 0, 1, 0])
+    model.fit(tf.constant(x), y, verbose=0)  # Keras itself trains it
+    before = model.get_weights()
+    federated = lp.FederatedAveraging(model)
+    for call in (lambda data: federated.fit(data, 1, verbose=0), federated.evaluate):
+        with pytest.raises(
+            ValueError, match=r"the layers \['words'.*Apply them to the data before"
+        ):
+            call({"a": (x, y)})
+    assert federated.rounds_done == 0
+    for old, new in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+def test_the_way_out_of_a_table_trains():
+    layer = keras.layers.StringLookup(vocabulary=[*WORDS])
+    x = layer(tf.constant(WORDS[:, None])).numpy()
+    model = of_words(keras.layers.Identity(), "int64")
+    history = lp.FederatedAveraging(model).fit({"a": (x, np.array([1, 0, 1, 0]))}, 2, verbose=0)
+    assert np.isfinite(history.history["loss"]).all()
+
+
+@pytest.mark.parametrize("variable", [tf.Variable, keras.Variable])
+def test_a_loss_with_a_variable_is_refused(variable):
+    factor = variable(2.0)
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    model.compile("sgd", lambda y, p: factor * keras.ops.mean(keras.ops.square(y - p), -1))
+    x = np.ones((6, 4), "float32")
+    model.fit(x, x[:, :1], verbose=0)
+    with pytest.raises(ValueError, match=r"no variable that is not a weight.*whose loss, metrics"):
+        lp.FederatedAveraging(model).fit({"a": (x, x[:, :1])}, 1, verbose=0)

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import keras_lp as lp
 from keras_lp.federated import tff_runtime
@@ -132,7 +133,10 @@ def test_numbers_are_padded_with_the_value_that_is_masked():
         [keras.Input((None, 2)), keras.layers.Masking(-5.0), keras.layers.LSTM(4)]
     )
     x, y = padded(clients, value=-5.0)
-    models = [lp.transfer_model(backbone, 3, trainable="all", optimizer="sgd") for _ in range(2)]
+    models = [
+        lp.transfer_model(keras.models.clone_model(backbone), 3, trainable="all", optimizer="sgd")
+        for _ in range(2)
+    ]
     models[1].set_weights(models[0].get_weights())
     models[0].fit(x, y, batch_size=30, verbose=0)
     lp.FederatedAveraging(models[1], batch_size=None).fit(clients, 1, verbose=0)
@@ -157,3 +161,136 @@ def test_without_a_mask_lengths_must_agree():
     model = lp.transfer_model(keras.Sequential(layers), 3)
     with pytest.raises(ValueError, match=r"mask_zero=True.*padding_mask"):
         lp.FederatedAveraging(model).fit(clients_of(tokens), 1, verbose=0)
+
+
+def ragged_client(steps=False):
+    """Twelve texts of 1 to 6 tokens, as lists; labels, a class each or each step."""
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, 7, 12)
+    x = [rng.integers(1, 20, n).tolist() for n in lengths]
+    return x, ([rng.integers(0, 3, n).tolist() for n in lengths] if steps else np.arange(12) % 3)
+
+
+def generated(x, y):
+    spec = tuple(
+        tf.TensorSpec(() if np.ndim(part[0]) == 0 else (None,), tf.int32) for part in (x, y)
+    )
+    return tf.data.Dataset.from_generator(
+        lambda: iter(zip(x, y, strict=True)), output_signature=spec
+    )
+
+
+def ragged(part):
+    return tf.ragged.constant(part) if isinstance(part, list) else part
+
+
+FORMS = {
+    "lists": lambda x, y: (x, y),
+    "ragged tensors": lambda x, y: (ragged(x), ragged(y)),
+    "slices": lambda x, y: tf.data.Dataset.from_tensor_slices((ragged(x), ragged(y))),
+    "generator": generated,
+}
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+@pytest.mark.parametrize("steps", [False, True], ids=["class", "steps"])
+def test_texts_of_one_client_may_differ_in_length(form, steps):
+    x, y = ragged_client(steps)
+    models = [
+        lp.transfer_model(
+            text_model(pooled=not steps), 3, pooling=None, trainable="all",
+            optimizer="sgd", learning_rate=0.5,
+        )
+        for _ in range(2)
+    ]  # fmt: skip
+    models[1].set_weights(models[0].get_weights())
+    pad = keras.utils.pad_sequences
+    models[0].fit(
+        pad(x, padding="post"),
+        pad(y, padding="post", value=-1) if steps else y,
+        batch_size=12,
+        verbose=0,
+    )
+    lp.FederatedAveraging(models[1], batch_size=None).fit({"a": form(x, y)}, 1, verbose=0)
+    assert_same(models[1], models[0])
+
+
+def tagger(mask=True):
+    """A plain Keras model with an output for each step."""
+    keras.utils.set_random_seed(0)
+    below = keras.Sequential([keras.layers.Embedding(20, 8, mask_zero=True)])
+    conv = [] if mask else [keras.layers.Conv1D(8, 1)]
+    model = keras.Sequential(
+        [keras.Input((None,), dtype="int32"), below, *conv, keras.layers.Dense(3)]
+    )
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(0.5), loss, metrics=["accuracy"])
+    return model
+
+
+def test_labels_for_each_step_of_a_plain_model_count_where_keras_masks_nothing():
+    x, y = ragged_client(steps=True)
+    ours, central = tagger(), tagger()
+    central.set_weights(ours.get_weights())
+    arrays = [keras.utils.pad_sequences(part, padding="post") for part in (x, y)]
+    expected = central.evaluate(*arrays, verbose=0, return_dict=True)
+    federated = lp.FederatedAveraging(ours, batch_size=None)
+    found = federated.evaluate({"a": (x, y)})
+    assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-5)
+    central.fit(*arrays, batch_size=12, verbose=0)
+    federated.fit({"a": (x, y)}, 1, verbose=0)
+    assert_same(ours, central)
+
+
+@pytest.mark.filterwarnings("ignore:.*does not support masking")
+def test_labels_for_each_step_need_a_mask_at_the_output():
+    model = tagger(mask=False)
+    with pytest.raises(ValueError, match=r"masks what is added.*y of client 'a' of 1 to 6 steps"):
+        lp.FederatedAveraging(model).fit({"a": ragged_client(steps=True)}, 1, verbose=0)
+
+
+def test_ragged_texts_need_a_mask():
+    layers = [
+        keras.Input((None,), dtype="int32"),
+        keras.layers.Embedding(20, 8),
+        keras.layers.GlobalAveragePooling1D(),
+    ]
+    model = lp.transfer_model(keras.Sequential(layers), 3)
+    for form in FORMS.values():
+        with pytest.raises(ValueError, match=r"mask_zero=True.*x of client 'a' of 1 to 6 steps"):
+            lp.FederatedAveraging(model).fit({"a": form(*ragged_client())}, 1, verbose=0)
+
+
+def test_single_examples_of_open_shape_and_batches_are_told_apart():
+    x, y = ragged_client()
+    data = generated(x, y)
+    with pytest.raises(ValueError, match="batched data set"):
+        lp.FederatedAveraging(build()).fit({"a": data.padded_batch(4)}, 1, verbose=0)
+    numbers = np.random.default_rng(0).normal(size=(12, 4)).astype("float32")
+    spec = (tf.TensorSpec((None,), tf.float32), tf.TensorSpec((), tf.int32))
+    singles = tf.data.Dataset.from_generator(
+        lambda: zip(numbers, y, strict=True), output_signature=spec
+    )
+    backbone = keras.Sequential([keras.Input((4,)), keras.layers.Dense(6, "relu")])
+    model = lp.transfer_model(backbone, 3, trainable="all", optimizer="sgd")
+    expected = model.evaluate(numbers, y, verbose=0)
+    found = lp.FederatedAveraging(model).evaluate({"a": singles})
+    assert [found["loss"], found["accuracy"]] == pytest.approx(expected, abs=1e-6)
+
+
+def test_strings_of_any_length_are_one_type():
+    keras.utils.set_random_seed(0)
+    layers = [
+        keras.Input((1,), dtype="string"),
+        keras.layers.Hashing(10),
+        keras.layers.Embedding(10, 4),
+        keras.layers.Flatten(),
+        keras.layers.Dense(1),
+    ]
+    model = keras.Sequential(layers)
+    model.compile("sgd", keras.losses.BinaryCrossentropy(from_logits=True))
+    words = {"a": ["good", "bad"], "b": ["terrible", "x"]}
+    clients = {name: (np.array(own)[:, None], np.array([1, 0])) for name, own in words.items()}
+    both = tf.constant([*words["a"], *words["b"]])[:, None]
+    expected = model.evaluate(both, np.array([1, 0, 1, 0]), verbose=0)
+    assert lp.FederatedAveraging(model).evaluate(clients)["loss"] == pytest.approx(expected)

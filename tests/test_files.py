@@ -116,3 +116,16 @@ def test_a_round_of_a_federation(digits, tmp_path):
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     federated.fit(clients, 2, checkpoint_dir=tmp_path, verbose=0)
     assert len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.mark.parametrize("place", [0.2, 0.5, 0.8])
+def test_a_keras_file_with_a_flipped_byte_is_named(mlp, tmp_path, place):
+    path = tmp_path / "m.keras"
+    lp.transfer_model(mlp(), 3).save(path)
+    content = bytearray(path.read_bytes())
+    content[int(place * len(content))] ^= 1
+    path.write_bytes(content)
+    for use in (lambda: lp.export_tflite(path, tmp_path / "m.tflite"),
+                lambda: lp.transfer_model(path, 3)):  # fmt: skip
+        with pytest.raises(ValueError, match=r"whole\. Received: .*m\.keras, which is damaged"):
+            use()

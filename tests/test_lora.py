@@ -126,7 +126,9 @@ def test_adapters_of_quantised_layers_are_merged_as_keras_saves_them(xy, tmp_pat
     model.fit(x, y, verbose=0)
     kernel = backbone.layers[0]._kernel
     assert kernel.dtype == "int8"
-    lp.fit_head(lp.transfer_model(backbone, 3), (x, y), verbose=0)
+    with pytest.warns(UserWarning, match="share its weights"):
+        other = lp.transfer_model(backbone, 3)
+    lp.fit_head(other, (x, y), verbose=0)
 
 
 def test_adapters_in_mixed_precision_and_of_tied_weights(xy):
@@ -274,3 +276,11 @@ def test_adapters_of_another_model_are_refused(xy, tmp_path):
     lp.save_adapters(adapted(rank=2), tmp_path / "a.npz")
     with pytest.raises(ValueError, match=r"4 arrays that differ, first '0000_.*_lora_kernel_a'"):
         lp.load_adapters(adapted(rank=3), tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("content", [b"junk" * 9, b""])
+def test_what_is_no_file_of_adapters_is_named(xy, tmp_path, content):
+    (tmp_path / "a.npz").write_bytes(content)
+    with pytest.raises(ValueError, match=r"Received: .*a\.npz.*Save or send it") as found:
+        lp.load_adapters(adapted(), tmp_path / "a.npz")
+    assert "pickle" not in str(found.value)

@@ -309,3 +309,30 @@ def test_class_weights_of_keras_are_refused_where_there_are_several_tasks(mlp, d
     model = lp.multitask_model(mlp(), {"a": 10, "b": 10})
     with pytest.raises(ValueError, match=r"lp.Classification\(..., class_weight=...\)"):
         model.fit(digits[0], {"a": digits[1]}, class_weight={0: 2.0}, verbose=0)
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        (
+            lp.Classification(2, metrics=[keras.metrics.Precision()]),
+            r"Classification must take labels of shape \(2,\) and outputs.*\(2, 2\).*'precision'.*"
+            r"By name there are \['f1'",
+        ),
+        (lp.Classification(3, metrics=[keras.metrics.AUC(from_logits=True)]), "of type AUC"),
+        (lp.Classification(3, metrics=[keras.metrics.F1Score()]), "of type F1Score"),
+        (lp.MultiLabel(3, metrics=[keras.metrics.F1Score()]), "of type F1Score"),
+    ],
+)
+def test_metrics_that_cannot_take_the_outputs_are_refused_by_the_builder(mlp, task, message):
+    with pytest.raises(ValueError, match=message):
+        lp.transfer_model(mlp(), task)
+
+
+def test_metrics_of_keras_start_without_an_example(mlp, digits):
+    task = lp.Classification(10, metrics=[keras.metrics.SparseTopKCategoricalAccuracy(3)])
+    model = lp.transfer_model(mlp(), task, trainable="all")
+    x, y = digits
+    found = model.evaluate(x, y, verbose=0, return_dict=True)["sparse_top_k_categorical_accuracy"]
+    order = np.argsort(-model.predict(x, verbose=0), axis=1)[:, :3]
+    assert found == pytest.approx((order == y[:, None]).any(1).mean())

@@ -349,3 +349,39 @@ def test_without_the_runtime_the_error_says_what_to_install(trained, tmp_path, m
     with pytest.raises(ImportError, match=r"keras_lp\[phone\]"):
         lp.export_tflite(trained, tmp_path / "m.tflite")
     assert lp.export_tflite(trained, tmp_path / "m.tflite", verify=False).max_difference is None
+
+
+@keras.saving.register_keras_serializable("tests")
+class Erf(keras.layers.Layer):
+    def call(self, x):
+        return keras.ops.erf(x)
+
+
+def words_network():
+    layer = keras.layers.TextVectorization(max_tokens=9, output_sequence_length=4, name="words")
+    layer.adapt(["good movie"])
+    return keras.Sequential([keras.Input((1,), dtype="string"), layer, keras.layers.Dense(1)])
+
+
+REFUSED = {
+    "bicubic": lambda: keras.Sequential(
+        [keras.Input((8, 9, 3)), keras.layers.Resizing(5, 4, "bicubic", name="smaller")]
+    ),
+    "area": lambda: keras.Sequential(
+        [keras.Input((8, 9, 3)), keras.layers.Resizing(5, 4, "area", name="smaller")]
+    ),
+    "erf": lambda: keras.Sequential(
+        [keras.Input((4,)), Erf(name="smaller"), keras.layers.Dense(2)]
+    ),
+    "words": words_network,
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_operations_that_phones_lack_are_named_with_their_layer(name, tmp_path):
+    layer = "words" if name == "words" else "smaller"
+    with pytest.raises(ValueError, match=rf"Received: model .* in layer .*'{layer}'") as found:
+        lp.export_tflite(REFUSED[name](), tmp_path / "m.tflite")
+    assert "MLIR" not in str(found.value)
+    assert len(str(found.value)) < 600
+    assert not list(tmp_path.iterdir())

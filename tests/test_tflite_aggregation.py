@@ -1,6 +1,10 @@
 """What phones send, averaged or refused."""
 
+import io
 import pickle
+import struct
+import tracemalloc
+import warnings
 import zipfile
 
 import keras
@@ -82,7 +86,7 @@ def wrong_updates(model, folder):
         (folder / "objects.npz", "cannot be read"),
         (folder / "pickle.npz", "cannot be read"),
         (folder / "bomb.npz", "16,000,128 bytes"),
-        (folder / "names.npz", "other weights than this model, such as '../evil'"),
+        (folder / "names.npz", "other arrays, such as '../evil'"),
         (None, "NoneType"),
         ({}, "other weights than this model"),
         ({**good, "w99_more": good[name]}, "other weights than this model"),
@@ -108,6 +112,132 @@ def test_wrong_updates_are_refused_with_the_reason_and_never_averaged(model, tmp
     for before, after in zip(start[2:4], snapshot(model)[2:4], strict=True):
         np.testing.assert_array_equal(after, before + np.float32(1))
     assert "update 6 refused: " in str(done)
+
+
+# Files that are made to break a reader
+
+
+def npy(header):
+    """An `.npy` file of a header alone."""
+    content = header.encode()
+    content += b" " * ((64 - (11 + len(content)) % 64) % 64) + b"\n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(content)) + content
+
+
+def stored(array):
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+def archive_of(weights, **instead):
+    """An `.npz` file of weights, some entries replaced by other bytes."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, value in weights.items():
+            archive.writestr(f"{name}.npy", instead.get(name, stored(value)))
+    return file.getvalue()
+
+
+def marked(content, local=None, central=None):
+    """The archive with a byte of each local and each central header changed: `(place, value)`."""
+    content = bytearray(content)
+    for mark, edit in ((b"PK\x03\x04", local), (b"PK\x01\x02", central)):
+        at = content.find(mark)
+        while edit and at >= 0:
+            content[at + edit[0]] = edit[1]
+            at = content.find(mark, at + 4)
+    return bytes(content)
+
+
+HEADER = "{'descr': '<f4', 'fortran_order': False, 'shape': (%s,), }"
+HOSTILE = {
+    "encrypted": lambda good, name: marked(archive_of(good), (6, 1), (8, 1)),
+    "unknown compression": lambda good, name: marked(archive_of(good), (8, 99), (10, 99)),
+    "version 20": lambda good, name: marked(archive_of(good), None, (6, 200)),
+    "10^13 numbers": lambda good, name: archive_of(good, **{name: npy(HEADER % 10**13)}),
+    "10^30 numbers": lambda good, name: archive_of(good, **{name: npy(HEADER % 10**30)}),
+    "-1 numbers": lambda good, name: archive_of(good, **{name: npy(HEADER % -1)}),
+    "3000 signs": lambda good, name: archive_of(good, **{name: npy("-" * 3000 + "1")}),
+    "3000 brackets": lambda good, name: archive_of(good, **{name: npy("[" * 3000)}),
+    "breaks off": lambda good, name: archive_of(good, **{name: npy("{'descr': '<f4', ")}),
+    "objects": lambda good, name: archive_of(
+        good, **{name: npy("{'descr': '|O', 'fortran_order': False, 'shape': (1,), }")}
+    ),
+    "no numbers": lambda good, name: archive_of(good, **{name: npy(HEADER % 8)}),
+    "version 9": lambda good, name: archive_of(good, **{name: b"\x93NUMPY\x09\x00"}),
+    "empty entry": lambda good, name: archive_of(good, **{name: b""}),
+}
+
+
+@pytest.mark.parametrize("make", HOSTILE.values(), ids=HOSTILE)
+def test_a_hostile_file_is_refused_and_bounded(model, tmp_path, make):
+    good = update(model, 1.0)
+    (tmp_path / "bad.npz").write_bytes(make(good, kernel(good)))
+    tracemalloc.start()
+    with pytest.warns(UserWarning, match="Not averaged: update 1"):
+        done = lp.aggregate_device_updates(model, [good, tmp_path / "bad.npz"])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert done.accepted == (0,)
+    assert "bad.npz" in done.refused[1]
+    assert peak < 2e6
+
+
+@pytest.mark.parametrize("value", [[[1], [1, 2]], "text", None, {}, [object()]])
+def test_a_dict_of_anything_else_is_refused(model, value):
+    good = update(model, 1.0)
+    with pytest.warns(UserWarning, match="Not averaged: update 1"):
+        done = lp.aggregate_device_updates(model, [good, {**good, kernel(good): value}])
+    assert done.accepted == (0,)
+
+
+def mutated(content, good, rng):
+    """The file with bytes changed, cut off or inserted, or with a header changed inside."""
+    kind = rng.integers(4)
+    if kind == 3:  # the archive is right, so that its checksum says nothing
+        name = list(good)[rng.integers(len(good))]
+        inner = bytearray(stored(good[name]))
+        for _ in range(rng.integers(1, 4)):
+            inner[rng.integers(len(inner) - good[name].nbytes)] = rng.integers(256)
+        return archive_of(good, **{name: bytes(inner)})
+    content = bytearray(content)
+    place = int(rng.integers(len(content)))
+    if kind == 0:
+        for _ in range(rng.integers(1, 5)):
+            content[rng.integers(len(content))] = rng.integers(256)
+    elif kind == 1:
+        del content[place : place + int(rng.integers(1, 64))]
+    else:
+        content[place:place] = rng.bytes(int(rng.integers(1, 64)))
+    return bytes(content)
+
+
+def check_mutated(model, folder, count, seed):
+    rng = np.random.default_rng(seed)
+    good, start = update(model, 1.0), snapshot(model)
+    content = archive_of(good)
+    lp.aggregate_device_updates(model, [good])
+    expected = snapshot(model)
+    for first in range(0, count, 50):
+        model.set_weights(start)
+        paths = [folder / f"{first + i}.npz" for i in range(min(50, count - first))]
+        for path in paths:
+            path.write_bytes(mutated(content, good, rng))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            done = lp.aggregate_device_updates(model, [good, *paths])
+        assert len(done.accepted) + len(done.refused) == len(paths) + 1
+        assert_same(expected, snapshot(model))  # what was accepted says the same
+
+
+def test_mutated_updates_neither_end_the_round_nor_change_the_average(model, tmp_path):
+    check_mutated(model, tmp_path, 200, seed=0)
+
+
+@pytest.mark.slow
+def test_many_mutated_updates(model, tmp_path):
+    check_mutated(model, tmp_path, 4000, seed=1)
 
 
 def test_an_update_of_the_last_round_is_stale(model):

@@ -18,7 +18,7 @@ import keras_lp as lp
 from keras_lp.tflite import contents
 from keras_lp.tflite.__main__ import main
 from keras_lp.tflite.contents import read_contents
-from keras_lp.tflite.metadata import label_files, read_labels, read_least_scores
+from keras_lp.tflite.metadata import label_files, read_labels, read_least_scores, with_files
 
 from .conftest import with_random_heads
 
@@ -187,9 +187,38 @@ def test_metadata_that_would_not_fit_are_refused(tmp_path):
 @given(st.lists(st.text(max_size=6), min_size=2, max_size=5, unique=True))
 def test_any_names_come_back_as_they_were(names):
     """Line breaks of all kinds, empty names, anything that Unicode has."""
+    check_names(names)
+
+
+def check_names(names):
     files = label_files("labels.txt", names)
-    assert len(files["labels.txt"].split("\n")) == len(names)
-    assert read_labels(files, "labels.txt") == names
+    lines = files["labels.txt"].split("\n")
+    assert len(lines) == len(names)
+    assert all(line == name for line, name in zip(lines, names, strict=True) if is_line(name))
+    # Other readers drop an empty last line, and nothing else.
+    assert files["labels.txt"].splitlines() == (lines if lines[-1] else lines[:-1])
+    packed = with_files(b"TFL3", files)
+    assert read_labels(contents.associated_files(packed), "labels.txt") == names
+
+
+def is_line(name):
+    return len(name.splitlines()) == 1 and name.splitlines()[0] == name
+
+
+def test_each_character_of_unicode_may_end_a_name():
+    """In names of all characters there are, and next to an empty last one."""
+    known = [chr(i) for i in range(0x110000) if not 0xD800 <= i < 0xE000]
+    check_names([f"a{character}" for character in known])
+    for end in "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029":
+        check_names([f"a{end}", "b"])
+        check_names(["a", f"b{end}"])
+        check_names([end, ""])
+    check_names(["a", ""])
+
+
+def test_half_a_surrogate_pair_is_no_name():
+    with pytest.raises(ValueError, match=r"UTF-8 can hold. Received: 'a\\ud83d'"):
+        lp.Classification(["a\ud83d", "b"])
 
 
 @pytest.fixture(scope="module")
@@ -236,7 +265,7 @@ def test_line_breaks_in_names_are_escaped_for_other_clients(mediapipe, tmp_path,
     found = exported(model, tmp_path / "m.tflite")
     assert found.labels(found.outputs[0]) == names
     (scores,), *_ = mediapipe(tmp_path / "m.tflite", pictures)
-    assert set(scores) == {"a,b", "c\\nd", "e\u2028f"}
+    assert set(scores) == {"a,b", "c\\nd", "e\\u2028f"}
 
 
 # A real client
@@ -360,8 +389,33 @@ def test_inspect_says_what_is_no_such_file(tmp_path, capsys):
             path.write_bytes(content)
         with pytest.raises(SystemExit) as stopped:
             main(["inspect", str(path)])
-        assert stopped.value.code == 2
+        assert stopped.value.code == 1
         assert message in capsys.readouterr().err
+
+
+def test_damaged_files_are_named_whatever_their_bytes_say(written, tmp_path, capsys):
+    """Two bytes of a file without checksum are changed, as of one that somebody else wrote."""
+    start = written["run"].index(b"PK\x03\x04")
+    rng, path, messages = np.random.default_rng(0), tmp_path / "m.tflite", []
+    for content in (written["run"], written["run"][:start]):
+        for _ in range(400):
+            damaged = bytearray(content)
+            for place in rng.integers(8, len(damaged), 2):
+                damaged[place] = rng.integers(256)
+            path.write_bytes(damaged)
+            try:
+                contents.inspect(path)
+            except ValueError as error:
+                messages.append(str(error))
+    assert len(messages) > 400
+    assert all("m.tflite" in message for message in messages)
+    damaged = bytearray(written["run"])
+    damaged[damaged.rindex(b"labels.txt", 0, damaged.rindex(b"PK\x01\x02"))] = ord("L")
+    path.write_bytes(damaged)
+    with pytest.raises(SystemExit) as stopped:
+        main(["inspect", str(path)])
+    assert stopped.value.code == 1
+    assert "m.tflite, which is damaged" in capsys.readouterr().err
 
 
 def test_associated_files_are_read_whatever_is_before_them():

@@ -478,3 +478,77 @@ print(trainer.evaluate(data["x"], data["y"]))
     )
     assert result.returncode == 0, result.stderr
     assert "accuracy" in result.stdout
+
+
+LOSSES = {
+    "all labels": (2, lambda y: y),
+    "the first missing": (2, lambda y: np.where(np.arange(60) < 20, -1, y)),
+    "two of three missing": (2, lambda y: np.where(np.arange(60) % 3, -1, y)),
+    "class weights": (lp.Classification(2, class_weight={1: 9.0}), lambda y: y),
+    "labels": (
+        lp.MultiLabel(2, class_weight={1: 3.0}),
+        lambda y: np.stack([y, np.where(np.arange(60) < 45, -1, 1 - y)], 1),
+    ),
+    "numbers": (
+        lp.Regression(mean=0.0, std=2.0),
+        lambda y: np.where(np.arange(60) % 4, np.nan, y).astype("float32"),
+    ),
+}
+
+
+@pytest.mark.parametrize(("task", "make"), LOSSES.values(), ids=LOSSES)
+@pytest.mark.parametrize("trainable", ["head", "all"])
+def test_the_losses_shown_are_kerass(task, make, trainable, mlp, tmp_path):
+    """Over batches of 16 examples, the last of 12, with uneven numbers of labels."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(60, 4)).astype("float32")
+    y = make((x[:, 0] > 0).astype("int32"))
+    model = lp.transfer_model(
+        mlp((6,), inputs=4), task, trainable=trainable, pretrained=True,
+        optimizer=keras.optimizers.SGD(0.05), cache_features=False,
+    )  # fmt: skip
+    options = {"trainable": trainable, "learning_rate": 0.05, "batch_size": 16}
+    lp.export_trainable_tflite(model, tmp_path / "m.tflite", **options)
+    trainer = lp.DeviceTrainer(tmp_path / "m.tflite")
+    history = model.fit(x, y, shuffle=False, batch_size=16, epochs=2, verbose=0).history
+    losses = trainer.fit(x, y, shuffle=False, epochs=2)
+    np.testing.assert_allclose(losses, history["loss"], atol=1e-5)
+    theirs, ours = trainer.evaluate(x, y), model.evaluate(x, y, verbose=0, return_dict=True)
+    shared = theirs.keys() & ours.keys()
+    assert "loss" in shared
+    assert {name: theirs[name] for name in shared} == pytest.approx(
+        {name: ours[name] for name in shared}, abs=1e-5
+    )
+
+
+def test_a_loss_of_plain_keras_and_one_without_labels(mlp, digits, tmp_path):
+    x, y = digits[0][:60], digits[1][:60]
+    model = compiled(dense(), keras.optimizers.SGD(0.05))
+    lp.export_trainable_tflite(model, tmp_path / "m.tflite", trainable="all", learning_rate=0.05)
+    history = model.fit(x, y, shuffle=False, batch_size=16, verbose=0).history
+    trainer = lp.DeviceTrainer(tmp_path / "m.tflite")
+    assert trainer.fit(x, y, shuffle=False) == pytest.approx(history["loss"], abs=1e-5)
+    model = lp.transfer_model(mlp(), 10, optimizer="sgd")
+    lp.export_trainable_tflite(model, tmp_path / "m.tflite")
+    trainer = lp.DeviceTrainer(tmp_path / "m.tflite")
+    none = np.full(60, -1)
+    before = trainer.get_weights()
+    assert np.isnan(trainer.fit(x, none)).all()
+    assert np.isnan([*trainer.evaluate(x, none).values()]).all()
+    assert_same([*before.values()], [*trainer.get_weights().values()])
+
+
+@pytest.mark.parametrize("content", [b"junk" * 9, b"", None])
+def test_what_is_no_file_of_weights_is_named(transferred, tmp_path, content):
+    path = tmp_path / "weights.npz"
+    if content is None:
+        with path.open("wb") as file:
+            np.save(file, np.zeros(3))
+    else:
+        path.write_bytes(content)
+    trainer = lp.DeviceTrainer(transferred[1])
+    with pytest.raises(ValueError, match=r"Received: .*weights\.npz.*Save or send it") as found:
+        trainer.load_weights(path)
+    assert "pickle" not in str(found.value)
+    with pytest.raises(FileNotFoundError):
+        trainer.load_weights(tmp_path / "absent.npz")

@@ -6,6 +6,7 @@ import collections
 from collections.abc import Mapping
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -13,19 +14,22 @@ import tensorflow as tf
 Arrays = tuple[Any, ...]
 
 
-def as_arrays(data: Any, what: str) -> Arrays:
+def as_arrays(data: Any, what: str, model: keras.Model | None = None) -> Arrays:
     """Returns data as arrays; those of a dict in the order of its names, which TFF wants.
+
+    Examples of different lengths become arrays of dtype object, of one array an example.
 
     Args:
         data: a tuple of arrays, or an unbatched `tf.data.Dataset`.
         what: whose data they are, for the errors.
+        model: what they are for, as in `check_unbatched`.
 
     Raises:
         ValueError: a batched or endless data set, or one of something else than pairs.
         TypeError: neither a tuple of two or three nor a data set.
     """
     if isinstance(data, tf.data.Dataset):
-        check_unbatched(data, what)
+        check_unbatched(data, what, model)
         return _read(data)
     if isinstance(data, (tuple, list)) and len(data) in (2, 3):
         return tuple(_sorted(part) for part in data if part is not None)
@@ -36,15 +40,22 @@ def as_arrays(data: Any, what: str) -> Arrays:
     )
 
 
-def check_unbatched(data: tf.data.Dataset, what: str) -> None:
-    """Raises `ValueError` unless a data set gives single examples `(x, y)` and ends."""
+def check_unbatched(data: tf.data.Dataset, what: str, model: keras.Model | None = None) -> None:
+    """Raises `ValueError` unless a data set gives single examples `(x, y)` and ends.
+
+    Args:
+        data: the data set.
+        what: whose it is, for the errors.
+        model: what it is for: the ranks of its inputs tell batches from examples. Defaults to
+            None: where all its parts begin with an open size, it gives batches.
+    """
     spec = data.element_spec
     if not (isinstance(spec, tuple) and len(spec) in (2, 3)):
         raise ValueError(
             f"The data set of {what} must yield pairs (x, y). Received: element_spec={spec}. "
             "Turn its elements into pairs with `dataset.map(...)`."
         )
-    if any(leaf.shape.rank and leaf.shape[0] is None for leaf in tf.nest.flatten(spec)):
+    if _gives_batches(spec, model):
         raise ValueError(
             f"The data set of {what} must yield single examples. Received: a batched data set, "
             f"element_spec={spec}. Use `dataset.unbatch()`."
@@ -54,6 +65,11 @@ def check_unbatched(data: tf.data.Dataset, what: str) -> None:
             f"The data set of {what} must end. Received: one that repeats without end. Drop "
             "`repeat()`: `local_epochs` says how often a client sees its data."
         )
+
+
+def is_ragged(array: np.ndarray) -> bool:
+    """Whether an array holds one array for each example, of different shapes."""
+    return array.dtype == object and array.size > 0 and isinstance(array.flat[0], np.ndarray)
 
 
 def count_examples(data: Arrays, where: str = "") -> int:
@@ -82,12 +98,40 @@ def class_of(y: np.ndarray) -> np.ndarray | None:
     return y if y.dtype.kind in "iubOSU" else None
 
 
+def _gives_batches(spec: Any, model: keras.Model | None) -> bool:
+    if model is not None:
+        inputs = tf.nest.flatten(spec[0])
+        if len(inputs) == len(model.inputs):
+            pairs = zip(inputs, model.inputs, strict=True)
+            return all(leaf.shape.rank == len(tensor.shape) for leaf, tensor in pairs)
+    return all(leaf.shape.rank and leaf.shape[0] is None for leaf in tf.nest.flatten(spec))
+
+
 def _sorted(part: Any) -> Any:
     if isinstance(part, Mapping):
-        return collections.OrderedDict((name, np.asarray(part[name])) for name in sorted(part))
-    if isinstance(part, (tuple, list)) and all(np.ndim(array) > 0 for array in part):
-        return tuple(np.asarray(array) for array in part)
-    return np.asarray(part)
+        return collections.OrderedDict((name, _array(part[name])) for name in sorted(part))
+    listed = isinstance(part, (tuple, list)) and len(part) > 0
+    if listed and all(len(getattr(one, "shape", ())) > 0 for one in part):
+        return tuple(_array(one) for one in part)
+    return _array(part)
+
+
+def _array(values: Any) -> np.ndarray:
+    """Returns an array, of dtype object where examples have different lengths."""
+    if isinstance(values, tf.RaggedTensor):
+        values = [row.to_tensor() if isinstance(row, tf.RaggedTensor) else row for row in values]
+        return _stacked(*map(np.asarray, values))
+    if isinstance(values, (tuple, list)) and values and not np.isscalar(values[0]):
+        return _stacked(*map(np.asarray, values))
+    return np.asarray(values)
+
+
+def _stacked(*examples: np.ndarray) -> np.ndarray:
+    if len({example.shape for example in examples}) <= 1:
+        return np.stack(examples)
+    stacked = np.empty(len(examples), object)
+    stacked[:] = examples
+    return stacked
 
 
 def _read(data: tf.data.Dataset) -> Arrays:
@@ -95,5 +139,6 @@ def _read(data: tf.data.Dataset) -> Arrays:
     if not examples:
         empty = tf.nest.map_structure(lambda leaf: np.zeros((0, *leaf.shape)), data.element_spec)
         return tuple(_sorted(part) for part in empty)
-    stacked = tf.nest.map_structure(lambda *leaves: np.stack(leaves), *examples)
-    return tuple(_sorted(part) for part in stacked)
+    flat = zip(*map(tf.nest.flatten, examples), strict=True)
+    stacked = [_stacked(*map(np.asarray, leaves)) for leaves in flat]
+    return tuple(_sorted(part) for part in tf.nest.pack_sequence_as(examples[0], stacked))

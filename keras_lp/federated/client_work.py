@@ -198,7 +198,7 @@ def train_block(
         clients = tf.shape(ends)[0]
         return tf.while_loop(lambda i, _: i < clients, train_next, (tf.constant(0), nothing))[1]
 
-    return _without_captures(train_all)
+    return _without_captures(train_all, stateless.model)
 
 
 def evaluate_block(
@@ -252,7 +252,7 @@ def evaluate_block(
         clients = tf.shape(ends)[0]
         return tf.while_loop(lambda i, _: i < clients, evaluate_next, (tf.constant(0), nothing))[1]
 
-    return _without_captures(evaluate_all)
+    return _without_captures(evaluate_all, stateless.model)
 
 
 def scalars(results: dict[str, Any]) -> dict[str, Any]:
@@ -315,20 +315,43 @@ def _client_training(stateless: StatelessModel, local: LocalTraining) -> Callabl
     return train
 
 
-def _without_captures(function: Callable[..., Any]) -> Callable[..., Any]:
+def _without_captures(function: Callable[..., Any], model: keras.Model) -> Callable[..., Any]:
     """Returns a function to call in TFF's graphs.
 
-    Layers may hold eager tensors (Normalization does); in TFF's graph they are constants.
+    Layers may hold eager tensors (Normalization does); in TFF's graph they are constants. Tables
+    and variables that are not weights of the model cannot be: they are refused.
     """
     traced = tf.function(function, autograph=False)
 
     def call(*arguments: Any) -> Any:
         specs = tf.nest.map_structure(lambda a: tf.TensorSpec(a.shape, a.dtype), arguments)
         concrete = traced.get_concrete_function(*specs)
+        if any(tensor.dtype == tf.resource for tensor in concrete.captured_inputs):
+            raise ValueError(_state_outside(model))
         captured = [tf.constant(tensor.numpy()) for tensor in concrete.captured_inputs]
         return concrete._call_flat(tf.nest.flatten(arguments), captured)
 
     return call
+
+
+def _state_outside(model: keras.Model) -> str:
+    lookups = (
+        keras.layers.TextVectorization,
+        keras.layers.StringLookup,
+        keras.layers.IntegerLookup,
+    )
+    found = [layer.name for layer in model._flatten_layers() if isinstance(layer, lookups)]
+    rule = "What clients run holds no table, and no variable that is not a weight of the model. "
+    if found:
+        return (
+            f"{rule}Received: model {model.name!r} with the layers {found[:5]}, which look up in a "
+            "table. Apply them to the data before, `x = layer(x)`, and train a model that starts "
+            "behind them; or hash instead (keras.layers.Hashing)."
+        )
+    return (
+        f"{rule}Received: model {model.name!r}, whose loss, metrics or layers use one. Make it a "
+        "number, or a weight of a layer (`add_weight`)."
+    )
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from keras_lp import checks
 from keras_lp.classification import Classification
 from keras_lp.data import as_numbers
 from keras_lp.federated.arrays import Arrays, as_arrays, check_unbatched, count_examples
+from keras_lp.federated.padding import fill
 from keras_lp.heads import tasks
 from keras_lp.model import input_structure
 from keras_lp.pixels import warn_of_scaled_pictures
@@ -28,13 +29,16 @@ class Population:
     Args:
         clients: a mapping from ids to data; TFF's `ClientData`; or a pair `(ids, load)`, where
             `load(id)` returns the data of one client.
+        model: the model that trains on them, whose inputs tell batches from examples. Defaults to
+            None.
 
     Raises:
         ValueError: no client, or an id twice.
         TypeError: clients of another kind.
     """
 
-    def __init__(self, clients: Clients) -> None:
+    def __init__(self, clients: Clients, model: keras.Model | None = None) -> None:
+        self._model = model
         if isinstance(clients, Mapping):
             self.ids, self._load = list(clients), clients.__getitem__
         elif hasattr(clients, "create_tf_dataset_for_client"):  # TFF's ClientData
@@ -61,7 +65,7 @@ class Population:
 
     def load(self, client: Hashable) -> Arrays:
         """Returns the arrays of one client."""
-        return as_arrays(self._load(client), f"client {client!r}")
+        return as_arrays(self._load(client), f"client {client!r}", self._model)
 
     def holds(self, client: Hashable) -> bool:
         """Whether the arrays of a client are in memory, and the same each time."""
@@ -71,7 +75,7 @@ class Population:
         """Raises where a data set in a dict cannot be a client's, before it is read."""
         for client, data in self.given.items():
             if isinstance(data, tf.data.Dataset):
-                check_unbatched(data, f"client {client!r}")
+                check_unbatched(data, f"client {client!r}", self._model)
 
 
 def fitting_arrays(model: keras.Model, client: Hashable, data: Arrays) -> Arrays:
@@ -86,16 +90,17 @@ def fitting_arrays(model: keras.Model, client: Hashable, data: Arrays) -> Arrays
 
     Raises:
         ValueError: an empty client, inputs that are not finite or not of the model's shape,
-            labels outside the classes, weights that are not finite or below 0.
+            labels outside the classes, weights that are not finite or below 0, sequences of
+            different lengths that the model does not mask.
         TypeError: labels that are not numbers.
     """
     where = f" of client {client!r}"
     examples = count_examples(data, where)
-    x, y, *weight = data
     if not examples:
         raise ValueError(
             f"A client needs at least one example. Received: no example{where}. Leave it out."
         )
+    x, y, *weight = fill(model, data, where)
     _check_inputs(model, x, where)
     known = tasks(model)
     y = as_numbers(model, y, where)
@@ -114,13 +119,8 @@ def fitting_arrays(model: keras.Model, client: Hashable, data: Arrays) -> Arrays
         )
     elif known:
         y = _labels(next(iter(known.values())), y, (examples, *model.output.shape[1:]))
-    weight = tf.nest.map_structure(lambda array: array.astype("float32"), weight)
-    if any(not np.isfinite(array).all() or (array < 0).any() for array in tf.nest.flatten(weight)):
-        raise ValueError(
-            f"Sample weights must be finite numbers of 0 or more. Received: sample_weight{where} "
-            "with others."
-        )
-    return x, y, *weight
+    checks.check_weights(weight, where)
+    return x, y, *tf.nest.map_structure(lambda array: array.astype("float32"), weight)
 
 
 def _check_inputs(model: keras.Model, x: Any, where: str) -> None:

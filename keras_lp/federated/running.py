@@ -37,6 +37,7 @@ def validation(
     else:
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         checks.check_examples(model, x, y, " of validation_data")
+        checks.check_weights(sample_weight, " of validation_data")
         arguments = {"x": x, "y": y, "sample_weight": sample_weight}
 
     def validate(round_number: int) -> tuple[dict[str, float], set[str]]:

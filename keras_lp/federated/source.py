@@ -39,7 +39,7 @@ class Source(contextlib.AbstractContextManager):
         self, model: keras.Model, clients: Clients, on_features: bool | None = None
     ) -> None:
         self._model = model
-        self._population = Population(clients)
+        self._population = Population(clients, model)
         self._population.check()
         self.ids = self._population.ids
         self._spec: Any = None

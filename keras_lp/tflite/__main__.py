@@ -12,7 +12,7 @@ from keras_lp.tflite.contents import inspect
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints what is in each file; ends with status 2 where one is none."""
+    """Prints what is in each file; ends with status 1 where one cannot be read."""
     parser = argparse.ArgumentParser(prog="python -m keras_lp.tflite")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     command = commands.add_parser("inspect", help="print what is in a .tflite file")
@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             print(inspect(file))
         except (OSError, ValueError) as error:
-            parser.exit(2, f"{file}: {error}\n")
+            parser.exit(1, f"{file}: {error}\n")
     return 0
 
 

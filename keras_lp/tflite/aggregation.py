@@ -7,23 +7,20 @@ McMahan et al., 2017, Communication-Efficient Learning of Deep Networks from Dec
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import warnings
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 
 from keras_lp import checks
-from keras_lp.tflite.device import mismatch, write_weights
-from keras_lp.tflite.exchange import HALF, VERSION, find_weights, model_version
+from keras_lp.tflite.device import mismatch, read_arrays, write_weights
+from keras_lp.tflite.exchange import HALF, VERSION, all_weights, find_weights, model_version
 
 Update = str | os.PathLike | Mapping[str, np.ndarray]
-_HEADER = 4096  # bytes that a stored array may have besides its numbers
 
 
 class _Refused(Exception):  # noqa: N818
@@ -152,30 +149,17 @@ def _read(
         update: a path or arrays.
         versions: the model's version by what is exchanged; new ones are added.
     """
-    if isinstance(update, Mapping):
-        return _checked(model, update, versions)
-    if not isinstance(update, (str, os.PathLike)):
+    if not isinstance(update, (str, os.PathLike, Mapping)):
         raise _Refused(f"it is a {type(update).__name__}, not a file or a dict of arrays")
     try:
-        return _checked(model, _load(model, Path(update)), versions)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise _Refused(f"it cannot be read as an .npz file of numbers ({error})") from error
-
-
-def _load(model: keras.Model, path: Path) -> dict[str, np.ndarray]:
-    """Reads a file, after a look at the sizes that it claims."""
-    with zipfile.ZipFile(path) as archive:
-        sizes = {info.filename.removesuffix(".npy"): info.file_size for info in archive.infolist()}
-    known = find_weights(model, sizes.keys() - {VERSION}) or {}
-    largest = {name: int(np.prod(variable.shape)) * 4 for name, variable in known.items()}
-    largest[VERSION] = 2 * HALF * 4
-    for name, size in sizes.items():
-        if name not in largest:
-            raise _Refused(f"it has other weights than this model, such as {name[:80]!r}")
-        if size > largest[name] + _HEADER:
-            raise _Refused(f"{name!r} has {size:,} bytes, where it is {largest[name]:,}")
-    with np.load(path, allow_pickle=False) as archive:
-        return dict(archive)
+        if not isinstance(update, Mapping):
+            sizes = {name: 4 * math.prod(v.shape) for name, v in all_weights(model).items()}
+            update = read_arrays(update, {**sizes, VERSION: 4 * 2 * HALF})
+        return _checked(model, update, versions)
+    except OSError as error:
+        raise _Refused(f"it cannot be read ({error})") from error
+    except (TypeError, ValueError) as error:
+        raise _Refused(str(error)) from error
 
 
 def _checked(

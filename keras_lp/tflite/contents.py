@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import struct
 from collections import Counter
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from keras_lp.tflite.device import check_whole
 from keras_lp.tflite.metadata import (
     TensorMetadata,
     associated_files,
+    on_one_line,
     read_labels,
     read_least_scores,
     read_metadata,
@@ -108,8 +108,7 @@ class Contents:
             thresholds = self.thresholds(tensor)
             if len(thresholds) == len(labels):
                 labels = [f"{a} > {b:.3g}" for a, b in zip(labels, thresholds, strict=True)]
-            shown = ", ".join(labels[:_SHOWN]).replace("\n", "\\n").replace("\r", "\\r")
-            notes.append(f"labels {shown}{more}")
+            notes.append(f"labels {on_one_line(', '.join(labels[:_SHOWN]))}{more}")
         if tensor.metadata.vocabulary:
             notes.append(f"vocabulary in {tensor.metadata.vocabulary}")
         return [tensor.name, str(tensor), "; ".join(notes)]
@@ -171,10 +170,10 @@ def inspect(path: str) -> str:
     check_whole(content, path)
     try:
         return f"{path}\n{read_contents(content)}"
-    except (struct.error, IndexError, TypeError) as error:
+    except Exception as error:  # whatever damaged bytes make of the tables
         raise ValueError(
-            f"A .tflite file must be whole. Received: {len(content):,} bytes that break off or "
-            f"are damaged ({error}). Copy or export it again."
+            f"A .tflite file must be whole. Received: {path}, {len(content):,} bytes that break "
+            f"off or are damaged ({error or type(error).__name__}). Copy or export it again."
         ) from error
 
 

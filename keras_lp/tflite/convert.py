@@ -174,13 +174,14 @@ def _check_no_loops(model: keras.Model, serve: Any) -> None:
 
 
 def _refusal(model: keras.Model, serve: Any, message: str) -> ValueError:
-    listed = re.findall(r"^(?:Custom|Flex) ops: (.+)$", message, re.MULTILINE)
+    listed = re.findall(r"^(?:Custom|Flex|TF Select) ops: (.+)$", message, re.MULTILINE)
+    listed += re.findall(r"'tf\.(\w+)' op is neither a custom op nor a flex op", message)
     names = sorted({name.strip() for line in listed for name in line.split(",")})
     if names:
         return _not_builtin(model, serve, names)
     return ValueError(
         "The converter must accept a model for the phone. Received: model "
-        f"{model.name!r}, of which it says: {message}"
+        f"{model.name!r}, of which it says: {message.strip().splitlines()[0][:300]}"
     )
 
 

@@ -9,7 +9,6 @@ import hashlib
 import io
 import os
 import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,8 @@ VERSION = "version"
 CHECKSUM = "sha256.txt"  # among the files behind the model, the digest of what is before them
 
 Arrays = dict[str, np.ndarray]
+
+_HEADER = 4096  # bytes that a stored array may have before its numbers
 
 
 class DeviceTrainer:
@@ -75,10 +76,10 @@ class DeviceTrainer:
         self.batch_size = int(self._train_inputs["mask"]["shape"][0])
 
     def fit(self, x: Any, y: Any, *, epochs: int = 1, shuffle: bool = True, seed: int = 0) -> list:
-        """Trains, and returns the mean loss of each epoch.
+        """Trains, and returns the mean loss of each epoch, over the labels present as in Keras.
 
-        The last batch of an epoch is filled up with examples that do not count. Where the file
-        has features, those of the frozen part are computed once.
+        It is NaN where there is no label. The last batch of an epoch is filled up with examples
+        that do not count. Where the file has features, those of the frozen part are computed once.
 
         Args:
             x: examples, an array `(examples, ...)`, or a dict of them by input (`x_<name>`).
@@ -102,10 +103,8 @@ class DeviceTrainer:
         rng = np.random.default_rng(seed)
         for _ in range(epochs):
             order = rng.permutation(examples) if shuffle else np.arange(examples)
-            total = 0.0
-            for batch, count in self._batches(data, order):
-                total += float(train(**batch)["loss"]) * count
-            losses.append(total / examples)
+            results = [train(**batch) for batch in self._batches(data, order)]
+            losses.append(_mean([(one["loss"], one["loss_weight"]) for one in results]))
         return losses
 
     def predict(self, x: Any) -> np.ndarray:
@@ -116,18 +115,18 @@ class DeviceTrainer:
     def evaluate(self, x: Any, y: Any) -> dict[str, float]:
         """Returns the `loss` and the `accuracy` (`mae` for numbers) over examples.
 
-        A loss of the user's own has no metric. The arguments are those of `fit`.
+        A loss of the user's own has no metric. Without a label they are NaN. The arguments are
+        those of `fit`.
         """
         data = self._checked(x, y)
-        sums: dict[str, float] = {}
-        labels = 0.0
-        for batch, _ in self._batches(data, np.arange(len(data["y"]))):
-            results = {name: float(value) for name, value in self._run["evaluate"](**batch).items()}
-            count = results.pop("count")
-            labels += count
-            for name, value in results.items():
-                sums[name] = sums.get(name, 0.0) + value * count
-        return {name: value / max(labels, 1.0) for name, value in sums.items()}
+        run = self._run["evaluate"]
+        results = [run(**batch) for batch in self._batches(data, np.arange(len(data["y"])))]
+        means = {name: "count" for name in results[0] if name not in ("count", "loss_weight")}
+        means["loss"] = "loss_weight"
+        return {
+            name: _mean([(one[name], one[weight]) for one in results])
+            for name, weight in means.items()
+        }
 
     def get_weights(self) -> Arrays:
         """Returns the weights by name, and under `"version"` that of the model they came from."""
@@ -157,9 +156,14 @@ class DeviceTrainer:
         write_weights(path, self.get_weights())
 
     def load_weights(self, path: str | os.PathLike) -> None:
-        """Takes up an `.npz` file, as `set_weights` does."""
-        with np.load(path, allow_pickle=False) as archive:
-            self.set_weights(dict(archive))
+        """Takes up an `.npz` file, as `set_weights` does.
+
+        Raises:
+            OSError: a file that is not there or cannot be opened.
+            ValueError: a file of something else, or of weights as in `set_weights`.
+        """
+        wanted = self._run["set_weights"].get_input_details()
+        self.set_weights(read_arrays(path, {name: _bytes(one) for name, one in wanted.items()}))
 
     def _checked(self, x: Any, y: Any = None) -> Arrays:
         data = dict(x) if isinstance(x, Mapping) else {"x": x}
@@ -246,13 +250,79 @@ class DeviceTrainer:
         return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
 
     def _batches(self, data: Arrays, order: np.ndarray) -> Any:
-        """Yields `(batch, examples that count)`."""
+        """Yields batches of one size; the mask says which examples count."""
         for first in range(0, len(order), self.batch_size):
             chosen = order[first : first + self.batch_size]
             filled = np.resize(chosen, self.batch_size)  # repeats them
             mask = (np.arange(self.batch_size) < len(chosen)).astype("float32")
             batch = {name: array[filled] for name, array in data.items()}
-            yield {**batch, "mask": mask}, len(chosen)
+            yield {**batch, "mask": mask}
+
+
+def _mean(pairs: list[tuple[Any, Any]]) -> float:
+    """Returns the mean of pairs of a value and its weight; NaN where nothing weighs."""
+    total = sum(float(weight) for _, weight in pairs)
+    return sum(float(value) * float(weight) for value, weight in pairs) / total if total else np.nan
+
+
+def _bytes(details: Mapping[str, Any]) -> int:
+    return int(np.prod(details["shape"], dtype=np.int64)) * np.dtype(details["dtype"]).itemsize
+
+
+def read_arrays(path: str | os.PathLike, sizes: Mapping[str, int] | None = None) -> Arrays:
+    """Reads an `.npz` file that nobody vouches for.
+
+    Nothing is unpickled. What a file says of its sizes is compared with them, and the header of
+    an array with its size, before any numbers are read.
+
+    Args:
+        path: the file.
+        sizes: the bytes that the numbers of each array may have, by its name. Defaults to None,
+            which reads arrays of any name and size.
+
+    Raises:
+        OSError: a file that is not there or cannot be opened.
+        ValueError: a file that is anything else than arrays of numbers, with other names or
+            larger.
+    """
+    path = Path(path).expanduser()
+    try:
+        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+            entries = {one.filename.removesuffix(".npy"): one for one in archive.infolist()}
+            for name, entry in entries.items() if sizes is not None else ():
+                if name not in sizes:
+                    raise ValueError(f"it has other arrays, such as {name[:80]!r}")
+                if entry.file_size > sizes[name] + _HEADER:
+                    raise ValueError(
+                        f"{name!r} has {entry.file_size:,} bytes, where it has {sizes[name]:,}"
+                    )
+            return {name: _read_array(archive, entry) for name, entry in entries.items()}
+    except OSError:
+        raise
+    except Exception as error:  # whatever zip files and headers can be made to raise
+        reason = str(error) or type(error).__name__
+        raise ValueError(
+            "A file of weights must be a whole .npz file of arrays of numbers. Received: "
+            f"{path}, which cannot be read ({reason[:200]}). Save or send it again."
+        ) from error
+
+
+def _read_array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
+    with archive.open(entry) as file:
+        version = np.lib.format.read_magic(file)
+        readers = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }
+        shape, by_columns, dtype = readers[version](file)
+        size = int(np.prod([int(n) for n in shape], dtype=object)) * dtype.itemsize
+        if dtype.kind not in "biuf" or not 0 <= size <= entry.file_size:
+            raise ValueError(f"{entry.filename[:80]!r} says that it is {dtype} of shape {shape}")
+        content = file.read(size + 1)
+    if len(content) != size:
+        raise ValueError(f"{entry.filename[:80]!r} has other bytes than its {size:,} of numbers")
+    order = "F" if by_columns else "C"
+    return np.frombuffer(content, dtype).reshape(shape, order=order).copy()
 
 
 def check_whole(content: bytes, path: str | os.PathLike) -> None:
@@ -270,8 +340,8 @@ def check_whole(content: bytes, path: str | os.PathLike) -> None:
                 return
             start = min(one.header_offset for one in archive.infolist())
             told = {name: archive.read(name) for name in archive.namelist()}[CHECKSUM]
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
-        raise ValueError(_damaged(path, str(error))) from error
+    except Exception as error:  # whatever damaged zip files raise
+        raise ValueError(_damaged(path, str(error) or type(error).__name__)) from error
     if hashlib.sha256(content[:start]).hexdigest().encode() != told:
         raise ValueError(_damaged(path, "its checksum does not fit"))
 
@@ -294,7 +364,11 @@ def mismatch(weights: Mapping[str, Any], wanted: Mapping[str, Mapping[str, Any]]
     if missing or unknown:
         return f"weights without {missing[:3]}" if missing else f"unknown weights {unknown[:3]}"
     for name, details in wanted.items():
-        array, shape = np.asarray(weights[name]), tuple(int(n) for n in details["shape"])
+        shape = tuple(int(n) for n in details["shape"])
+        try:
+            array = np.asarray(weights[name])
+        except ValueError:  # a ragged list
+            return f"{name!r}, which is no array"
         if array.shape != shape or array.dtype != details["dtype"]:
             return (
                 f"{name!r} of shape {array.shape} and {array.dtype}, where it is {shape} and "

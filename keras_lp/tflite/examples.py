@@ -85,7 +85,7 @@ def generate_examples(model: keras.Model) -> Examples:
         if tensor.dtype == "uint8" or keras.backend.is_float_dtype(tensor.dtype):
             array = _pictures(rng, shape) if len(shape) == 4 else _numbers(rng, shape)
         elif i in sizes:
-            array = _texts(rng, shape, sizes[i])
+            array = generate_texts(rng, shape, sizes[i])
         else:
             array = rng.integers(0, 2, shape)
         inputs.append(array.astype(tensor.dtype))
@@ -169,7 +169,8 @@ def _numbers(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     return sizes * rng.normal(size=shape)
 
 
-def _texts(rng: np.random.Generator, shape: tuple[int, ...], size: int) -> np.ndarray:
+def generate_texts(rng: np.random.Generator, shape: tuple[int, ...], size: int) -> np.ndarray:
+    """Returns ids below a size; the last ones of a text are 0, the padding of most models."""
     ids = rng.integers(min(1, size - 1), size, shape)
     lengths = rng.integers(1, shape[-1] + 1, (*shape[:-1], 1))
     return np.where(np.arange(shape[-1]) < lengths, ids, 0)

@@ -23,13 +23,13 @@ def named_weights(model: keras.Model, variables: Iterable[keras.Variable]) -> Va
     """Returns these weights of a model by their names, in the order of the model."""
     wanted = {id(variable) for variable in variables}
     return {
-        name: variable for name, variable in _all_named(model).items() if id(variable) in wanted
+        name: variable for name, variable in all_weights(model).items() if id(variable) in wanted
     }
 
 
 def find_weights(model: keras.Model, names: Iterable[str]) -> Variables | None:
     """Returns the weights with these names in the order of the model; None if one is not there."""
-    known, names = _all_named(model), set(names)
+    known, names = all_weights(model), set(names)
     if not names or not names <= known.keys():
         return None
     return {name: variable for name, variable in known.items() if name in names}
@@ -47,7 +47,7 @@ def model_version(model: keras.Model, exchanged: Mapping[str, keras.Variable]) -
         exchanged: the weights that are exchanged, by name.
     """
     stays, moves = hashlib.sha256(), hashlib.sha256()
-    for name, variable in _all_named(model).items():
+    for name, variable in all_weights(model).items():
         values = np.ascontiguousarray(keras.ops.convert_to_numpy(variable))
         stays.update(f"{name} {values.shape} {values.dtype} {name in exchanged};".encode())
         (moves if name in exchanged else stays).update(values.tobytes())
@@ -64,7 +64,8 @@ def layer_of_variable(model: keras.Model) -> dict[int, keras.Layer]:
     }
 
 
-def _all_named(model: keras.Model) -> Variables:
+def all_weights(model: keras.Model) -> Variables:
+    """Returns all weights of a model by their names."""
     layers = layer_of_variable(model)
     named = {}
     for position, variable in enumerate(model.weights):

@@ -11,6 +11,7 @@ from typing import Any
 import keras
 
 from keras_lp import checks
+from keras_lp.files import check_archive
 from keras_lp.tasks import is_number
 from keras_lp.tflite.annotate import TFLiteMetadata, annotate
 from keras_lp.tflite.contents import read_contents, write_whole
@@ -169,6 +170,7 @@ def _loaded(model: Any) -> Any:
             f"A model given by its path must be a `.keras` file. Received: {str(path)!r}, {state}. "
             "Write one with `model.save('model.keras')`."
         )
+    check_archive(path)
     return keras.saving.load_model(path, compile=False)
 
 

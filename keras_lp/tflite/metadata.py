@@ -12,6 +12,7 @@ import enum
 import hashlib
 import io
 import json
+import re
 import zipfile
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -25,6 +26,7 @@ from tensorflow.lite.tools import flatbuffer_utils
 
 from keras_lp.tflite.device import CHECKSUM
 
+_LINE_END = re.compile("[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")  # what str.splitlines splits at
 _ENTRY = "TFLITE_METADATA"
 _PARSER = "1.0.1"  # the first version of the schema that knows a vocabulary
 
@@ -203,13 +205,18 @@ def label_files(name: str, labels: Sequence[str]) -> dict[str, str]:
     """Returns the files that hold labels: a line for each, which clients show.
 
     Where a label is not a line as it is, its line breaks are escaped there, and a second file has
-    the labels as JSON.
+    the labels as JSON; also where the last one is empty, which many readers take for the end.
     """
-    lines = [label.replace("\r", "\\r").replace("\n", "\\n") for label in labels]
+    lines = [on_one_line(label) for label in labels]
     files = {name: "\n".join(lines)}
-    if lines != list(labels):
+    if lines != list(labels) or not lines[-1]:
         files[_exact(name)] = json.dumps(list(labels))
     return files
+
+
+def on_one_line(text: str) -> str:
+    """Returns a text with all that ends a line in Unicode escaped, such as `\\n`."""
+    return _LINE_END.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def read_labels(files: Mapping[str, str], name: str) -> list[str]:

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from keras_lp import features
 from keras_lp.classification import Classification
+from keras_lp.compiled import has_own_losses
 from keras_lp.heads import heads
 from keras_lp.model import input_structure
 from keras_lp.regression import Regression
@@ -70,6 +71,17 @@ class DeviceModel:
         count = tf.maximum(tf.reduce_sum(mask), 1.0)
         weight = mask * (mask.shape[0] / count)  # Keras divides by the size of the batch
         return self.model.compute_loss(None, y, output, weight, training=False)
+
+    def losses(self, y: tf.Tensor, output: tf.Tensor, mask: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Returns `loss`, and `loss_weight`: what it counts in a mean over batches.
+
+        As in Keras's logs that is the sum of the weights of the labels, or the number of examples
+        where the loss is not that of a task alone.
+        """
+        weight = mask
+        if self.head is not None and has_own_losses(self.model) and not self.model.losses:
+            *_, weight = self.head.for_loss(*self.head.task.mask_missing(y, output, mask))
+        return {"loss": self.loss(y, output, mask), "loss_weight": tf.reduce_sum(weight)}
 
     def metric(self, y: tf.Tensor, output: tf.Tensor, mask: tf.Tensor) -> dict[str, tf.Tensor]:
         """Returns the mean of `accuracy` or `mae` over the labels present, and their `count`."""
@@ -243,13 +255,13 @@ class Signatures(tf.Module):
             return {device_model.output_name: device_model.activated(output)}
 
         def train(y: tf.Tensor, mask: tf.Tensor, **x: tf.Tensor) -> dict[str, tf.Tensor]:
-            return {"loss": self._step(device_model, x.get("features", x), y, mask)}
+            return self._step(device_model, x.get("features", x), y, mask)
 
         def evaluate(y: tf.Tensor, mask: tf.Tensor, **x: tf.Tensor) -> dict[str, tf.Tensor]:
             def measure() -> dict[str, tf.Tensor]:
                 output = device_model.outputs(x)
-                loss = device_model.loss(y, output, mask)
-                return {"loss": loss, **device_model.metric(y, output, mask)}
+                losses = device_model.losses(y, output, mask)
+                return {**losses, **device_model.metric(y, output, mask)}
 
             return device_model.run(self._read(), measure)
 
@@ -292,16 +304,16 @@ class Signatures(tf.Module):
         x: Tensors | tf.Tensor,
         y: tf.Tensor,
         mask: tf.Tensor,
-    ) -> tf.Tensor:
+    ) -> dict[str, tf.Tensor]:
         weights = self._read()
 
-        def loss() -> tf.Tensor:
-            return device_model.loss(y, device_model.outputs(x), mask)
+        def measure() -> dict[str, tf.Tensor]:
+            return device_model.losses(y, device_model.outputs(x), mask)
 
         with builtin_gradients():
-            value = device_model.run(weights, loss)
-        self._optimizer.apply(gradients(value, [weights[name] for name in self._trained]))
-        return value
+            found = device_model.run(weights, measure)
+        self._optimizer.apply(gradients(found["loss"], [weights[name] for name in self._trained]))
+        return found
 
 
 def _trace(function: Callable[..., Any], specs: Mapping[str, tf.TensorSpec]) -> Any:

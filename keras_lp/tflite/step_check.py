@@ -9,7 +9,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_lp.tflite.examples import generate_texts
 from keras_lp.tflite.exchange import VERSION
+from keras_lp.tflite.interface import vocabulary_sizes
 from keras_lp.tflite.runtime import load_interpreter
 from keras_lp.tflite.signatures import DeviceModel, input_specs
 
@@ -81,11 +83,17 @@ def check_step(
 
 
 def _examples(device_model: DeviceModel, batch_size: int) -> dict[str, np.ndarray]:
-    """Random examples; pictures with blank areas, the last example masked where there are two."""
+    """Random examples: texts of known ids, pictures with blank areas.
+
+    The last example is masked where there are two.
+    """
     rng = np.random.default_rng(0)
     examples = {}
-    for name, spec in input_specs(device_model.model, batch_size).items():
-        if not spec.dtype.is_floating:
+    sizes = vocabulary_sizes(device_model.model)
+    for i, (name, spec) in enumerate(input_specs(device_model.model, batch_size).items()):
+        if i in sizes:
+            examples[name] = generate_texts(rng, tuple(spec.shape), sizes[i])
+        elif not spec.dtype.is_floating:
             examples[name] = rng.integers(0, 2, spec.shape)
         elif len(spec.shape) == 4:
             examples[name] = rng.uniform(0, 255, spec.shape)

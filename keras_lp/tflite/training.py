@@ -93,9 +93,11 @@ def export_trainable_tflite(
     It holds builtin operations only, no TensorFlow is needed on the device. Its signatures:
 
     - `infer(x)`: the outputs for one example; classes as probabilities;
-    - `train(x, y, mask) -> loss`: a step on `batch_size` examples, of which those count where
-      `mask` is 1: the loss is their mean, so that a device trains on what it has;
-    - `evaluate(x, y, mask) -> loss, accuracy` (or `mae`) `, count`: the same without a step;
+    - `train(x, y, mask) -> loss, loss_weight`: a step on `batch_size` examples, of which those
+      count where `mask` is 1: the loss is their mean, so that a device trains on what it has; the
+      mean over batches weighs each loss by its `loss_weight`;
+    - `evaluate(x, y, mask) -> loss, loss_weight, accuracy` (or `mae`) `, count`: the same without
+      a step; `count` is what the metric weighs;
     - `get_weights()` and `set_weights(...)`: the weights that train, the averages of
       BatchNormalization from the first layer that trains on, and the `version` of the model;
       `set_weights` also restarts the optimizer;
