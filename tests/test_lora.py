@@ -284,3 +284,24 @@ def test_what_is_no_file_of_adapters_is_named(xy, tmp_path, content):
     with pytest.raises(ValueError, match=r"Received: .*a\.npz.*Save or send it") as found:
         lp.load_adapters(adapted(), tmp_path / "a.npz")
     assert "pickle" not in str(found.value)
+
+
+@pytest.mark.filterwarnings("ignore:Layer InputLayer does not have a `quantize` method")
+@pytest.mark.parametrize("mode", ["int8", "int4"])
+def test_adapters_load_into_quantised_layers(xy, tmp_path, mode):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(100, 10)).astype("float32")
+    y = (x @ rng.normal(size=(10, 3))).argmax(1)
+    backbone = keras.Sequential([keras.Input((10,)), keras.layers.Dense(128, "relu")])
+    backbone.quantize(mode)
+    model = adapted(backbone, rank=4)
+    model.save(tmp_path / "before.keras")
+    model.fit(x, y, epochs=5, verbose=0)
+    lp.save_adapters(model, tmp_path / "a.npz")
+    other = keras.models.load_model(tmp_path / "before.keras")
+    expected = model.predict(x, verbose=0)
+    assert np.abs(other.predict(x, verbose=0) - expected).max() > 0.1
+    lp.load_adapters(other, tmp_path / "a.npz")
+    np.testing.assert_allclose(other.predict(x, verbose=0), expected, atol=2e-5)
+    kernel = other.layers[1].layers[0]._kernel
+    assert kernel.dtype == "int8"  # the base is as it was
