@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from keras_lp import checks
+from keras_lp.arguments import check_choice, check_positive
 from keras_lp.backbones import BackboneLike, resolve_backbone
 from keras_lp.balancing import Balancing
 from keras_lp.blocks import blocks_of
@@ -245,7 +245,7 @@ def make_optimizer(optimizer: Any, learning_rate: Any) -> keras.optimizers.Optim
             f"optimizer={optimizer!r}."
         )
     if not isinstance(learning_rate, keras.optimizers.schedules.LearningRateSchedule):
-        checks.check_positive("learning_rate", learning_rate)
+        check_positive("learning_rate", learning_rate)
         learning_rate = float(learning_rate)
     known = {
         name.lower(): value
@@ -254,7 +254,7 @@ def make_optimizer(optimizer: Any, learning_rate: Any) -> keras.optimizers.Optim
         and issubclass(value, keras.optimizers.Optimizer)
         and name not in ("Optimizer", "LossScaleOptimizer", "MultiOptimizer")
     }
-    checks.check_choice("optimizer", optimizer.lower(), sorted(known))
+    check_choice("optimizer", optimizer.lower(), sorted(known))
     return known[optimizer.lower()](learning_rate=learning_rate)
 
 

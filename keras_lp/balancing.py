@@ -10,7 +10,7 @@ import numpy as np
 from keras import ops
 
 from keras_lp import gramian as of_gramian
-from keras_lp.checks import check_choice, check_positive
+from keras_lp.arguments import check_choice, check_positive
 from keras_lp.regression import Regression
 from keras_lp.tasks import Task, is_number
 

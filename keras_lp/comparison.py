@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_lp import checks
+from keras_lp.arguments import check_positive
 from keras_lp.assemble import compile_tasks
 from keras_lp.data import with_numbers
 from keras_lp.heads import backbone_of, tasks
@@ -267,4 +267,4 @@ def _check(model: Any, epochs: Any, seeds: Any, batch_size: Any) -> None:
             f"{list(tasks(model))}."
         )
     for argument, value in (("epochs", epochs), ("seeds", seeds), ("batch_size", batch_size)):
-        checks.check_positive(argument, value, integer=True)
+        check_positive(argument, value, integer=True)

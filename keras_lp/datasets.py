@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_lp import checks
+from keras_lp.arguments import check_choice, check_positive
 from keras_lp.names import near
 
 _HOST, _SECONDS = "storage.googleapis.com", 10  # where TFDS looks first
@@ -64,7 +64,7 @@ def load_dataset(
     if batch_size is None:
         return dataset
     if batch_size != -1:
-        checks.check_positive("batch_size", batch_size, integer=True)
+        check_positive("batch_size", batch_size, integer=True)
         return dataset.batch(batch_size).prefetch(tf.data.AUTOTUNE)
     whole = dataset.batch(max(1, int(dataset.cardinality()))).get_single_element()
     return tf.nest.map_structure(lambda tensor: tensor.numpy(), whole)
@@ -75,7 +75,7 @@ def _digits(split: str) -> tuple[np.ndarray, np.ndarray]:
         from sklearn import datasets, model_selection
     except ImportError as error:
         raise ImportError(f'The data set "digits" comes with scikit-learn. {_INSTALL}') from error
-    checks.check_choice("split", split, ["train", "test"])
+    check_choice("split", split, ["train", "test"])
     images, labels = datasets.load_digits(return_X_y=True)
     images = np.round(images.reshape(-1, 8, 8, 1) * (255 / 16)).astype("uint8")  # 0..16 before
     train, test = model_selection.train_test_split(
@@ -111,7 +111,7 @@ def _from_tfds(
             f"with download=False, and it is not in {builder.data_dir}."
         )
     base = split.split("[")[0]
-    checks.check_choice("split", base, [*builder.info.splits, "all"])
+    check_choice("split", base, [*builder.info.splits, "all"])
     inputs, labels = _roles(name, builder.info.features)
 
     def pair(example: dict[str, Any]) -> tuple[Any, Any]:

@@ -12,7 +12,7 @@ import tensorflow as tf
 from keras.src.backend import get_keras_mask, set_keras_mask
 from keras.src.models.functional import Functional
 
-from keras_lp import checks
+from keras_lp.arguments import check_choice, check_positive
 from keras_lp.freezing import is_frozen, run_layer
 from keras_lp.images import Augmentation
 
@@ -39,8 +39,8 @@ class Features(keras.layers.Identity):
     ) -> None:
         super().__init__(**kwargs)
         if not isinstance(cache, bool):
-            checks.check_choice("cache_features", cache, ["auto", True, False])
-        checks.check_positive("cache_memory", memory)
+            check_choice("cache_features", cache, ["auto", True, False])
+        check_positive("cache_memory", memory)
         self.cache = cache
         self.memory = memory
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import keras
 
-from keras_lp import checks
+from keras_lp.arguments import check_positive
 from keras_lp.assemble import HEAD, build_model, compile_tasks, make_optimizer
 from keras_lp.backbones import BackboneLike, resolve_backbone
 from keras_lp.blocks import below_head, blocks_of
@@ -212,7 +212,7 @@ def _low_high(learning_rate: Any) -> tuple[float | None, Any]:
         )
     low, high = learning_rate
     for rate in learning_rate:
-        checks.check_positive("learning_rate", rate)
+        check_positive("learning_rate", rate)
     if low > high:
         raise ValueError(
             "`learning_rate=(low, high)` goes from the lowest block's rate to the head's, so low "

@@ -14,9 +14,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from keras_lp.moments import ROWS, moments
+
 Kind = Literal["softmax", "sigmoid", "squared"]
 
-ROWS = 4096  # per step of a pass over the features
 SLOW_COMPONENTS = 2048  # more than these are computed on several threads
 MOST_COMPONENTS = 4096  # with more than this the eigenvectors cost more than they save
 DOUBLE_BYTES = 2**28  # features of at most this size are computed with in double precision
@@ -130,24 +131,6 @@ class Components:
             by_example = self._dual @ weights
             return np.concatenate([block.T @ by_example for _, block in self._columns()])
         return weights if self._basis is None else self._basis @ weights
-
-
-def moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the mean of the columns and their deviation, infinite for a constant column.
-
-    Args:
-        features: `(rows, columns)`; a `np.memmap` is read in pieces.
-    """
-    total, squares = np.zeros((2, features.shape[1]))
-    first = np.asarray(features[:ROWS], np.float64).mean(0)  # against cancellation
-    for start in range(0, len(features), ROWS):
-        block = np.asarray(features[start : start + ROWS], np.float64) - first
-        total += block.sum(0)
-        squares += np.einsum("ij,ij->j", block, block)
-    mean = total / len(features)
-    deviation = np.sqrt(np.maximum(squares / len(features) - mean**2, 0))
-    constant = deviation <= 1e-6 * np.abs(first + mean) + 1e-30
-    return first + mean, np.where(constant, np.inf, deviation)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_lp import checks
+from keras_lp.arguments import check_choice
 
 
 @keras.saving.register_keras_serializable("keras_lp")
@@ -73,7 +73,7 @@ def augment(inputs: Any, augmentation: Any) -> Any:
             '`augmentation` must be "light", "strong", a Keras layer or None. Received: '
             f"augmentation={augmentation!r}."
         )
-    checks.check_choice("augmentation", augmentation, ["light", "strong"])
+    check_choice("augmentation", augmentation, ["light", "strong"])
     if len(inputs.shape) != 4:
         raise ValueError(
             f"augmentation={augmentation!r} is for pictures, inputs of (height, width, channels). "

@@ -10,15 +10,16 @@ import numpy as np
 import tensorflow as tf
 
 from keras_lp import checks, class_balance, features
+from keras_lp.arguments import check_positive
 from keras_lp.caching import FeatureCache
 from keras_lp.classification import Classification
-from keras_lp.compiled import has_own_losses
 from keras_lp.data import as_numbers, checked, readable
-from keras_lp.head_solver import ROWS, Components, Labels, choose_l2, solve
-from keras_lp.heads import Head, heads
+from keras_lp.head_solver import Components, Labels, choose_l2, solve
+from keras_lp.heads import Head
+from keras_lp.linear_heads import linear_heads
+from keras_lp.moments import ROWS
 from keras_lp.pixels import warn_of_scaled_pictures
 from keras_lp.regression import Regression, standardize
-from keras_lp.scaling import is_on_features
 
 _FOLDS = 5
 _ENOUGH = 50  # examples a class, above which one split into folds is precise enough
@@ -90,7 +91,7 @@ def fit_head(
     (arXiv:1805.08974); Radford et al., 2021, CLIP (arXiv:2103.00020).
     """
     if l2 != "auto":
-        checks.check_positive("l2", l2)
+        check_positive("l2", l2)
     checks.check_trainable_unchanged(model)
     known = linear_heads(model)
     if class_weight is not None:
@@ -171,61 +172,6 @@ class _Examples:
             yield keras.tree.map_structure(
                 lambda part, rows=rows: tf.convert_to_tensor(np.asarray(part[rows])), self._parts
             )
-
-
-def linear_heads(model: keras.Model) -> dict[str, Head]:
-    """Returns the heads of a model by name.
-
-    Raises:
-        ValueError: a model whose heads are not linear functions of frozen features, or whose
-            losses are not those of its tasks.
-    """
-    known = heads(model)
-    if not known or features.features_layer(model) is None:
-        raise ValueError(
-            "fit_head solves heads that keras_lp built. Received: model "
-            f"{model.name!r} without one. Build it with lp.transfer_model or lp.multitask_model, "
-            "or train it with `fit`."
-        )
-    reason = features.obstacle(model, weightless=True)
-    if reason is not None:
-        raise ValueError(
-            "fit_head needs a frozen backbone, whose features stay the same. Received: a model "
-            f'where {reason}. Build it with trainable="head" and without `augmentation`, or train '
-            "it with `fit`."
-        )
-    hidden = [name for name, head in known.items() if not is_on_features(head)]
-    if hidden:
-        raise ValueError(
-            "fit_head solves heads of one layer. Received: the heads "
-            f"{hidden} with other layers below them. Build them with hidden_units=(), or train "
-            "them with `fit`."
-        )
-    other = {
-        name: head.task.loss
-        for name, head in known.items()
-        if getattr(head.task, "loss", "crossentropy") != "crossentropy"
-    }
-    if other:
-        raise ValueError(
-            f"fit_head minimises the crossentropy. Received: the losses {other}. Train the heads "
-            "with `fit`."
-        )
-    if not has_own_losses(model):
-        raise ValueError(
-            "fit_head minimises the tasks' own losses. Received: a model compiled with "
-            f"loss={model.loss!r}. Leave `loss` as the builder set it, or train it with `fit`."
-        )
-    return known
-
-
-def can_be_solved(model: keras.Model) -> bool:
-    """Whether `fit_head` can solve the heads of a model."""
-    try:
-        linear_heads(model)
-    except ValueError:
-        return False
-    return True
 
 
 def _labels(head: Head, examples: _Examples, class_weight: Any) -> Labels:

@@ -15,7 +15,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_lp import checks
+from keras_lp.adapters import adapted_layers, adapters_of, revive_adapters
+from keras_lp.arguments import check_positive
 from keras_lp.blocks import below_head, head_layers
 from keras_lp.files import whole_file
 from keras_lp.freezing import restore_flag, set_trainable
@@ -50,9 +51,9 @@ class LoRA:
     layers: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
-        checks.check_positive("rank", self.rank, integer=True)
+        check_positive("rank", self.rank, integer=True)
         if self.alpha is not None:
-            checks.check_positive("alpha", self.alpha)
+            check_positive("alpha", self.alpha)
         if isinstance(self.layers, str) or not isinstance(self.layers, Sequence | None):
             raise TypeError(
                 "`layers` must be a list of names or globs of layers. Received: "
@@ -97,24 +98,6 @@ def add_adapters(model: keras.Model, lora: LoRA) -> None:
             layer.enable_lora(lora.rank, lora_alpha=lora.alpha)
         restore_flag(layer, True)
     revive_adapters(model)
-
-
-def adapted_layers(model: keras.Model) -> list[keras.Layer]:
-    """Returns the layers of a model that have adapters, in order."""
-    return [la for la in model._flatten_layers() if getattr(la, "lora_enabled", False)]
-
-
-def adapters_of(layer: keras.Layer) -> list[keras.Variable]:
-    """Returns A and B of an adapted layer."""
-    return [v for v in layer._trainable_variables if v.name.startswith("lora_")]
-
-
-def revive_adapters(model: keras.Model) -> None:
-    """Draws A again where A and B are both zero, as in a loaded model: there neither would move."""
-    for layer in adapted_layers(model):
-        a, b = adapters_of(layer)
-        if not np.any(a) and not np.any(b):
-            a.assign(keras.initializers.HeUniform()(a.shape, a.dtype))
 
 
 def save_adapters(model: keras.Model, path: str | os.PathLike) -> None:

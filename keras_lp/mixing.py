@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_lp import checks
+from keras_lp.arguments import check_positive
 from keras_lp.classification import as_task
 from keras_lp.missing import name_numbers
 from keras_lp.names import near
@@ -94,10 +94,10 @@ def mix(
     Reference: Raffel et al., 2020, section 3.5.2 (arXiv:1910.10683); Arivazhagan et al., 2019
     (arXiv:1907.05019).
     """
-    checks.check_positive("batch_size", batch_size, integer=True)
-    checks.check_positive("temperature", temperature)
+    check_positive("batch_size", batch_size, integer=True)
+    check_positive("temperature", temperature)
     if cap is not None:
-        checks.check_positive("cap", cap, integer=True)
+        check_positive("cap", cap, integer=True)
     sources = {
         name: _with_numbers(name, dataset, tasks or {})
         for name, dataset in _sources(datasets).items()

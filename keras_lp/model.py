@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from keras_lp import checks, features
 from keras_lp.absent import unknown_as_nan, with_unknown_hidden
+from keras_lp.adapters import revive_adapters
 from keras_lp.balanced_step import balanced_step
 from keras_lp.balancing import Balancing, balancing_of
 from keras_lp.caching import computed_once
@@ -18,8 +19,7 @@ from keras_lp.compiled import has_own_losses, loss_weights
 from keras_lp.data import as_numbers, as_weights, check_labels, checked
 from keras_lp.freezing import restore_flag, run_graph
 from keras_lp.heads import heads, tasks
-from keras_lp.linear_probe import can_be_solved
-from keras_lp.lora import revive_adapters
+from keras_lp.linear_heads import can_be_solved
 from keras_lp.pixels import warn_of_scaled_pictures
 from keras_lp.regression import label_batches, standardize
 from keras_lp.scaling import scale_features

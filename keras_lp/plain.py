@@ -8,13 +8,13 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_lp.adapters import adapted_layers
 from keras_lp.balancing import Balancing
 from keras_lp.compiled import has_own_losses
 from keras_lp.features import Features
 from keras_lp.freezing import restore_flag
 from keras_lp.heads import Head, heads, tasks
 from keras_lp.images import Augmentation
-from keras_lp.lora import adapted_layers
 from keras_lp.multi_label import MultiLabel
 from keras_lp.pooling import MaskedAveragePooling1D, MaskedMaxPooling1D, TokenPooling
 from keras_lp.regression import Regression

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_lp import checks
+from keras_lp.arguments import check_choice
 
 FLAT = 4096  # numbers of a feature map, see benchmarks/results/pooling.md
 
@@ -86,7 +86,7 @@ def pool(features: Any, pooling: str | None, padding_mask: Any = None) -> Any:
     Raises:
         ValueError: an unknown word, or features of another rank or of an open size.
     """
-    checks.check_choice("pooling", pooling, ["auto", "avg", "max", "flatten", None])
+    check_choice("pooling", pooling, ["auto", "avg", "max", "flatten", None])
     rank = len(features.shape)
     if pooling == "auto":
         sizes = features.shape[1:]

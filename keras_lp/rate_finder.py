@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_lp import checks
+from keras_lp.arguments import check_positive
 from keras_lp.data import as_numbers
 from keras_lp.heads import heads
 from keras_lp.regression import standardize
@@ -156,8 +156,8 @@ def _check(model: Any, low: Any, high: Any, steps: Any) -> keras.optimizers.Opti
             f"model={model!r}. Call `model.compile(...)`, or use a builder of keras_lp."
         )
     for name, value in (("low", low), ("high", high)):
-        checks.check_positive(name, value)
-    checks.check_positive("steps", steps, integer=True)
+        check_positive(name, value)
+    check_positive("steps", steps, integer=True)
     if low >= high or steps < 10:
         raise ValueError(
             "The range test goes from `low` up to `high` in 10 `steps` or more. Received: "

@@ -8,7 +8,7 @@ from typing import Any
 
 import keras
 
-from keras_lp import checks
+from keras_lp.arguments import check_positive
 from keras_lp.blocks import below_head, blocks_of, head_layers
 from keras_lp.freezing import leaf_layers
 from keras_lp.layerwise import with_multipliers
@@ -103,7 +103,7 @@ def depths(model: keras.Model) -> list[int]:
 
 def check_decay(layer_decay: Any) -> None:
     """Raises `ValueError` unless this is a ratio of rates."""
-    checks.check_positive("layer_decay", layer_decay)
+    check_positive("layer_decay", layer_decay)
     if layer_decay > 1:
         raise ValueError(
             f"`layer_decay` must be above 0 and at most 1. Received: layer_decay={layer_decay!r}."
@@ -134,7 +134,7 @@ def _matched(model: keras.Model, layer_rates: Any) -> list[float]:
             f"layer_rates={layer_rates!r}."
         )
     for pattern, rate in layer_rates.items():
-        checks.check_positive(f"layer_rates[{pattern!r}]", rate)
+        check_positive(f"layer_rates[{pattern!r}]", rate)
     below = {id(layer) for part in below_head(model) for layer in leaf_layers(part)}
     rates: dict[int, float] = {}
     used: set[str] = set()

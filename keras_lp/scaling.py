@@ -21,8 +21,8 @@ from keras_lp.features import (
     features_layer,
 )
 from keras_lp.freezing import is_frozen
-from keras_lp.head_solver import moments
 from keras_lp.heads import Head, heads
+from keras_lp.moments import moments
 
 SAMPLE = 1024  # examples of a data set that the scale is taken from
 LEAST = 0.3  # of the median deviation; columns that vary less are mostly noise, and stay small

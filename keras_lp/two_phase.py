@@ -10,9 +10,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_lp import checks
+from keras_lp.arguments import check_positive
 from keras_lp.finetune import finetune_model
-from keras_lp.linear_probe import can_be_solved, fit_head
+from keras_lp.linear_heads import can_be_solved
+from keras_lp.linear_probe import fit_head
 from keras_lp.rate_finder import find_learning_rate
 from keras_lp.text_table import text_table
 
@@ -83,11 +84,11 @@ def fit_two_phase(
     (arXiv:2202.10054); Howard and Ruder, 2018 (arXiv:1801.06146); Howard and Gugger, 2020, fastai
     (arXiv:2002.04688).
     """
-    checks.check_positive("epochs", epochs, integer=True)
+    check_positive("epochs", epochs, integer=True)
     if head_epochs is not None and head_epochs != 0:
-        checks.check_positive("head_epochs", head_epochs, integer=True)
+        check_positive("head_epochs", head_epochs, integer=True)
     if learning_rate != "auto":
-        checks.check_positive("learning_rate", learning_rate)
+        check_positive("learning_rate", learning_rate)
     steps = epochs * _batches_an_epoch(data, batch_size)
     best = _Best() if restore_best and validation_data is not None else None
     history = keras.callbacks.History()
@@ -185,7 +186,7 @@ def _batches_an_epoch(data: Any, batch_size: int) -> int:
                 "`data` must be (x, y), (x, y, sample_weight) or a batched tf.data.Dataset. "
                 f"Received: data of type {type(data).__name__}."
             )
-        checks.check_positive("batch_size", batch_size, integer=True)
+        check_positive("batch_size", batch_size, integer=True)
         return math.ceil(len(keras.tree.flatten(data[0])[0]) / batch_size)
     count = int(data.cardinality())
     if count < 1:

@@ -8,7 +8,7 @@ from typing import Any
 
 import keras
 
-from keras_lp import checks
+from keras_lp.arguments import check_positive
 from keras_lp.rates import depths
 
 
@@ -42,7 +42,7 @@ class GradualUnfreezing(keras.callbacks.Callback):
 
     def __init__(self, epochs_per_block: float = 1) -> None:
         super().__init__()
-        checks.check_positive("epochs_per_block", epochs_per_block)
+        check_positive("epochs_per_block", epochs_per_block)
         self.epochs_per_block = epochs_per_block
 
     def on_train_begin(self, logs: Any = None) -> None:

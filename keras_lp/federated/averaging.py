@@ -16,6 +16,7 @@ import numpy as np
 
 from keras_lp import checks
 from keras_lp.absent import with_unknown_hidden
+from keras_lp.arguments import check_choice, check_positive
 from keras_lp.federated import tff_runtime
 from keras_lp.federated.checkpoints import Checkpoints, describe_model, describe_optimizer, digest
 from keras_lp.federated.client_work import LocalTraining
@@ -118,13 +119,13 @@ al., 2021 (arXiv:2003.00295) |
         seed: int = 0,
     ) -> None:
         if clients_per_round is not None:
-            checks.check_positive("clients_per_round", clients_per_round, integer=True)
-        checks.check_positive("local_epochs", local_epochs, integer=True)
+            check_positive("clients_per_round", clients_per_round, integer=True)
+        check_positive("local_epochs", local_epochs, integer=True)
         if batch_size is not None:
-            checks.check_positive("batch_size", batch_size, integer=True)
+            check_positive("batch_size", batch_size, integer=True)
         if proximal_strength != 0:
-            checks.check_positive("proximal_strength", proximal_strength)
-        checks.check_choice("weighting", weighting, ["examples", "uniform"])
+            check_positive("proximal_strength", proximal_strength)
+        check_choice("weighting", weighting, ["examples", "uniform"])
         if not isinstance(seed, (int, np.integer)) or seed < 0:
             raise ValueError(f"`seed` must be an integer of 0 or more. Received: seed={seed!r}.")
         check_model(model)
@@ -214,8 +215,8 @@ al., 2021 (arXiv:2003.00295) |
             RuntimeError: TFF's worker process died again and again in one round.
             ImportError: TensorFlow Federated is not installed.
         """
-        checks.check_positive("rounds", rounds, integer=True)
-        checks.check_positive("checkpoint_freq", checkpoint_freq, integer=True)
+        check_positive("rounds", rounds, integer=True)
+        check_positive("checkpoint_freq", checkpoint_freq, integer=True)
         checks.check_trainable_unchanged(self.model)
         check_model(self.model)
         validate = validation(self.model, validation_data, validation_freq)

@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_lp import checks, class_balance, features
+from keras_lp.arguments import check_positive
 from keras_lp.compiled import loss_weights
 from keras_lp.federated import head_sums, tff_runtime
 from keras_lp.federated.checkpoints import Checkpoints, describe_model, digest
@@ -24,7 +25,7 @@ from keras_lp.federated.running import print_round, validation
 from keras_lp.federated.source import Source
 from keras_lp.federated.sums import Sums
 from keras_lp.heads import Head
-from keras_lp.linear_probe import linear_heads
+from keras_lp.linear_heads import linear_heads
 from keras_lp.regression import Regression
 
 _MOST_STEPS = 500  # of the solver, mostly a round each
@@ -42,8 +43,8 @@ def fit_head(
     verbose: str | int,
 ) -> keras.callbacks.History:
     """Does the work of `FederatedAveraging.fit_head`, where the arguments are described."""
-    checks.check_positive("l2", l2)
-    checks.check_positive("tolerance", tolerance)
+    check_positive("l2", l2)
+    check_positive("tolerance", tolerance)
     checks.check_trainable_unchanged(model)
     known = _vector_heads(model)
     validate = validation(model, validation_data, 1)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_lp import checks
+from keras_lp.arguments import check_positive
 from keras_lp.federated.arrays import Arrays, as_arrays, class_of, count_examples
 
 
@@ -79,7 +79,7 @@ def partition(
             f"Received: {' and '.join(ways)}."
         )
     if clients is not None or by is None:
-        checks.check_positive("clients", clients, integer=True)
+        check_positive("clients", clients, integer=True)
         if clients > examples:
             raise ValueError(
                 "Every client needs an example. Received: "
@@ -91,7 +91,7 @@ def partition(
     elif shards is not None:
         named = _numbered(_shards(_classes(arrays[1], "shards"), clients, shards, rng))
     elif alpha is not None:
-        checks.check_positive("alpha", alpha)
+        check_positive("alpha", alpha)
         named = _numbered(_dirichlet(_classes(arrays[1], "alpha"), clients, alpha, rng))
     else:
         named = _numbered(np.array_split(rng.permutation(examples), clients))
@@ -139,7 +139,7 @@ def _dirichlet(
 def _shards(
     labels: np.ndarray, clients: int, shards: int, rng: np.random.Generator
 ) -> list[np.ndarray]:
-    checks.check_positive("shards", shards, integer=True)
+    check_positive("shards", shards, integer=True)
     if clients * shards > len(labels):
         raise ValueError(
             "Every shard needs an example. Received: "

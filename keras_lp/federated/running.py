@@ -11,7 +11,8 @@ import tensorflow as tf
 
 from keras_lp import checks
 from keras_lp.absent import unknown
-from keras_lp.linear_probe import can_be_solved
+from keras_lp.arguments import check_positive
+from keras_lp.linear_heads import can_be_solved
 
 
 def validation(
@@ -29,7 +30,7 @@ def validation(
         those that no label went into.
     """
     if not isinstance(freq, Sequence):
-        checks.check_positive("validation_freq", freq, integer=True)
+        check_positive("validation_freq", freq, integer=True)
     if data is None:
         return lambda _: ({}, set())
     if isinstance(data, tf.data.Dataset):

@@ -16,7 +16,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_lp import checks
+from keras_lp.arguments import check_positive
 from keras_lp.tflite.device import mismatch, read_arrays, write_weights
 from keras_lp.tflite.exchange import HALF, VERSION, all_weights, find_weights, model_version
 
@@ -133,7 +133,7 @@ def _checked_shares(weights: Any, count: int) -> list[float]:
             f"{len(weights)} weights for {count} updates."
         )
     for weight in weights:
-        checks.check_positive("weights", weight)
+        check_positive("weights", weight)
         if not np.isfinite(weight):
             raise ValueError(f"`weights` must be finite. Received: weights={weights!r}.")
     return [float(weight) for weight in weights]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import keras
 
-from keras_lp import checks
+from keras_lp.arguments import check_positive
 from keras_lp.regression import Regression
 from keras_lp.tflite.contents import read_contents
 from keras_lp.tflite.interface import Output, input_names, outputs, vocabulary_sizes
@@ -57,7 +57,7 @@ class TFLiteMetadata:
     std: float = 1.0
 
     def __post_init__(self) -> None:
-        checks.check_positive("std", self.std)
+        check_positive("std", self.std)
         if self.vocabulary is None:
             return
         listed = isinstance(self.vocabulary, Sequence) and not isinstance(self.vocabulary, str)

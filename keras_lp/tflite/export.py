@@ -10,7 +10,7 @@ from typing import Any
 
 import keras
 
-from keras_lp import checks
+from keras_lp.arguments import check_choice, check_positive
 from keras_lp.files import check_archive
 from keras_lp.tasks import is_number
 from keras_lp.tflite.annotate import TFLiteMetadata, annotate
@@ -102,8 +102,8 @@ def export_tflite(
     print(report)
     ```
     """
-    checks.check_choice("quantization", quantization, [None, "dynamic", "float16", "int8"])
-    checks.check_positive("batch_size", batch_size, integer=True)
+    check_choice("quantization", quantization, [None, "dynamic", "float16", "int8"])
+    check_positive("batch_size", batch_size, integer=True)
     _check_options(quantization, calibration_data, metadata, verify, verification_data, tolerance)
     path = Path(path).expanduser()
     if path.is_dir():

@@ -15,7 +15,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_lp import checks
+from keras_lp.arguments import check_choice, check_positive
 from keras_lp.blocks import below_head, blocks_of
 from keras_lp.classification import Classification
 from keras_lp.files import check_scratch_space
@@ -141,9 +141,9 @@ def export_trainable_tflite(
     print(report)
     ```
     """
-    checks.check_choice("optimizer", optimizer, ["sgd", "momentum", "adam"])
-    checks.check_positive("batch_size", batch_size, integer=True)
-    checks.check_positive("learning_rate", learning_rate)
+    check_choice("optimizer", optimizer, ["sgd", "momentum", "adam"])
+    check_positive("batch_size", batch_size, integer=True)
+    check_positive("learning_rate", learning_rate)
     _check_model(model)
     path = Path(path).expanduser()
     if path.is_dir():
