@@ -143,12 +143,17 @@ def load_adapters(model: keras.Model, path: str | os.PathLike) -> keras.Model:
     lp.load_adapters(model, "style.npz")
     ```
     """
-    from keras_lp.tflite.device import read_arrays  # its package stands on this one
-
     variables = _saved(model)
     if not os.path.exists(path):
         raise ValueError(f"A file of adapters must exist. Received: path={os.fspath(path)!r}.")
-    arrays = read_arrays(path)
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = dict(file)
+    except Exception as error:  # whatever damaged zip files and headers raise
+        raise ValueError(
+            "A file of adapters must be a whole .npz file that lp.save_adapters wrote. Received: "
+            f"{os.fspath(path)}, which cannot be read. Save or copy it again."
+        ) from error
     shapes = {name: tuple(v.shape) for name, v in variables.items()}
     found = {name: array.shape for name, array in arrays.items()}
     if shapes != found:
