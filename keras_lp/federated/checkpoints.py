@@ -143,12 +143,15 @@ def describe_optimizer(optimizer: keras.optimizers.Optimizer) -> list[str]:
 
 
 def _without_names(config: Any, names: dict[str, str]) -> Any:
-    """A config with the layers' names by number, and without seeds and the model's own name."""
+    """A config with the layers' names by number, and without seeds and the model's own name.
+
+    Modules are left out too: a class keeps its registered name where its file moves.
+    """
     if isinstance(config, dict):
         return {
             key: _without_names(value, names)
             for key, value in config.items()
-            if key not in ("seed", "build_config", "compile_config", "thresholds")
+            if key not in ("module", "seed", "build_config", "compile_config", "thresholds")
             and not (key == "name" and value not in names)
         }
     if isinstance(config, (list, tuple)):
