@@ -58,7 +58,7 @@ from sklearn.preprocessing import StandardScaler
 from studies import draw, mean_and_spread
 
 import keras_lp as lp
-from keras_lp.features import feature_model
+from keras_lp.backbones.features import feature_model
 
 EPOCHS = 10
 RATES = (1e-4, 1e-3, 3e-3, 1e-2, 1e-1)

@@ -22,7 +22,7 @@ import numpy as np
 from common import RESULTS, machine, table
 
 import keras_lp as lp
-from keras_lp.federated import tff_runtime
+from keras_lp.federated.engine import tff_runtime
 
 
 def resident_mb(pid: int | str) -> float:

@@ -33,7 +33,7 @@ import tensorflow as tf
 from common import RESULTS, machine, table, write
 
 import keras_lp as lp
-from keras_lp.blocks import below_head, blocks_of
+from keras_lp.backbones.blocks import below_head, blocks_of
 
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 GOALS = {"first": 1.15, "step": 1.03}

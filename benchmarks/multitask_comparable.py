@@ -39,8 +39,8 @@ from scipy.special import entr
 from studies import Run, spread, verdict
 
 import keras_lp as lp
-from keras_lp.classification import as_task
-from keras_lp.tasks import Task, TaskLike
+from keras_lp.tasks.classification import as_task
+from keras_lp.tasks.task import Task, TaskLike
 
 NAME = "multitask_comparable"
 ALONE, PLAIN, DEFAULT, CONSTANTS = "alone", "plain sum", "default", "by constants"

@@ -27,7 +27,7 @@ from ai_edge_litert.interpreter import Interpreter
 from common import RESULTS, machine, table, write
 
 import keras_lp as lp
-from keras_lp.features import KEY
+from keras_lp.backbones.features import KEY
 
 BATCH = 16
 GOAL = 2.0  # ms, of a head step on features

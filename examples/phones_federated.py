@@ -26,7 +26,7 @@ import keras
 import numpy as np
 
 import keras_lp as lp
-from keras_lp.tflite import device
+from keras_lp.tflite.device import device
 
 OUT = Path("runs/phones_federated")
 EPOCHS = 3

@@ -7,26 +7,26 @@ import importlib
 from typing import Any
 
 from keras_lp import balancing
-from keras_lp.balancing import Balancing
-from keras_lp.classification import Classification
-from keras_lp.comparison import Comparison, compare_single_tasks
-from keras_lp.finetune import finetune_model, merge_adapters
-from keras_lp.heads import decode_predictions
-from keras_lp.linear_probe import fit_head
-from keras_lp.lora import LoRA, load_adapters, save_adapters
-from keras_lp.mixing import mix
-from keras_lp.model import Model
-from keras_lp.multi_label import MultiLabel
-from keras_lp.multitask import multitask_model
-from keras_lp.plain import class_names, plain_model
-from keras_lp.rate_finder import LearningRates, find_learning_rate
-from keras_lp.rates import layerwise
-from keras_lp.regression import Regression
-from keras_lp.report import trainable_report
-from keras_lp.thresholds import choose_thresholds
-from keras_lp.transfer import transfer_model
-from keras_lp.two_phase import fit_two_phase
-from keras_lp.unfreezing import GradualUnfreezing
+from keras_lp.balancing.ways import Balancing
+from keras_lp.finetuning.finetune import finetune_model, merge_adapters
+from keras_lp.finetuning.lora import LoRA, load_adapters, save_adapters
+from keras_lp.finetuning.rate_finder import LearningRates, find_learning_rate
+from keras_lp.finetuning.rates import layerwise
+from keras_lp.finetuning.two_phase import fit_two_phase
+from keras_lp.finetuning.unfreezing import GradualUnfreezing
+from keras_lp.model.model import Model
+from keras_lp.model.plain import class_names, plain_model
+from keras_lp.model.report import trainable_report
+from keras_lp.model.thresholds import choose_thresholds
+from keras_lp.multitask.comparison import Comparison, compare_single_tasks
+from keras_lp.multitask.mixing import mix
+from keras_lp.multitask.multitask import multitask_model
+from keras_lp.tasks.classification import Classification
+from keras_lp.tasks.heads import decode_predictions
+from keras_lp.tasks.multi_label import MultiLabel
+from keras_lp.tasks.regression import Regression
+from keras_lp.transfer.linear_probe import fit_head
+from keras_lp.transfer.transfer import transfer_model
 
 __version__ = "0.1.0"
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_lp.arguments import check_choice, check_positive
-from keras_lp.names import near
+from keras_lp.utils.arguments import check_choice, check_positive
+from keras_lp.utils.names import near
 
 _HOST, _SECONDS = "storage.googleapis.com", 10  # where TFDS looks first
 _INSTALL = "Install it: pip install 'keras_lp[data]'"

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import keras_lp as lp
-from keras_lp.heads import heads
+from keras_lp.tasks.heads import heads
 
 Arrays = tuple[np.ndarray, np.ndarray]
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import keras_lp as lp
-from keras_lp.backbones import _preprocess, resolve_backbone
-from keras_lp.blocks import blocks_of
+from keras_lp.backbones.blocks import blocks_of
+from keras_lp.backbones.resolve import _preprocess, resolve_backbone
 
 ALPHA = {"alpha": 0.25}
 

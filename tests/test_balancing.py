@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 import keras_lp as lp
-from keras_lp.balancing import METHODS, balancing_of
+from keras_lp.balancing.ways import METHODS, balancing_of
 from tests.conftest import assert_same, snapshot
 
 GRADIENT_METHODS = [name for name, method in METHODS.items() if method.uses_gradients]

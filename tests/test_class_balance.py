@@ -9,7 +9,7 @@ from sklearn import metrics as sk
 from sklearn.utils.class_weight import compute_class_weight
 
 import keras_lp as lp
-from keras_lp.federated import tff_runtime
+from keras_lp.federated.engine import tff_runtime
 from tests.conftest import Batches, with_random_heads
 
 needs_tff = pytest.mark.skipif(

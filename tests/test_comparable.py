@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 import keras_lp as lp
-from keras_lp.balancing import balancing_of
-from keras_lp.federated import tff_runtime
+from keras_lp.balancing.ways import balancing_of
+from keras_lp.federated.engine import tff_runtime
 from tests.conftest import assert_same, snapshot
 
 TASKS = {

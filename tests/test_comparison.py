@@ -6,8 +6,8 @@ import pytest
 import tensorflow as tf
 
 import keras_lp as lp
-from keras_lp import comparison
-from keras_lp.balancing import balancing_of
+from keras_lp.balancing.ways import balancing_of
+from keras_lp.multitask import comparison
 from tests.conftest import assert_same, snapshot
 
 

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_lp.federated import tff_runtime
+from keras_lp.federated.engine import tff_runtime
 
 ROOT = Path(__file__).parent.parent
 SOLVED = r"Head solved with l2=(\S+), cv_loss=(\S+): accuracy (\S+),"

@@ -11,7 +11,8 @@ import pytest
 import tensorflow as tf
 
 import keras_lp as lp
-from keras_lp import features, scaling
+from keras_lp.backbones import features
+from keras_lp.model import scaling
 from tests.conftest import Batches
 
 SHAPE = (8, 8, 3)

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 import keras_lp as lp
-from keras_lp.federated import tff_runtime
+from keras_lp.federated.engine import tff_runtime
 from tests.conftest import with_random_heads
 
 pytestmark = pytest.mark.skipif(

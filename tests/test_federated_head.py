@@ -7,7 +7,8 @@ import tensorflow as tf
 from sklearn.linear_model import LogisticRegression, Ridge
 
 import keras_lp as lp
-from keras_lp.federated import head, tff_runtime
+from keras_lp.federated import head
+from keras_lp.federated.engine import tff_runtime
 
 pytestmark = pytest.mark.skipif(
     tff_runtime.unsupported_platform() is not None, reason="TFF has wheels for Linux x86-64 only"
@@ -131,7 +132,7 @@ def test_only_sums_leave_a_client(mlp, digits):
 
 
 def test_many_features_are_solved_without_their_products(mlp, digits, monkeypatch):
-    monkeypatch.setattr("keras_lp.federated.head_sums.PRODUCT_COLUMNS", 8)
+    monkeypatch.setattr("keras_lp.federated.engine.head_sums.PRODUCT_COLUMNS", 8)
     model = lp.transfer_model(mlp(), 10)
     history = solve(model, lp.partition(digits, clients=4)).history
     expected = logistic(standardised(model, digits[0]), digits[1])

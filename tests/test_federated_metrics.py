@@ -6,7 +6,7 @@ import pytest
 from keras import ops
 
 import keras_lp as lp
-from keras_lp.federated import tff_runtime
+from keras_lp.federated.engine import tff_runtime
 
 pytestmark = pytest.mark.skipif(
     tff_runtime.unsupported_platform() is not None, reason="TFF has wheels for Linux x86-64 only"
@@ -176,7 +176,7 @@ def test_metrics_of_ones_own_over_clients(digits):
 
 def test_largest_and_least_over_blocks_of_clients(digits, monkeypatch):
     """More clients than are evaluated at once, and one that is sampled."""
-    monkeypatch.setattr("keras_lp.federated.rounds._EVALUATED_AT_ONCE", 2)
+    monkeypatch.setattr("keras_lp.federated.engine.rounds._EVALUATED_AT_ONCE", 2)
     x, _ = digits
     model = plain(own_metrics())
     out = model.predict(x, verbose=0)

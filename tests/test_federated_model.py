@@ -6,8 +6,8 @@ import pytest
 import tensorflow as tf
 
 import keras_lp as lp
-from keras_lp.federated import tff_runtime
-from keras_lp.federated.groups import Groups
+from keras_lp.federated.engine import tff_runtime
+from keras_lp.federated.engine.groups import Groups
 
 pytestmark = pytest.mark.skipif(
     tff_runtime.unsupported_platform() is not None, reason="TFF has wheels for Linux x86-64 only"
@@ -106,7 +106,7 @@ def test_features_once_give_the_same_weights_and_little_goes_over_the_wire(mlp, 
 
 
 def test_the_backbone_runs_once_a_client_and_not_for_data_that_may_change(mlp, digits, monkeypatch):
-    from keras_lp.federated import source
+    from keras_lp.federated.clients import source
 
     model = lp.transfer_model(mlp(), 10)
     arrays = lp.partition(digits, 3)

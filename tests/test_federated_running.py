@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import keras_lp as lp
-from keras_lp.federated import rounds, tff_runtime
-from keras_lp.federated.blocks import to_blocks
+from keras_lp.federated.engine import rounds, tff_runtime
+from keras_lp.federated.engine.blocks import to_blocks
 
 pytestmark = pytest.mark.skipif(
     tff_runtime.unsupported_platform() is not None, reason="TFF has wheels for Linux x86-64 only"

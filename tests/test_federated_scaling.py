@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 import keras_lp as lp
-from keras_lp.features import feature_model
-from keras_lp.federated import tff_runtime
+from keras_lp.backbones.features import feature_model
+from keras_lp.federated.engine import tff_runtime
 
 pytestmark = pytest.mark.skipif(
     tff_runtime.unsupported_platform() is not None, reason="TFF has wheels for Linux x86-64 only"

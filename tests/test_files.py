@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 import keras_lp as lp
-from keras_lp.federated import tff_runtime
-from keras_lp.federated.files import write_rows, write_tensor
-from keras_lp.files import whole_file
-from keras_lp.tflite.contents import write_whole
+from keras_lp.federated.engine import tff_runtime
+from keras_lp.federated.engine.files import write_rows, write_tensor
+from keras_lp.tflite.metadata.contents import write_whole
+from keras_lp.utils.files import whole_file
 
 LIMIT = 50  # bytes
 

@@ -8,8 +8,8 @@ import pytest
 import tensorflow as tf
 
 import keras_lp as lp
-from keras_lp.adapters import adapted_layers
-from keras_lp.blocks import head_layers
+from keras_lp.backbones.blocks import head_layers
+from keras_lp.model.adapters import adapted_layers
 from tests.hub import LABELS, LANGUAGE, SENTENCES, bert_classifier, gpt2_language_model
 
 keras_hub = pytest.importorskip("keras_hub")

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 import keras_lp as lp
-from keras_lp.heads import backbone_of
+from keras_lp.tasks.heads import backbone_of
 from tests.conftest import assert_same, snapshot, with_random_heads
 
 

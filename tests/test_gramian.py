@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
-from keras_lp import gramian as g
+from keras_lp.balancing import gramian as g
 
 CYCLIC = [[0, 1, 2], [1, 2, 0], [2, 0, 1]]
 

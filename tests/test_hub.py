@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import keras_lp as lp
-from keras_lp.blocks import blocks_of
+from keras_lp.backbones.blocks import blocks_of
 from tests.conftest import with_random_heads
 from tests.hub import LANGUAGE
 

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 import keras_lp as lp
-from keras_lp.backbones import resolve_backbone
+from keras_lp.backbones.resolve import resolve_backbone
 from tests.conftest import with_random_heads
 
 ALPHA = {"alpha": 0.25}

@@ -10,7 +10,7 @@ from scipy.special import log_softmax
 from sklearn.linear_model import LogisticRegression
 
 import keras_lp as lp
-from keras_lp.federated import tff_runtime
+from keras_lp.federated.engine import tff_runtime
 from tests.conftest import Batches, with_random_heads
 
 NAMES = tuple("abcdefghij")

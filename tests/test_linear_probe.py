@@ -9,7 +9,7 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.utils.class_weight import compute_sample_weight
 
 import keras_lp as lp
-from keras_lp import head_solver, linear_probe
+from keras_lp.transfer import head_solver, linear_probe
 from tests.conftest import Batches
 
 L2 = 1e-2

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 import keras_lp as lp
-from keras_lp.adapters import adapted_layers
+from keras_lp.model.adapters import adapted_layers
 
 
 def network():

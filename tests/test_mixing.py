@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import keras_lp as lp
-from keras_lp.mixing import epoch_counts
+from keras_lp.multitask.mixing import epoch_counts
 
 INF = float("inf")
 

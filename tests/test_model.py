@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 import keras_lp as lp
-from keras_lp.heads import tasks as lp_tasks
+from keras_lp.tasks.heads import tasks as lp_tasks
 
 nan = float("nan")
 

@@ -68,7 +68,7 @@ def test_verification_data_are_looked_at(tmp_path):
 
 
 def test_clients_are_looked_at():
-    from keras_lp.federated.clients import fitting_arrays
+    from keras_lp.federated.clients.clients import fitting_arrays
 
     model = own()
     with pytest.warns(UserWarning, match="pictures of `x of client 'a'`"):

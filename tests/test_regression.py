@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 import keras_lp as lp
-from keras_lp.regression import standardize
+from keras_lp.tasks.regression import standardize
 from tests.conftest import Batches, assert_same, snapshot
 
 nan = float("nan")

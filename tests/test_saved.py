@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import keras_lp as lp
-from keras_lp.federated import tff_runtime
-from keras_lp.tflite.contents import inspect
+from keras_lp.federated.engine import tff_runtime
+from keras_lp.tflite.metadata.contents import inspect
 from tests.saved.write import FOLDER, examples, federated
 
 

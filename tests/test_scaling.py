@@ -8,8 +8,8 @@ import pytest
 import tensorflow as tf
 
 import keras_lp as lp
-from keras_lp import scaling
-from keras_lp.features import feature_model
+from keras_lp.backbones.features import feature_model
+from keras_lp.model import scaling
 from tests.conftest import Batches, with_random_heads
 
 

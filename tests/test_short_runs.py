@@ -72,7 +72,7 @@ def test_evaluate_judges_the_network_that_trained(convnet, monkeypatch):
     x, y = lp.load_dataset("digits", split="train", batch_size=-1)
     accuracy = {}
     for memories in (10, 0):
-        monkeypatch.setattr("keras_lp.short_runs.MEMORIES", memories)
+        monkeypatch.setattr("keras_lp.model.short_runs.MEMORIES", memories)
         keras.utils.set_random_seed(0)
         model = scratch(convnet)
         model.fit(x, y, epochs=2, verbose=0)

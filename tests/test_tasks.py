@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 
 import keras_lp as lp
-from keras_lp.classification import as_task
-from keras_lp.heads import Head
+from keras_lp.tasks.classification import as_task
+from keras_lp.tasks.heads import Head
 
 nan = float("nan")
 

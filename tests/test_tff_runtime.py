@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import keras_lp as lp
-from keras_lp.federated import tff_runtime
+from keras_lp.federated.engine import tff_runtime
 
 pytestmark = pytest.mark.skipif(
     tff_runtime.unsupported_platform() is not None, reason="TFF has wheels for Linux x86-64 only"
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(
 
 ROUND = """
 import os, signal, sys, numpy as np, keras, keras_lp as lp
-from keras_lp.federated import tff_runtime
+from keras_lp.federated.engine import tff_runtime
 model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
 model.compile("sgd", "mse")
 lp.FederatedAveraging(model).fit({"a": (np.ones((4, 2), "float32"), np.ones(4, "float32"))}, 1)

@@ -9,8 +9,8 @@ import pytest
 import tensorflow as tf
 
 import keras_lp as lp
-from keras_lp.federated import tff_runtime
-from keras_lp.tflite import export as export_module
+from keras_lp.federated.engine import tff_runtime
+from keras_lp.tflite.export import export as export_module
 
 Interpreter = pytest.importorskip("ai_edge_litert.interpreter").Interpreter
 

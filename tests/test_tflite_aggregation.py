@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 import keras_lp as lp
-from keras_lp.tflite import training as training_module
-from keras_lp.tflite.device import write_weights
-from keras_lp.tflite.exchange import model_version, named_weights
+from keras_lp.tflite.device.device import write_weights
+from keras_lp.tflite.device.exchange import model_version, named_weights
+from keras_lp.tflite.training import training as training_module
 
 from .conftest import assert_same, snapshot
 

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 import keras_lp as lp
-from keras_lp.tflite import correction
-from keras_lp.tflite.correction import affine_map, corrected_heads
+from keras_lp.tflite.export import correction
+from keras_lp.tflite.export.correction import affine_map, corrected_heads
 
 pytest.importorskip("ai_edge_litert.interpreter")
 

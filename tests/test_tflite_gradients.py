@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_lp.tflite.gradients import Untrainable, builtin_gradients, gradients
+from keras_lp.tflite.training.gradients import Untrainable, builtin_gradients, gradients
 
 
 def both(function, *shapes, values=None):

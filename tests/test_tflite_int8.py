@@ -8,13 +8,13 @@ import pytest
 import tensorflow as tf
 
 import keras_lp as lp
-from keras_lp.tflite import convert as convert_module
-from keras_lp.tflite import int8
-from keras_lp.tflite.convert import convert
-from keras_lp.tflite.correction import corrected_heads
+from keras_lp.tflite.device.runtime import load_interpreter
+from keras_lp.tflite.export import convert as convert_module
+from keras_lp.tflite.export import int8
+from keras_lp.tflite.export.convert import convert
+from keras_lp.tflite.export.correction import corrected_heads
+from keras_lp.tflite.export.verify import load, run_all
 from keras_lp.tflite.interface import input_names
-from keras_lp.tflite.runtime import load_interpreter
-from keras_lp.tflite.verify import load, run_all
 
 pytest.importorskip("ai_edge_litert.interpreter")
 

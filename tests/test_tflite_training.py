@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import keras_lp as lp
-from keras_lp.tflite import device as device_module
+from keras_lp.tflite.device import device as device_module
 
 from .conftest import assert_same, snapshot
 

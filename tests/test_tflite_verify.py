@@ -9,11 +9,11 @@ import tensorflow as tf
 from tensorflow.lite.tools import flatbuffer_utils
 
 import keras_lp as lp
-from keras_lp.tflite import export as export_module
-from keras_lp.tflite import verify
-from keras_lp.tflite.examples import generate_examples, read_examples
+from keras_lp.tflite.export import export as export_module
+from keras_lp.tflite.export import verify
+from keras_lp.tflite.export.examples import generate_examples, read_examples
+from keras_lp.tflite.export.verify import Tolerance
 from keras_lp.tflite.interface import Output, vocabulary_sizes
-from keras_lp.tflite.verify import Tolerance
 from tests.conftest import with_random_heads
 
 pytest.importorskip("ai_edge_litert.interpreter")

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import keras_lp as lp
-from keras_lp.heads import heads, tasks
-from keras_lp.metrics import MacroF1
-from keras_lp.thresholds import best_threshold, set_thresholds
+from keras_lp.model.thresholds import best_threshold, set_thresholds
+from keras_lp.tasks.heads import heads, tasks
+from keras_lp.tasks.metrics import MacroF1
 from tests.conftest import Batches
 
 from .conftest import assert_same, snapshot, with_random_heads

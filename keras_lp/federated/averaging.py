@@ -14,20 +14,20 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_lp import checks
-from keras_lp.absent import with_unknown_hidden
-from keras_lp.arguments import check_choice, check_positive
-from keras_lp.federated import tff_runtime
 from keras_lp.federated.checkpoints import Checkpoints, describe_model, describe_optimizer, digest
-from keras_lp.federated.client_work import LocalTraining
-from keras_lp.federated.clients import Clients
+from keras_lp.federated.clients.clients import Clients
+from keras_lp.federated.clients.source import Source
+from keras_lp.federated.engine import tff_runtime
+from keras_lp.federated.engine.client_work import LocalTraining
+from keras_lp.federated.engine.model_checks import check_model
+from keras_lp.federated.engine.optimizers import server_optimizer as make_server_optimizer
+from keras_lp.federated.engine.rounds import Rounds
 from keras_lp.federated.evaluation import summary
 from keras_lp.federated.head import fit_head
-from keras_lp.federated.model_checks import check_model
-from keras_lp.federated.optimizers import server_optimizer as make_server_optimizer
-from keras_lp.federated.rounds import Rounds
 from keras_lp.federated.running import print_restarts, print_round, validation
-from keras_lp.federated.source import Source
+from keras_lp.model import checks
+from keras_lp.model.absent import with_unknown_hidden
+from keras_lp.utils.arguments import check_choice, check_positive
 
 Callbacks = keras.callbacks.Callback | Sequence[keras.callbacks.Callback]
 

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from keras_lp.federated import tff_runtime
+from keras_lp.federated.engine import tff_runtime
 
 
 def main(arguments: Sequence[str] = ()) -> int:

@@ -19,7 +19,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_lp.files import whole_file
+from keras_lp.utils.files import whole_file
 
 _KEPT = 3  # files: the newest, and what is there should it be damaged
 # Variables that do not train and differ from one run of a program to the next.

@@ -14,19 +14,20 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_lp import checks, class_balance, features
-from keras_lp.arguments import check_positive
-from keras_lp.compiled import loss_weights
-from keras_lp.federated import head_sums, tff_runtime
+from keras_lp.backbones import features
 from keras_lp.federated.checkpoints import Checkpoints, describe_model, digest
-from keras_lp.federated.clients import Clients
-from keras_lp.federated.head_problem import Problem, Standardization, label_scales
+from keras_lp.federated.clients.clients import Clients
+from keras_lp.federated.clients.source import Source
+from keras_lp.federated.engine import head_sums, tff_runtime
+from keras_lp.federated.engine.head_problem import Problem, Standardization, label_scales
+from keras_lp.federated.engine.sums import Sums
 from keras_lp.federated.running import print_round, validation
-from keras_lp.federated.source import Source
-from keras_lp.federated.sums import Sums
-from keras_lp.heads import Head
-from keras_lp.linear_heads import linear_heads
-from keras_lp.regression import Regression
+from keras_lp.model import checks, class_balance
+from keras_lp.model.compiled import loss_weights
+from keras_lp.model.linear_heads import linear_heads
+from keras_lp.tasks.heads import Head
+from keras_lp.tasks.regression import Regression
+from keras_lp.utils.arguments import check_positive
 
 _MOST_STEPS = 500  # of the solver, mostly a round each
 

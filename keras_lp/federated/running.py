@@ -9,10 +9,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_lp import checks
-from keras_lp.absent import unknown
-from keras_lp.arguments import check_positive
-from keras_lp.linear_heads import can_be_solved
+from keras_lp.model import checks
+from keras_lp.model.absent import unknown
+from keras_lp.model.linear_heads import can_be_solved
+from keras_lp.utils.arguments import check_positive
 
 
 def validation(

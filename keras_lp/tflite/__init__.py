@@ -1,11 +1,11 @@
 """Models on a phone: LiteRT (TensorFlow Lite) files that run there, and that train there."""
 
-from keras_lp.tflite.aggregation import DeviceRound, aggregate_device_updates
-from keras_lp.tflite.annotate import TFLiteMetadata
-from keras_lp.tflite.device import DeviceTrainer
-from keras_lp.tflite.export import export_tflite
-from keras_lp.tflite.report import ExportReport
-from keras_lp.tflite.training import TrainableReport, export_trainable_tflite
+from keras_lp.tflite.device.aggregation import DeviceRound, aggregate_device_updates
+from keras_lp.tflite.device.device import DeviceTrainer
+from keras_lp.tflite.export.export import export_tflite
+from keras_lp.tflite.export.report import ExportReport
+from keras_lp.tflite.metadata.annotate import TFLiteMetadata
+from keras_lp.tflite.training.training import TrainableReport, export_trainable_tflite
 
 __all__ = [
     "DeviceRound",

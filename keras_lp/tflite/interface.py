@@ -10,10 +10,10 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_lp.heads import Head
-from keras_lp.model import input_structure
-from keras_lp.multi_label import MultiLabel
-from keras_lp.tasks import ClassTask, Task
+from keras_lp.model.model import input_structure
+from keras_lp.tasks.heads import Head
+from keras_lp.tasks.multi_label import MultiLabel
+from keras_lp.tasks.task import ClassTask, Task
 
 
 @dataclasses.dataclass(frozen=True)

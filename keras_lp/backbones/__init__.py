@@ -1,0 +1,1 @@
+"""A name, a file or a model becomes a headless network, frozen as far as wanted."""

@@ -1,0 +1,177 @@
+"""Freezing: the only place that sets `trainable`.
+
+A pretrained part never updates the statistics of its BatchNormalization layers, neither frozen
+nor fine-tuned. In Keras only `trainable=False` on the layer itself ensures that (the `training`
+argument given to a nested model is overridden by `fit`), so these layers stay frozen throughout.
+Whatever else is frozen runs in inference mode too: a frozen Dropout is off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import keras
+from keras.src.models.functional import Functional
+
+from keras_lp.utils.names import near
+
+# "head", "all", the number of top blocks, or names of layers.
+Trainable = str | int | Sequence[str]
+
+
+def leaf_layers(layer: keras.Layer) -> Iterator[keras.Layer]:
+    """Yields the layers of a model in order, those of nested models instead of the models.
+
+    A layer that is a stack of numbered blocks, such as a transformer's encoder, counts as a model.
+    """
+    if isinstance(layer, keras.Model):
+        for inner in layer.layers:
+            yield from leaf_layers(inner)
+    elif _is_stack(layer):
+        yield from layer._layers
+    else:
+        yield layer
+
+
+def _is_stack(layer: keras.Layer) -> bool:
+    """Whether a layer holds two or more numbered layers of layers of one kind."""
+    numbered = [
+        type(inner) for inner in layer._layers if inner._layers and inner.name[-1:].isdigit()
+    ]
+    own = sum(len(inner.weights) for inner in layer._layers) == len(layer.weights)
+    return own and any(numbered.count(kind) > 1 for kind in numbered)
+
+
+def set_trainable(layer: keras.Layer, value: bool) -> None:
+    """Sets the flag of a layer and of everything in it.
+
+    One by one: `layer.trainable = value` alone reaches nothing inside where the layer itself
+    has that value already.
+    """
+    for inner in layer._flatten_layers():
+        restore_flag(inner, value)
+
+
+def restore_flag(layer: keras.Layer, value: bool) -> None:
+    """Sets the flag of one layer and its own variables, whatever they were before.
+
+    A layer with adapters (LoRA) trains these alone.
+    """
+    layer.trainable = not value
+    layer.trainable = value
+    if getattr(layer, "lora_enabled", False):
+        for variable in layer._trainable_variables:
+            variable.trainable = value and variable.name.startswith("lora_")
+
+
+def freeze(below: Sequence[keras.Layer], chosen: set[int], *, keep_statistics: bool) -> None:
+    """Sets `trainable` below the head. The caller compiles afterwards.
+
+    Args:
+        below: the layers below the head (models count as layers).
+        chosen: what trains, from `choose`.
+        keep_statistics: whether BatchNormalization layers stay frozen in inference mode.
+    """
+    for layer in below:
+        set_trainable(layer, bool(chosen))  # a model must be trainable for anything in it to be
+    for layer in below:
+        whole = all(id(leaf) in chosen for leaf in leaf_layers(layer))
+        for inner in layer._flatten_layers():
+            if isinstance(inner, keras.Model):  # weights of its own, outside its layers
+                for variable in inner._trainable_variables:
+                    variable.trainable = whole
+    for leaf in (leaf for layer in below for leaf in leaf_layers(layer)):
+        set_trainable(leaf, id(leaf) in chosen)
+        if keep_statistics:
+            for inner in leaf._flatten_layers():
+                if isinstance(inner, keras.layers.BatchNormalization):
+                    set_trainable(inner, False)
+
+
+def choose(
+    below: Sequence[keras.Layer], blocks: Sequence[Sequence[keras.Layer]], trainable: Any
+) -> set[int]:
+    """Returns the ids of the leaf layers that train.
+
+    Args:
+        below: the layers below the head (models count as layers).
+        blocks: groups of their leaf layers, from the bottom to the top.
+        trainable: `"head"` chooses none of them, `"all"` each; a number n the top n blocks; a
+            list of names these layers.
+
+    Raises:
+        ValueError: more blocks than there are, or a name that no layer has.
+        TypeError: anything else.
+    """
+    leaves = [leaf for layer in below for leaf in leaf_layers(layer)]
+    if isinstance(trainable, str) and trainable in ("head", "all"):
+        return {id(leaf) for leaf in leaves} if trainable == "all" else set()
+    if isinstance(trainable, int) and not isinstance(trainable, bool):
+        if not 0 <= trainable <= len(blocks):
+            raise ValueError(
+                "`trainable` as a number counts blocks from the top, from 0 to the number of "
+                f"blocks below the head. Received: trainable={trainable}, and there are "
+                f"{len(blocks)} blocks."
+            )
+        if not trainable:
+            return set()
+        # With what has no weights, such as a Dropout, between the layers of these blocks.
+        chosen = {id(layer) for block in blocks[len(blocks) - trainable :] for layer in block}
+        below_top = {id(layer) for block in blocks[: len(blocks) - trainable] for layer in block}
+        lowest = min(i for i, leaf in enumerate(leaves) if id(leaf) in chosen)
+        return {id(leaf) for leaf in leaves[lowest:]} - below_top
+    if isinstance(trainable, Sequence) and not isinstance(trainable, str):
+        names = {leaf.name for leaf in leaves}
+        for name in trainable:
+            if name not in names:
+                raise ValueError(
+                    "`trainable` must name layers below the head, those inside nested models. "
+                    f"Received: {name!r}, and no such layer has that name."
+                    f"{near(str(name), names)}"
+                )
+        return {id(leaf) for leaf in leaves if leaf.name in trainable}
+    raise TypeError(
+        '`trainable` must be "head", "all", a number of blocks from the top or a list of layer '
+        f"names. Received: trainable={trainable!r}."
+    )
+
+
+def is_frozen(layer: keras.Layer) -> bool:
+    """Whether neither a layer nor anything in it trains."""
+    return not any(inner.trainable for inner in layer._flatten_layers())
+
+
+def run_layer(operation: Any, training: bool | None) -> Callable[..., Any]:
+    """Returns what runs an operation of a graph; frozen layers run in inference mode.
+
+    Keras hands `training=True` down to all of them, so Dropout in a frozen model would be active.
+    In a nested Functional or Sequential model of which a part is frozen, that part runs in
+    inference mode; a model with a `call` of its own runs as that says unless all of it is frozen.
+    """
+    if not isinstance(operation, keras.Layer):
+        return operation
+    training = bool(training) and not is_frozen(operation)
+    graph = operation
+    if type(operation).call is keras.Sequential.call:
+        graph = operation._functional
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        # A graph that we can look into; a model with a `call` of its own runs as a whole.
+        plain = isinstance(graph, Functional) and type(graph).call is Functional.call
+        if training and plain and kwargs.get("mask") is None:
+            return run_graph(graph, args[0], training)
+        if operation._call_has_training_arg:
+            kwargs["training"] = training
+        return operation(*args, **kwargs)
+
+    return run
+
+
+def run_graph(model: Functional, inputs: Any, training: bool | None) -> Any:
+    """Runs a Functional model, its frozen layers in inference mode."""
+    outputs = model._run_through_graph(
+        model._standardize_inputs(inputs), lambda operation: run_layer(operation, training)
+    )
+    single = isinstance(outputs, (list, tuple)) and len(outputs) == 1
+    return outputs[0] if single else outputs

@@ -1,0 +1,118 @@
+"""Pooling: features with axes of space or time become vectors."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_lp.utils.arguments import check_choice
+
+FLAT = 4096  # numbers of a feature map, see benchmarks/results/pooling.md
+
+
+@keras.saving.register_keras_serializable("keras_lp")
+class TokenPooling(keras.layers.Layer):
+    """The mean, or maximum, of the real tokens of a text; zeros where a text has none.
+
+    Args:
+        mode: `"avg"` or `"max"`.
+        **kwargs: arguments of `keras.layers.Layer`.
+    """
+
+    def __init__(self, mode: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.mode = mode
+
+    def call(self, features: Any, padding_mask: Any) -> Any:
+        """Pools features `(batch, tokens, width)` where `padding_mask` `(batch, tokens)` is 1."""
+        real = ops.cast(padding_mask, "bool")[..., None]
+        if self.mode == "max":
+            largest = ops.max(ops.where(real, features, -float("inf")), axis=1)
+            return ops.where(ops.any(real, axis=1), largest, 0.0)
+        count = ops.cast(ops.maximum(ops.sum(ops.cast(real, "int32"), axis=1), 1), features.dtype)
+        return ops.sum(ops.where(real, features, 0.0), axis=1) / count
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the config of the layer."""
+        return {**super().get_config(), "mode": self.mode}
+
+
+@keras.saving.register_keras_serializable("keras_lp")
+class MaskedAveragePooling1D(keras.layers.GlobalAveragePooling1D):
+    """Keras's mean over the steps that are not masked, but zeros where all are: Keras gives NaN."""
+
+    def call(self, inputs: Any, mask: Any = None) -> Any:
+        """Pools inputs `(batch, steps, width)` where `mask` `(batch, steps)` is true."""
+        if mask is None:
+            return super().call(inputs)
+        weight = ops.cast(mask, inputs.dtype)[..., None]
+        return ops.sum(inputs * weight, axis=1) / ops.maximum(ops.sum(weight, axis=1), 1)
+
+
+@keras.saving.register_keras_serializable("keras_lp")
+class MaskedMaxPooling1D(keras.layers.GlobalMaxPooling1D):
+    """The maximum over the steps that are not masked, which Keras takes over all; else zeros."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.supports_masking = True
+
+    def call(self, inputs: Any, mask: Any = None) -> Any:
+        """Pools inputs `(batch, steps, width)` where `mask` `(batch, steps)` is true."""
+        if mask is None:
+            return super().call(inputs)
+        mask = ops.cast(mask, "bool")[..., None]
+        lowest = -ops.max(-inputs, axis=1, keepdims=True)  # LiteRT has no gradient of min
+        largest = ops.max(ops.where(mask, inputs, lowest), axis=1)
+        return ops.where(ops.any(mask, axis=1), largest, 0.0)
+
+    def compute_mask(self, inputs: Any, mask: Any = None) -> None:
+        """Returns None: no steps are left."""
+
+
+def pool(features: Any, pooling: str | None, padding_mask: Any = None) -> Any:
+    """Adds the layer for the argument `pooling` of a builder.
+
+    Args:
+        features: a symbolic tensor of rank 2, 3 or 4.
+        pooling: `"avg"`, `"max"`, `"flatten"`, None, or `"auto"`: a feature map of at most
+            `FLAT` numbers becomes flat, so that the place of things is not lost; a larger one, of
+            an open size, or a sequence is averaged.
+        padding_mask: 1 for the real tokens of a text, `(batch, tokens)`.
+
+    Raises:
+        ValueError: an unknown word, or features of another rank or of an open size.
+    """
+    check_choice("pooling", pooling, ["auto", "avg", "max", "flatten", None])
+    rank = len(features.shape)
+    if pooling == "auto":
+        sizes = features.shape[1:]
+        small = rank == 4 and None not in sizes and math.prod(sizes) <= FLAT
+        pooling = "flatten" if small else "avg"
+    if rank == 2 or pooling is None:
+        return features
+    if pooling == "flatten":
+        if None in features.shape[1:]:
+            raise ValueError(
+                'pooling="flatten" needs features of a known size. Received: an output of shape '
+                f'{tuple(features.shape)}. Give `input_shape`, or pool with "avg".'
+            )
+        return keras.layers.Flatten(name="pooling")(features)
+    if padding_mask is not None and rank == 3:
+        return TokenPooling(pooling, name="pooling")(features, padding_mask)
+    layers = {
+        ("avg", 3): MaskedAveragePooling1D,
+        ("max", 3): MaskedMaxPooling1D,
+        ("avg", 4): keras.layers.GlobalAveragePooling2D,
+        ("max", 4): keras.layers.GlobalMaxPooling2D,
+    }
+    if (pooling, rank) not in layers:
+        raise ValueError(
+            "A backbone must give features of rank 2 (batch, features), 3 (batch, steps, "
+            "features) or 4 (batch, height, width, features). Received: an output of shape "
+            f"{tuple(features.shape)}."
+        )
+    return layers[pooling, rank](name="pooling")(features)

@@ -1,0 +1,161 @@
+"""Clients: who there is, and each one's own data as arrays that the model can train on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_lp.backbones.pixels import warn_of_scaled_pictures
+from keras_lp.federated.clients.arrays import Arrays, as_arrays, check_unbatched, count_examples
+from keras_lp.federated.clients.padding import fill
+from keras_lp.model import checks
+from keras_lp.model.data import as_numbers
+from keras_lp.model.model import input_structure
+from keras_lp.tasks.classification import Classification
+from keras_lp.tasks.heads import tasks
+from keras_lp.tasks.task import Task
+
+# A mapping from ids to data, TFF's ClientData, or (ids, load).
+Clients = Mapping[Hashable, Any] | tuple[Sequence[Hashable], Callable[[Any], Any]] | Any
+
+
+class Population:
+    """The ids of the clients, and how one's data are loaded.
+
+    Args:
+        clients: a mapping from ids to data; TFF's `ClientData`; or a pair `(ids, load)`, where
+            `load(id)` returns the data of one client.
+        model: the model that trains on them, whose inputs tell batches from examples. Defaults to
+            None.
+
+    Raises:
+        ValueError: no client, or an id twice.
+        TypeError: clients of another kind.
+    """
+
+    def __init__(self, clients: Clients, model: keras.Model | None = None) -> None:
+        self._model = model
+        if isinstance(clients, Mapping):
+            self.ids, self._load = list(clients), clients.__getitem__
+        elif hasattr(clients, "create_tf_dataset_for_client"):  # TFF's ClientData
+            self.ids, self._load = clients.client_ids, clients.create_tf_dataset_for_client
+        elif isinstance(clients, (tuple, list)) and len(clients) == 2 and callable(clients[1]):
+            self.ids, self._load = clients
+        else:
+            raise TypeError(
+                "`clients` must map a client's id to its data, or be a pair (ids, load) or TFF's "
+                f"ClientData. Received: clients of type {type(clients).__name__}. Make a mapping "
+                "with lp.partition((x, y), clients=10)."
+            )
+        self.ids = list(self.ids)
+        if not self.ids:
+            raise ValueError(
+                f"`clients` must have at least one client. Received: clients={clients!r}."
+            )
+        if len(set(self.ids)) < len(self.ids):
+            raise ValueError(
+                "The ids of clients must differ. Received: "
+                f"{len(self.ids)} ids, {len(set(self.ids))} of them different."
+            )
+        self.given = clients if isinstance(clients, dict) else {}
+
+    def load(self, client: Hashable) -> Arrays:
+        """Returns the arrays of one client."""
+        return as_arrays(self._load(client), f"client {client!r}", self._model)
+
+    def holds(self, client: Hashable) -> bool:
+        """Whether the arrays of a client are in memory, and the same each time."""
+        return isinstance(self.given.get(client), (tuple, list))
+
+    def check(self) -> None:
+        """Raises where a data set in a dict cannot be a client's, before it is read."""
+        for client, data in self.given.items():
+            if isinstance(data, tf.data.Dataset):
+                check_unbatched(data, f"client {client!r}", self._model)
+
+
+def fitting_arrays(model: keras.Model, client: Hashable, data: Arrays) -> Arrays:
+    """Returns one client's arrays as the model trains on them.
+
+    Tasks that the client has no labels for get their missing value.
+
+    Args:
+        model: the model that will train.
+        client: the client's id, for the errors.
+        data: `(x, y)` or `(x, y, sample_weight)` arrays.
+
+    Raises:
+        ValueError: an empty client, inputs that are not finite or not of the model's shape,
+            labels outside the classes, weights that are not finite or below 0, sequences of
+            different lengths that the model does not mask.
+        TypeError: labels that are not numbers.
+    """
+    where = f" of client {client!r}"
+    examples = count_examples(data, where)
+    if not examples:
+        raise ValueError(
+            f"A client needs at least one example. Received: no example{where}. Leave it out."
+        )
+    x, y, *weight = fill(model, data, where)
+    _check_inputs(model, x, where)
+    known = tasks(model)
+    y = as_numbers(model, y, where)
+    checks.check_examples(model, x, y, where)
+    warn_of_scaled_pictures(model, x, f"x{where}")
+    if known and isinstance(model.output, Mapping):
+        checks.check_label_names(known, y, where)
+        y = {
+            name: _labels(task, y.get(name), (examples, *model.output[name].shape[1:]))
+            for name, task in sorted(known.items())
+        }
+    elif known and isinstance(y, Mapping):
+        raise ValueError(
+            f"This model has one output, so its labels are an array. Received: y{where} with the "
+            f"keys {list(y)}."
+        )
+    elif known:
+        y = _labels(next(iter(known.values())), y, (examples, *model.output.shape[1:]))
+    checks.check_weights(weight, where)
+    return x, y, *tf.nest.map_structure(lambda array: array.astype("float32"), weight)
+
+
+def _check_inputs(model: keras.Model, x: Any, where: str) -> None:
+    structure = input_structure(model)
+    expected = sorted(structure) if isinstance(structure, Mapping) else len(model.inputs)
+    flat = tf.nest.flatten(x)
+    given = sorted(x) if isinstance(x, Mapping) else len(flat)
+    if expected != given:
+        raise ValueError(
+            "Inputs must have the model's structure, a dict of the names or as many arrays: "
+            f"{expected}. Received: x{where} with {given}."
+        )
+    for array, tensor in zip(flat, tf.nest.flatten(structure), strict=True):
+        expected = tuple(tensor.shape[1:])
+        given = array.shape[1:]
+        fits = len(given) == len(expected) and all(
+            size is None or size == own for size, own in zip(expected, given, strict=True)
+        )
+        if not fits:
+            raise ValueError(
+                f"Inputs must have the shape that the model takes, {expected}. Received: x{where} "
+                f"of shape {given} an example. A batched data set must be unbatched: "
+                "`dataset.unbatch()`."
+            )
+
+
+def _labels(task: Task, y: np.ndarray | None, output_shape: tuple[int, ...]) -> np.ndarray:
+    """Returns labels of one shape and type for every client, all missing where there are none."""
+    numbers = isinstance(task, Classification) and (y is None or len(output_shape) > y.ndim)
+    numbers = numbers or (isinstance(task, Classification) and y.shape[-1] == 1)
+    shape = output_shape[:-1] if numbers else output_shape
+    # A sequence of open length: as long as its labels, padded later.
+    own = () if y is None else y.shape
+    sizes = [
+        size if size is not None else own[i] if i < len(own) else 1 for i, size in enumerate(shape)
+    ]
+    y = np.full(sizes, task.missing) if y is None else y
+    return y.reshape(sizes).astype("int32" if numbers else "float32")

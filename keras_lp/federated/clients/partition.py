@@ -1,0 +1,177 @@
+"""Partitions of a data set into clients, for simulations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from keras_lp.federated.clients.arrays import Arrays, as_arrays, class_of, count_examples
+from keras_lp.utils.arguments import check_positive
+
+
+def partition(
+    data: Any,
+    clients: int | None = None,
+    *,
+    alpha: float | None = None,
+    shards: int | None = None,
+    by: Any = None,
+    seed: int = 0,
+) -> dict[str, Arrays]:
+    """Divides a data set over clients: disjoint, covering, no client empty.
+
+    Without `alpha`, `shards` and `by` the clients get equal parts of the shuffled examples.
+    Partition training data only; what a client holds out is cut from its own part.
+
+    Args:
+        data: `(x, y)` or `(x, y, sample_weight)` of arrays (`y` may be a dict by task), or an
+            unbatched `tf.data.Dataset` of such tuples.
+        clients: how many parts, from 1 to the number of examples. With `by` it may be left out:
+            each key is a client then.
+        alpha: concentration of the Dirichlet distribution that gives each client its share of
+            each class: the smaller, the more the clients differ. It needs one class per example: a
+            number, a name or a one-hot or soft label. Defaults to None.
+        shards: how many shards a client gets. The examples are sorted by class and cut into
+            `clients * shards` equal shards, drawn at random: with 2, most clients see two
+            classes. It needs one class per example. Defaults to None.
+        by: a natural key, an array `(examples,)` of who each example comes from: speaker,
+            script, language. All examples of a key go to one client; with fewer clients than
+            keys the largest keys are dealt first, each to the client with the fewest examples.
+            Defaults to None.
+        seed: seed of the shuffles and the shares. Defaults to 0.
+
+    Returns:
+        A dict from the client's id to its arrays, as many as in `data`. The ids are
+        `"client_0"`, `"client_1"`, ..., or with `by` alone the keys as strings, sorted.
+
+    Raises:
+        ValueError: more clients than examples, shards or keys; more than one of `alpha`,
+            `shards` and `by`; `alpha` of 0 or less; labels that are not class numbers where they
+            are needed; keys of another length; a batched data set.
+        TypeError: data that are not pairs.
+
+    Example:
+
+    >>> import numpy as np, keras_lp as lp
+    >>> x, y = np.arange(20.0)[:, None], np.arange(20) % 2
+    >>> [len(y) for x, y in lp.partition((x, y), clients=3).values()]
+    [7, 7, 6]
+    >>> speakers = np.repeat(["ROMEO", "JULIET"], [8, 12])
+    >>> {name: len(y) for name, (x, y) in lp.partition((x, y), by=speakers).items()}
+    {'JULIET': 12, 'ROMEO': 8}
+
+    References: label skew after Hsu, Qi and Brown, 2019 (arXiv:1909.06335); shards after McMahan
+    et al., 2017 (arXiv:1602.05629).
+    """
+    arrays = as_arrays(data, "partition")
+    examples = count_examples(arrays)
+    ways = {
+        name: value
+        for name, value in {"alpha": alpha, "shards": shards, "by": by}.items()
+        if value is not None
+    }
+    if len(ways) > 1:
+        raise ValueError(
+            "A data set is divided in one way: at most one of `alpha`, `shards` and `by`. "
+            f"Received: {' and '.join(ways)}."
+        )
+    if clients is not None or by is None:
+        check_positive("clients", clients, integer=True)
+        if clients > examples:
+            raise ValueError(
+                "Every client needs an example. Received: "
+                f"clients={clients} for {examples} examples. Ask for fewer clients."
+            )
+    rng = np.random.default_rng(seed)
+    if by is not None:
+        named = _by_key(by, examples, clients)
+    elif shards is not None:
+        named = _numbered(_shards(_classes(arrays[1], "shards"), clients, shards, rng))
+    elif alpha is not None:
+        check_positive("alpha", alpha)
+        named = _numbered(_dirichlet(_classes(arrays[1], "alpha"), clients, alpha, rng))
+    else:
+        named = _numbered(np.array_split(rng.permutation(examples), clients))
+    return {
+        name: tf.nest.map_structure(lambda array, rows=rows: array[rows], arrays)
+        for name, rows in named.items()
+    }
+
+
+def _numbered(parts: list[np.ndarray]) -> dict[str, np.ndarray]:
+    width = len(str(len(parts) - 1))
+    return {f"client_{i:0{width}d}": part for i, part in enumerate(parts)}
+
+
+def _classes(y: Any, argument: str) -> np.ndarray:
+    """Returns the class of each example, a number or a name."""
+    found = None if isinstance(y, Mapping) else class_of(y)
+    if found is None or found.ndim != 1:
+        raise ValueError(
+            f"`{argument}` skews the classes, so labels must be one class per example: numbers, "
+            "names or one-hot labels. "
+            "Received: "
+            f"y={type(y).__name__ if isinstance(y, Mapping) else f'{y.dtype} of shape {y.shape}'}"
+            f". Leave `{argument}` out for equal parts."
+        )
+    return found
+
+
+def _dirichlet(
+    labels: np.ndarray, clients: int, alpha: float, rng: np.random.Generator
+) -> list[np.ndarray]:
+    parts: list[list[int]] = [[] for _ in range(clients)]
+    for label in np.unique(labels):
+        members = rng.permutation(np.flatnonzero(labels == label))
+        shares = rng.dirichlet(np.full(clients, alpha))
+        cuts = np.round(np.cumsum(shares)[:-1] * len(members)).astype(int)
+        for part, chunk in zip(parts, np.split(members, cuts), strict=True):
+            part.extend(chunk)
+    for part in parts:  # an empty client takes one example from the largest
+        if not part:
+            part.append(max(parts, key=len).pop())
+    return [np.sort(part) for part in parts]
+
+
+def _shards(
+    labels: np.ndarray, clients: int, shards: int, rng: np.random.Generator
+) -> list[np.ndarray]:
+    check_positive("shards", shards, integer=True)
+    if clients * shards > len(labels):
+        raise ValueError(
+            "Every shard needs an example. Received: "
+            f"clients={clients} of shards={shards} for {len(labels)} examples. Ask for fewer."
+        )
+    shuffled = rng.permutation(len(labels))
+    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    pieces = np.array_split(by_class, clients * shards)
+    dealt = rng.permutation(len(pieces)).reshape(clients, shards)
+    return [np.sort(np.concatenate([pieces[i] for i in hand])) for hand in dealt]
+
+
+def _by_key(by: Any, examples: int, clients: int | None) -> dict[str, np.ndarray]:
+    keys = np.asarray(by)
+    if keys.shape != (examples,):
+        raise ValueError(
+            f"`by` must have one key an example, shape ({examples},). Received: by of shape "
+            f"{keys.shape}."
+        )
+    names, owner, sizes = np.unique(keys, return_inverse=True, return_counts=True)
+    if clients is None:
+        strings = [
+            name.decode() if isinstance(name, bytes) else str(name) for name in names.tolist()
+        ]
+        return {name: np.flatnonzero(owner == i) for i, name in enumerate(strings)}
+    if clients > len(names):
+        raise ValueError(
+            "With `by` every client needs a key. Received: "
+            f"clients={clients} for {len(names)} different keys. Ask for fewer clients."
+        )
+    client_of, totals = np.empty(len(names), int), np.zeros(clients, int)
+    for key in np.argsort(-sizes, kind="stable"):
+        client_of[key] = np.argmin(totals)
+        totals[client_of[key]] += sizes[key]
+    return _numbered([np.flatnonzero(client_of[owner] == i) for i in range(clients)])

@@ -1,0 +1,110 @@
+"""Where a round's data come from: loaded when sampled, features of a frozen backbone once."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import keras
+
+from keras_lp.backbones import features
+from keras_lp.federated.clients.arrays import Arrays
+from keras_lp.federated.clients.clients import Clients, Population, fitting_arrays
+from keras_lp.federated.clients.padding import align, example_specs, sizes_of
+from keras_lp.model.caching import FeatureCache
+
+
+class Source(contextlib.AbstractContextManager):
+    """The clients of one call of `fit` or `evaluate`, checked, as the model trains on them.
+
+    Arrays in a dict are checked at once; other clients when they are loaded. Where the model's
+    frozen backbone gives the same features in every round, they are computed once a client, on
+    the same terms as in `lp.Model.fit`: for arrays, or with `cache_features=True` for all.
+
+    A context manager: files with features are removed on leaving.
+
+    Args:
+        model: the model.
+        clients: as in `FederatedAveraging.fit`.
+        on_features: whether to give features. Defaults to None: on the terms above.
+
+    Attributes:
+        ids: the clients' ids.
+        on_features: whether the inputs are features.
+    """
+
+    def __init__(
+        self, model: keras.Model, clients: Clients, on_features: bool | None = None
+    ) -> None:
+        self._model = model
+        self._population = Population(clients, model)
+        self._population.check()
+        self.ids = self._population.ids
+        self._spec: Any = None
+        self._kept: dict[Hashable, Arrays] = {}
+        for client in self.ids:
+            if self._population.holds(client):
+                self._kept[client] = self._checked(client)
+        if on_features is None:
+            on_features = _features_wanted(model, in_memory=len(self._kept) == len(self.ids))
+        self.on_features = on_features
+        self._cache = FeatureCache(model, verbose=0) if self.on_features else None
+        self._features: dict[Hashable, Any] = {}
+        self._sizes: list[tuple[int, ...]] = []  # of examples, the longest so far
+
+    def load(self, client: Hashable) -> Arrays:
+        """Returns one client's arrays, with features instead of inputs where they are wanted."""
+        if client not in self._features:
+            data = self._kept[client] if client in self._kept else self._checked(client)
+            if not self.on_features:
+                return data
+            self._features[client] = replace_inputs(self._cache, data)
+        return self._features[client]
+
+    def load_all(self, clients: Sequence[Hashable]) -> list[Arrays]:
+        """Returns the arrays of clients; shorter sequences are padded to the longest so far."""
+        data = align(self._model, [self.load(client) for client in clients], self._sizes)
+        self._sizes = sizes_of(data[0])
+        return data
+
+    def __exit__(self, *_: Any) -> None:
+        self._features.clear()
+        if self._cache is not None:
+            self._cache.__exit__()
+
+    def _checked(self, client: Hashable) -> Arrays:
+        data = fitting_arrays(self._model, client, self._population.load(client))
+        spec = example_specs(self._model, data)
+        if self._spec is None:
+            self._spec = client, spec
+        if spec != self._spec[1]:
+            raise ValueError(
+                "All clients' data must have one structure, shape and dtype. Received: client "
+                f"{self._spec[0]!r} with {_readable(self._spec[1])}, client {client!r} with "
+                f"{_readable(spec)}. Sequences may differ in length where the model's input is of "
+                "open size and it masks what is added: Embedding(mask_zero=True), Masking, or an "
+                'input "padding_mask".'
+            )
+        return data
+
+
+def replace_inputs(cache: FeatureCache, data: Arrays) -> Arrays:
+    """Returns a client's arrays with features instead of inputs."""
+    ((found,), _) = cache.take((data[0],))
+    return (collections.OrderedDict(sorted(found.items())), *data[1:])
+
+
+def _features_wanted(model: keras.Model, in_memory: bool) -> bool:
+    layer = features.features_layer(model)
+    if layer is None or layer.cache is False or (layer.cache == "auto" and not in_memory):
+        return False
+    is_own = getattr(model, "_is_extended", lambda: True)()  # a subclass may want the inputs
+    return not is_own and features.obstacle(model) is None
+
+
+def _readable(spec: Any) -> str:
+    names = ("x", "y", "sample_weight")
+    parts = (dict(part) if isinstance(part, dict) else part for part in spec)
+    return ", ".join(f"{name}: {part}" for name, part in zip(names, parts, strict=False))

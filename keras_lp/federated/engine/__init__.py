@@ -1,0 +1,1 @@
+"""Rounds in TensorFlow Federated: the worker, the blocks, what runs on a client."""

@@ -1,0 +1,383 @@
+"""What clients do in a round, as TensorFlow functions without state.
+
+The client's work is Keras's own: the model's forward pass, its compiled loss, metrics and
+optimizer, traced without state into one loop over batches.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from keras_lp.backbones import features
+from keras_lp.federated.engine.files import read_tensor, write_tensor
+from keras_lp.federated.engine.merging import Merging
+from keras_lp.federated.engine.optimizers import stateless_optimizer
+from keras_lp.model.absent import seen
+
+Tensors = tuple[tf.Tensor, ...]
+_EVALUATION_BATCH = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class LocalTraining:
+    """How each client trains in a round.
+
+    Attributes:
+        epochs: passes over the client's data.
+        batch_size: examples a step; None takes all of a client's at once.
+        proximal_strength: the factor mu of FedProx's term mu / 2 * |w - w_start|^2.
+    """
+
+    epochs: int = 1
+    batch_size: int | None = 20
+    proximal_strength: float = 0.0
+
+
+class StatelessModel:
+    """A compiled model whose variables are arguments.
+
+    Args:
+        model: a compiled model whose metrics are built.
+        folder: where `write_frozen` puts the weights that do not train.
+        on_features: whether the inputs are features of the frozen backbone.
+        merging: how the states of metrics of several clients become one.
+    """
+
+    def __init__(
+        self, model: keras.Model, folder: Path, on_features: bool, merging: Merging
+    ) -> None:
+        self.model = model
+        self._random = [v for v in model.non_trainable_variables if _is_random(v)]
+        below = features.feature_model(model).variables if on_features else []
+        unused = {id(variable) for variable in (*below, *self._random)}
+        self._frozen = [v for v in model.non_trainable_variables if id(v) not in unused]
+        self._folder = folder
+        self.merging = merging
+
+    def write_frozen(self) -> None:
+        """Writes the weights that do not train to files, where clients read them.
+
+        So they stay out of the messages of every round.
+        """
+        for i, variable in enumerate(self._frozen):
+            write_tensor(self._folder / f"{i}.frozen", variable)
+
+    def read_frozen(self) -> Tensors:
+        """Returns, in a graph, what `write_frozen` wrote."""
+        return tuple(
+            read_tensor(
+                str(self._folder / f"{i}.frozen"), tf.TensorSpec(variable.shape, variable.dtype)
+            )
+            for i, variable in enumerate(self._frozen)
+        )
+
+    def random_start(self, seed: tf.Tensor) -> Tensors:
+        """Returns the states of the seed generators (Dropout, augmentation) for a client."""
+        return tuple(
+            tf.cast(seed, v.dtype) + tf.cast([0, i], v.dtype) for i, v in enumerate(self._random)
+        )
+
+    def forward(
+        self, weights: Tensors, frozen: Tensors, random: Tensors, metrics: Tensors,
+        data: Tensors, training: bool,
+    ) -> tuple[tf.Tensor, Tensors, Tensors]:  # fmt: skip
+        """Keras's step without the gradients: returns the loss, the states, the metrics."""
+        model = self.model
+        x, y, sample_weight = (*data, None)[:3]
+        mapping = [
+            *zip(model.trainable_variables, weights, strict=True),
+            *zip(self._frozen, frozen, strict=True),
+            *zip(self._random, random, strict=True),
+            *zip(model.metrics_variables, metrics, strict=True),
+        ]
+        with keras.StatelessScope(state_mapping=mapping, collect_losses=True) as scope:
+            before = [scope.get_current_value(v) for v in self._frozen]
+            y_pred = model(x, training=training)
+            with _over_examples(model, _count(data)):
+                loss = model.compute_loss(x, y, y_pred, sample_weight, training=training)
+            model._loss_tracker.update_state(loss, sample_weight=_count(data))
+            model.compute_metrics(x, y, y_pred, sample_weight)
+            self._check_still(before, scope)
+        states = tuple(scope.get_current_value(v) for v in self._random)
+        return loss, states, tuple(scope.get_current_value(v) for v in model.metrics_variables)
+
+    def results(self, metrics: Sequence[Any]) -> dict[str, Any]:
+        """Returns the model's logs for given values of its metrics' variables."""
+        with self._scope(metrics):
+            results = self.model.get_metrics_result()
+            # A metric may return its variable, which has its value here only.
+            return {name: tf.convert_to_tensor(value) for name, value in results.items()}
+
+    def seen(self, metrics: Sequence[Any]) -> dict[str, Any]:
+        """Returns for each of `results` whether a label went into it."""
+        with self._scope(metrics):
+            return seen(self.model, self.model.get_metrics_result())
+
+    def _scope(self, metrics: Sequence[Any]) -> keras.StatelessScope:
+        values = zip(self.model.metrics_variables, map(tf.convert_to_tensor, metrics), strict=True)
+        return keras.StatelessScope(state_mapping=list(values))
+
+    def _check_still(self, before: Sequence[Any], scope: Any) -> None:
+        """Refuses state that changes in training but is neither averaged nor a seed."""
+        changed = [
+            variable.path
+            for variable, value in zip(self._frozen, before, strict=True)
+            if scope.get_current_value(variable) is not value
+        ]
+        if changed:
+            raise ValueError(
+                "Clients can train weights only: other state that changes in training would be "
+                f"lost with each client. Received: a model that changes {changed[:5]}. Freeze or "
+                "replace the layers that hold it (stateful recurrence, SpectralNormalization, "
+                "...)."
+            )
+
+
+def train_block(
+    stateless: StatelessModel,
+    local: LocalTraining,
+    groups: Sequence[int],
+    count: int,
+    read_rows: Callable[[tf.Tensor], Any],
+) -> Callable[[Tensors, Any], Any]:
+    """Returns what trains the clients of a block: `(weights, block) -> result`.
+
+    The result has `update`, the sum over the block's clients of their updates (weights sent minus
+    weights trained) times their share; `shares`, the sum of the shares; `metrics`, the sum of what
+    `Merging.part` gives of the metrics; and `dropped`, `(count,)`, 1 for each client whose update
+    was not finite, or its norm (1.8e19 and more): its update, share and metrics are left out.
+
+    Args:
+        stateless: the model.
+        local: how a client trains.
+        groups: the group of shares of each weight.
+        count: how many clients there are in the round.
+        read_rows: what `blocks.rows_reader` returned.
+    """
+    train, merging = _client_training(stateless, local), stateless.merging
+
+    def train_all(start: Tensors, block: Any) -> Any:
+        frozen, rows_of_all = stateless.read_frozen(), read_rows(block["number"])
+        ends = tf.cumsum(block["examples"])
+
+        def train_next(i: tf.Tensor, sums: Any) -> Any:
+            data = tf.nest.map_structure(
+                lambda rows: rows[ends[i] - block["examples"][i] : ends[i]], rows_of_all
+            )
+            weights, metrics = train(start, frozen, data, block["seeds"][i], block["learning_rate"])
+            updates = [before - after for before, after in zip(start, weights, strict=True)]
+            updates = [
+                tf.cast(block["shares"][i][group], u.dtype) * u
+                for group, u in zip(groups, updates, strict=True)
+            ]
+            norm = tf.linalg.global_norm([tf.cast(u, tf.float32) for u in updates])
+            finite = tf.math.is_finite(norm)
+            place = tf.one_hot(block["positions"][i], count, on_value=True, off_value=False)
+            result = collections.OrderedDict(
+                update=tuple(tf.where(finite, u, tf.zeros_like(u)) for u in updates),
+                shares=tf.where(finite, block["shares"][i], 0.0),
+                metrics=merging.part(metrics, place & finite),
+                dropped=tf.cast(place & ~finite, tf.int32),
+            )
+            return i + 1, tf.nest.map_structure(tf.add, sums, result)
+
+        nothing = collections.OrderedDict(
+            update=tuple(tf.zeros_like(value) for value in start),
+            shares=tf.zeros_like(block["shares"][0]),
+            metrics=merging.nothing(count),
+            dropped=tf.zeros([count], tf.int32),
+        )
+        clients = tf.shape(ends)[0]
+        return tf.while_loop(lambda i, _: i < clients, train_next, (tf.constant(0), nothing))[1]
+
+    return _without_captures(train_all, stateless.model)
+
+
+def evaluate_block(
+    stateless: StatelessModel, count: int, read_rows: Callable[[tf.Tensor], Any]
+) -> Callable[[Tensors, Any], Any]:
+    """Returns what evaluates the clients of a block: `(weights, block) -> result`.
+
+    The result has `metrics`, the sum of what `Merging.part` gives of the metrics; `clients`,
+    `(count, results)`, the scalar results of each client of the block, in the order of their
+    names, and 0 elsewhere; and `seen`, of that shape, 1 where a label went into the result.
+    """
+    merging = stateless.merging
+
+    def evaluate(weights: Tensors, frozen: Tensors, data: Any, seed: tf.Tensor) -> Any:
+        random = stateless.random_start(seed)
+        examples = _count(data)
+
+        def step(first: tf.Tensor, metrics: Tensors) -> Any:
+            last = tf.minimum(first + _EVALUATION_BATCH, examples)
+            batch = tf.nest.map_structure(lambda rows: rows[first:last], data)
+            *_, metrics = stateless.forward(weights, frozen, random, metrics, batch, False)
+            return last, metrics
+
+        return tf.while_loop(lambda i, _: i < examples, step, (tf.constant(0), merging.start()))[1]
+
+    def evaluate_all(weights: Tensors, block: Any) -> Any:
+        frozen, rows_of_all = stateless.read_frozen(), read_rows(block["number"])
+        ends = tf.cumsum(block["examples"])
+        names = list(scalars(stateless.results(merging.start())))
+
+        def evaluate_next(i: tf.Tensor, sums: Any) -> Any:
+            data = tf.nest.map_structure(
+                lambda rows: rows[ends[i] - block["examples"][i] : ends[i]], rows_of_all
+            )
+            own = evaluate(weights, frozen, data, block["seeds"][i])
+            results, labels = stateless.results(own), stateless.seen(own)
+            place = tf.one_hot(block["positions"][i], count, on_value=True, off_value=False)
+            weighed = _any_weight(data)
+            rows = (
+                tf.stack([tf.cast(results[name], tf.float32) for name in names]),
+                tf.stack([tf.cast(labels[name] & weighed, tf.float32) for name in names]),
+            )
+            clients, seen = (tf.where(place[:, None], row, 0.0) for row in rows)
+            result = collections.OrderedDict(
+                metrics=merging.part(own, place), clients=clients, seen=seen
+            )
+            return i + 1, tf.nest.map_structure(tf.add, sums, result)
+
+        table = tf.zeros([count, len(names)])
+        nothing = collections.OrderedDict(metrics=merging.nothing(count), clients=table, seen=table)
+        clients = tf.shape(ends)[0]
+        return tf.while_loop(lambda i, _: i < clients, evaluate_next, (tf.constant(0), nothing))[1]
+
+    return _without_captures(evaluate_all, stateless.model)
+
+
+def scalars(results: dict[str, Any]) -> dict[str, Any]:
+    """Returns the results that are single numbers, sorted by name."""
+    return {name: results[name] for name in sorted(results) if not tuple(results[name].shape)}
+
+
+def _client_training(stateless: StatelessModel, local: LocalTraining) -> Callable[..., Any]:
+    """Returns what trains one client: `(weights, frozen, data, seed, rate) -> (weights, metrics)`.
+
+    The optimizer starts again, at the round's learning rate. Examples are shuffled and Dropout
+    draws by the client's seed.
+    """
+    model = stateless.model
+    optimizer = stateless_optimizer(model.optimizer, model.trainable_variables)
+    optimizer_start = [variable.numpy() for variable in optimizer.variables]
+    is_rate = [variable is optimizer._learning_rate for variable in optimizer.variables]
+
+    def train(start: Tensors, frozen: Tensors, data: Any, seed: tf.Tensor, rate: tf.Tensor) -> Any:
+        examples = _count(data)
+        batch = examples if local.batch_size is None else tf.constant(local.batch_size)
+        steps = -(-examples // batch)
+        keys = tf.random.stateless_uniform([local.epochs, examples], seed)
+        order = tf.argsort(keys, axis=-1)
+
+        def step(i: tf.Tensor, weights: Tensors, slots: Tensors, *rest: Tensors) -> Any:
+            random, metrics = rest
+            xs = data
+            if local.batch_size is not None:
+                first = (i % steps) * batch
+                chosen = order[i // steps, first : first + batch]
+                xs = tf.nest.map_structure(lambda rows: tf.gather(rows, chosen), data)
+            with tf.GradientTape() as tape:
+                tape.watch(weights)
+                loss, random, metrics = stateless.forward(
+                    weights, frozen, random, metrics, xs, True
+                )
+            gradients = tape.gradient(
+                loss, weights, unconnected_gradients=tf.UnconnectedGradients.ZERO
+            )
+            gradients = [tf.convert_to_tensor(g) for g in gradients]  # sparse ones (embeddings)
+            if local.proximal_strength:
+                gradients = [
+                    g + tf.cast(local.proximal_strength, g.dtype) * (w - s)
+                    for g, w, s in zip(gradients, weights, start, strict=True)
+                ]
+            weights, slots = optimizer.stateless_apply(list(slots), gradients, list(weights))
+            return i + 1, tuple(weights), tuple(slots), random, metrics
+
+        slots = tuple(
+            tf.cast(rate, value.dtype) if own else tf.constant(value)
+            for value, own in zip(optimizer_start, is_rate, strict=True)
+        )
+        metrics = stateless.merging.start()
+        state = (tf.constant(0), start, slots, stateless.random_start(seed), metrics)
+        total = steps * local.epochs
+        _, weights, _, _, metrics = tf.while_loop(lambda i, *_: i < total, step, state)
+        return weights, metrics
+
+    return train
+
+
+def _without_captures(function: Callable[..., Any], model: keras.Model) -> Callable[..., Any]:
+    """Returns a function to call in TFF's graphs.
+
+    Layers may hold eager tensors (Normalization does); in TFF's graph they are constants. Tables
+    and variables that are not weights of the model cannot be: they are refused.
+    """
+    traced = tf.function(function, autograph=False)
+
+    def call(*arguments: Any) -> Any:
+        specs = tf.nest.map_structure(lambda a: tf.TensorSpec(a.shape, a.dtype), arguments)
+        concrete = traced.get_concrete_function(*specs)
+        if any(tensor.dtype == tf.resource for tensor in concrete.captured_inputs):
+            raise ValueError(_state_outside(model))
+        captured = [tf.constant(tensor.numpy()) for tensor in concrete.captured_inputs]
+        return concrete._call_flat(tf.nest.flatten(arguments), captured)
+
+    return call
+
+
+def _state_outside(model: keras.Model) -> str:
+    lookups = (
+        keras.layers.TextVectorization,
+        keras.layers.StringLookup,
+        keras.layers.IntegerLookup,
+    )
+    found = [layer.name for layer in model._flatten_layers() if isinstance(layer, lookups)]
+    rule = "What clients run holds no table, and no variable that is not a weight of the model. "
+    if found:
+        return (
+            f"{rule}Received: model {model.name!r} with the layers {found[:5]}, which look up in a "
+            "table. Apply them to the data before, `x = layer(x)`, and train a model that starts "
+            "behind them; or hash instead (keras.layers.Hashing)."
+        )
+    return (
+        f"{rule}Received: model {model.name!r}, whose loss, metrics or layers use one. Make it a "
+        "number, or a weight of a layer (`add_weight`)."
+    )
+
+
+@contextlib.contextmanager
+def _over_examples(model: keras.Model, count: tf.Tensor) -> Iterator[None]:
+    """Makes Keras's losses by output, which are means over batches, means over examples."""
+    means = [*getattr(model._compile_loss, "metrics", [])]
+    before = [(mean.total + 0.0, mean.count + 0.0) for mean in means]
+    for mean in means:
+        mean.reset_state()
+    yield
+    for mean, (total, weight) in zip(means, before, strict=True):
+        own = tf.cast(count, total.dtype)
+        mean.total.assign(total + mean.result() * own)
+        mean.count.assign(weight + own)
+
+
+def _any_weight(data: Any) -> tf.Tensor:
+    """Whether an example has a weight above 0."""
+    weights = tf.nest.flatten(data[2:])
+    return tf.reduce_any([tf.reduce_any(weight > 0) for weight in weights] or [True])
+
+
+def _count(data: Any) -> tf.Tensor:
+    return tf.shape(tf.nest.flatten(data)[0])[0]
+
+
+def _is_random(variable: keras.Variable) -> bool:
+    """Whether it is the state of a seed generator (Dropout, augmentation)."""
+    return variable.name == "seed_generator_state"

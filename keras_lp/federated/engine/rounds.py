@@ -1,0 +1,264 @@
+"""One round after another: the state between them, and TFF's computations for them."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+import weakref
+from collections.abc import Hashable, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_lp.federated.clients.arrays import Arrays
+from keras_lp.federated.clients.source import Source
+from keras_lp.federated.engine import tff_model, tff_runtime
+from keras_lp.federated.engine.before_rounds import balance_classes, scale_features
+from keras_lp.federated.engine.blocks import Work, block_spec, rows_reader, rows_spec, to_blocks
+from keras_lp.federated.engine.client_work import (
+    LocalTraining,
+    StatelessModel,
+    evaluate_block,
+    scalars,
+    train_block,
+)
+from keras_lp.federated.engine.groups import Groups
+from keras_lp.federated.engine.merging import find_merging
+from keras_lp.model import class_balance
+from keras_lp.model.scaling import waiting_heads
+from keras_lp.tasks.heads import heads
+
+_EVALUATED_AT_ONCE = 256  # clients
+
+
+class Rounds:
+    """The rounds of a federation: the server's state is here, the weights are the model's.
+
+    Args:
+        model: a compiled model.
+        local: how a client trains.
+        server_optimizer: what applies the mean update.
+        weighting: `"examples"` or `"uniform"`.
+
+    Attributes:
+        dropped: the clients whose update was not finite in the last round.
+        unknown: the names of the logs of the last round that no label went into; they are NaN.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        local: LocalTraining,
+        server_optimizer: keras.optimizers.Optimizer,
+        weighting: str,
+    ) -> None:
+        self._model = model
+        self._local = local
+        self._server_optimizer = server_optimizer
+        self._weighting = weighting
+        self._training = _Built()
+        self._evaluation = _Built()
+        self._slots: tuple[np.ndarray, ...] | None = None  # of the server's optimizer
+        self._slots_of: list[int] | None = None
+        self.dropped: list[Hashable] = []
+        self.unknown: set[str] = set()
+        # Weights that do not train and the clients' data, as files: clients have them, they travel
+        # in no message.
+        self._folder = Path(tempfile.mkdtemp(prefix="keras_lp_"))
+        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+
+    def run(
+        self, source: Source, clients: Sequence[Hashable], rng: np.random.Generator
+    ) -> dict[str, Any]:
+        """Runs a round over these clients, and returns its logs.
+
+        Args:
+            source: where their data come from.
+            clients: their ids.
+            rng: what their shuffles and Dropout draw from.
+        """
+        start = time.perf_counter()
+        seeds = rng.integers(2**31 - 1, size=(len(clients), 2), dtype=np.int32)
+        groups = self._groups()
+        data = source.load_all(clients)
+        up, down = 0, 0
+        if waiting_heads(self._model):
+            up, down = scale_features(self._model, data, source.on_features, self._folder)
+        if class_balance.waiting_heads(heads(self._model)):
+            sent = balance_classes(self._model, data, self._folder)
+            up, down = up + sent[0], down + sent[1]
+        work = [
+            Work(arrays, groups.shares(arrays), seed)
+            for arrays, seed in zip(data, seeds, strict=True)
+        ]
+        with tff_runtime.load_worker().watch():
+            process, state = self._prepare(data[0], len(clients), source.on_features)
+        weights = tuple(variable.numpy() for variable in self._model.trainable_variables)
+        sent = state.global_model_weights._replace(trainable=weights)
+        state = state._replace(global_model_weights=sent, finalizer=self._slots)
+        rate = float(self._model.optimizer.learning_rate)
+        blocks = to_blocks(work, rate, self._folder)
+        with tff_runtime.load_worker().watch():
+            output = process.next(state, blocks)
+        self._slots = tuple(output.state.finalizer)
+        after = output.state.global_model_weights.trainable
+        for variable, value in zip(self._model.trainable_variables, after, strict=True):
+            variable.assign(value)
+        measured = output.metrics["client_work"]
+        flags = np.asarray(measured["dropped"])
+        self.dropped = [client for client, flag in zip(clients, flags, strict=True) if flag]
+        logs = self._results([measured["metrics"]], all_dropped=len(self.dropped) == len(clients))
+        size = sum(array.nbytes for array in weights)
+        return {
+            **logs,
+            "clients": len(clients),
+            "dropped": len(self.dropped),
+            "update_norm": float(output.metrics["finalizer"]),
+            "bytes_up": len(clients) * (size + up),
+            "bytes_down": len(clients) * (size + down),
+            "seconds": time.perf_counter() - start,
+        }
+
+    def _results(self, parts: Sequence[Any], all_dropped: bool) -> dict[str, Any]:
+        """Returns the logs of a round, and notes what no label went into."""
+        stateless = self._training.stateless
+        metrics = stateless.merging.whole(parts)
+        logs = {name: _plain(value) for name, value in stateless.results(metrics).items()}
+        self.unknown = {name for name, label in stateless.seen(metrics).items() if not label}
+        if all_dropped:
+            return {name: _plain(np.full_like(value, np.nan)) for name, value in logs.items()}
+        return logs
+
+    def evaluate(
+        self, source: Source
+    ) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Returns the results over all examples, those of each client, and which exist there.
+
+        The latter two are arrays `(clients,)` by name: a client without a label of a task has no
+        results of it.
+        """
+        count = min(_EVALUATED_AT_ONCE, len(source.ids))
+        groups, tables, seen, parts = self._groups(), [], [], []
+        for first in range(0, len(source.ids), count):
+            data = source.load_all(source.ids[first : first + count])
+            with tff_runtime.load_worker().watch():
+                computation = self._prepare_evaluation(data[0], count, source.on_features)
+            seed = np.zeros(2, "int32")
+            work = [Work(arrays, groups.shares(arrays), seed) for arrays in data]
+            blocks = to_blocks(work, 0.0, self._folder)
+            weights = tuple(variable.numpy() for variable in self._model.trainable_variables)
+            with tff_runtime.load_worker().watch():
+                result = computation(weights, blocks)
+            tables.append(np.asarray(result["clients"])[: len(data)])
+            seen.append(np.asarray(result["seen"])[: len(data)] > 0)
+            parts.append(result["metrics"])
+        stateless = self._evaluation.stateless
+        totals = scalars(stateless.results(stateless.merging.whole(parts)))
+        each, exist = (
+            dict(zip(totals, np.concatenate(table).T, strict=True)) for table in (tables, seen)
+        )
+        return {name: _plain(value) for name, value in totals.items()}, each, exist
+
+    def arrays(self) -> list[np.ndarray]:
+        """Returns the state after a round: the weights that change, then the server optimizer's."""
+        return [*(variable.numpy() for variable in self._changing()), *self._slots]
+
+    def restore(self, arrays: Sequence[np.ndarray]) -> None:
+        """Takes up what `arrays` returned."""
+        variables = self._changing()
+        for variable, value in zip(variables, arrays, strict=False):
+            variable.assign(value)
+        self._slots = tuple(arrays[len(variables) :])
+        self._slots_of = self._trainable()
+
+    def _groups(self) -> Groups:
+        if self._training.groups is None or self._training.compiled is not self._compiled():
+            self._training.groups = Groups(self._model, self._weighting)
+            self._training.compiled = self._compiled()
+        return self._training.groups
+
+    def _compiled(self) -> Any:
+        return self._model._compile_config  # a new object with each `compile`
+
+    def _changing(self) -> list[Any]:
+        known = heads(self._model).values()
+        return [
+            *self._model.trainable_variables,
+            *(variable for head in known for variable in head.set_by_fit().values()),
+        ]
+
+    def _trainable(self) -> list[int]:
+        return [id(variable) for variable in self._model.trainable_variables]
+
+    def _prepare(self, data: Arrays, count: int, on_features: bool) -> Any:
+        """Returns TFF's process and its state, built again where model or data's form are."""
+        built, groups = self._training, self._groups()
+        spec, rows = block_spec(len(groups)), rows_spec(data)
+        trainable = self._trainable()
+        key = (repr(rows), trainable, self._compiled(), count, on_features)
+        if key != built.key:
+            stateless = self._stateless(data, on_features)
+            built.process = tff_model.build_process(
+                tff_runtime.load_tff(),
+                self._model.trainable_variables,
+                spec,
+                train_block(
+                    stateless,
+                    self._local,
+                    groups.of_variables,
+                    count,
+                    rows_reader(self._folder, rows),
+                ),
+                groups.of_variables,
+                self._server_optimizer,
+            )
+            built.state = built.process.initialize()
+            built.stateless, built.key = stateless, key
+        if self._slots is None or trainable != self._slots_of:
+            self._slots, self._slots_of = tuple(built.state.finalizer), trainable
+        built.stateless.write_frozen()
+        return built.process, built.state
+
+    def _prepare_evaluation(self, data: Arrays, count: int, on_features: bool) -> Any:
+        built = self._evaluation
+        spec, rows = block_spec(len(self._groups())), rows_spec(data)
+        key = (repr(rows), self._trainable(), self._compiled(), count, on_features)
+        if key != built.key:
+            stateless = self._stateless(data, on_features)
+            built.process = tff_model.build_sum(
+                tff_runtime.load_tff(),
+                [tf.TensorSpec(v.shape, v.dtype) for v in self._model.trainable_variables],
+                spec,
+                evaluate_block(stateless, count, rows_reader(self._folder, rows)),
+            )
+            built.stateless, built.key = stateless, key
+        built.stateless.write_frozen()
+        return built.process
+
+    def _stateless(self, data: Arrays, on_features: bool) -> StatelessModel:
+        # Builds the metrics; evaluating one example changes nothing else.
+        self._model.test_on_batch(*tf.nest.map_structure(lambda array: array[:1], data))
+        self._model.reset_metrics()
+        merging = find_merging(self._model, data)
+        return StatelessModel(self._model, self._folder, on_features, merging)
+
+
+class _Built:
+    """What was built for one form of data, and for which."""
+
+    def __init__(self) -> None:
+        self.key: Any = None
+        self.process: Any = None
+        self.state: Any = None
+        self.stateless: Any = None
+        self.groups: Groups | None = None
+        self.compiled: Any = None
+
+
+def _plain(value: Any) -> Any:
+    array = np.asarray(value)
+    return array if array.ndim else float(array)

@@ -1,0 +1,49 @@
+"""Sums over the examples of clients: TFF adds up what a function gives for each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from keras_lp.federated.clients.arrays import Arrays
+from keras_lp.federated.engine import tff_model, tff_runtime
+from keras_lp.federated.engine.blocks import Work, block_spec, rows_reader, rows_spec, to_blocks
+
+
+class Sums:
+    """The data of some clients, and what adds up a function over them.
+
+    Args:
+        data: the arrays of each client.
+        folder: where their rows go.
+
+    Attributes:
+        read_rows: reads the rows of a block in a graph.
+    """
+
+    def __init__(self, data: Sequence[Arrays], folder: Path) -> None:
+        unused = np.zeros(1, "float32"), np.zeros(2, "int32")  # shares and seed
+        self._blocks = to_blocks([Work(arrays, *unused) for arrays in data], 0.0, folder)
+        self.read_rows = rows_reader(folder, rows_spec(data[0]))
+        self._function: Any = None
+        self._computation: Any = None
+
+    def add_up(self, function: Callable[..., Any], weights: tuple[np.ndarray, ...] = ()) -> Any:
+        """Returns the sums of a function over all clients, as arrays.
+
+        Args:
+            function: `(weights, block) -> sums`. Giving the same one again is fast.
+            weights: what the clients get.
+        """
+        if function is not self._function:
+            specs = [tf.TensorSpec(array.shape, array.dtype) for array in weights]
+            tff = tff_runtime.load_tff()
+            self._computation = tff_model.build_sum(tff, specs, block_spec(1), function)
+            self._function = function
+        with tff_runtime.load_worker().watch():
+            sums = self._computation(weights, self._blocks)
+        return tf.nest.map_structure(np.asarray, sums)

@@ -1,0 +1,1 @@
+"""Fine-tuning: which layers learn on, and at which rates."""

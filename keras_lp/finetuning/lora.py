@@ -1,0 +1,227 @@
+"""Low-rank adapters (LoRA): a frozen kernel W learns a small update, W + alpha / rank * A B.
+
+Hu et al., 2021, LoRA: Low-Rank Adaptation of Large Language Models (arXiv:2106.09685). Keras's
+own `enable_lora` of single layers does the work; here it is put on the right layers of a model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_lp.backbones.blocks import below_head, head_layers
+from keras_lp.backbones.freezing import restore_flag, set_trainable
+from keras_lp.model.adapters import adapted_layers, adapters_of, revive_adapters
+from keras_lp.utils.arguments import check_positive
+from keras_lp.utils.files import whole_file
+
+
+@dataclasses.dataclass(frozen=True)
+class LoRA:
+    """Which low-rank adapters `lp.finetune_model` puts on a model.
+
+    Args:
+        rank: the inner size of the adapters, 1 or more. Defaults to 8.
+        alpha: the update is multiplied by `alpha / rank`. Defaults to None, which is `rank`.
+        layers: names or globs of the layers to adapt, also of layers inside layers, such as
+            `["query", "value"]`. Defaults to None: every Dense, EinsumDense, Conv1D and Conv2D
+            below the head. Embeddings can be named.
+
+    Raises:
+        ValueError: a rank or alpha that is not above 0.
+        TypeError: `layers` that is not a list of names.
+
+    Example:
+
+    >>> import keras, keras_lp as lp
+    >>> backbone = keras.Sequential([keras.Input((8,)), keras.layers.Dense(16, name="dense")])
+    >>> model = lp.finetune_model(lp.transfer_model(backbone, 3), lora=lp.LoRA(rank=2))
+    >>> [v.name for v in model.trainable_variables]
+    ['lora_kernel_a', 'lora_kernel_b', 'kernel', 'bias']
+    """
+
+    rank: int = 8
+    alpha: float | None = None
+    layers: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        check_positive("rank", self.rank, integer=True)
+        if self.alpha is not None:
+            check_positive("alpha", self.alpha)
+        if isinstance(self.layers, str) or not isinstance(self.layers, Sequence | None):
+            raise TypeError(
+                "`layers` must be a list of names or globs of layers. Received: "
+                f"layers={self.layers!r}."
+            )
+
+
+def add_adapters(model: keras.Model, lora: LoRA) -> None:
+    """Puts adapters on the layers below the head; they and the head train, nothing else does.
+
+    The caller compiles afterwards.
+
+    Raises:
+        ValueError: no layer to adapt, or a pattern that matches none.
+    """
+    below = below_head(model)
+    able = [layer for part in below for layer in part._flatten_layers() if _can_adapt(layer)]
+    if lora.layers is None:
+        chosen = [layer for layer in able if not isinstance(layer, keras.layers.Embedding)]
+        idle = [] if chosen else ["any layer"]
+    else:
+        idle = [p for p in lora.layers if not any(_matches(layer, [p]) for layer in able)]
+        chosen = [layer for layer in able if _matches(layer, lora.layers)]
+    if idle or not chosen:
+        raise ValueError(
+            "LoRA needs layers that take adapters: Dense, EinsumDense, Embedding, Conv1D or "
+            f"Conv2D below the head. Received: layers={lora.layers}, and nothing matches {idle}. "
+            f"Those that do take them: {sorted({layer.name for layer in able})[:30]}."
+        )
+    other = next((la for la in chosen if la.lora_enabled and la.lora_rank != lora.rank), None)
+    if other is not None:
+        raise ValueError(
+            f"The adapters that a model has keep their rank. Received: rank={lora.rank}, and "
+            f"layer {other.name!r} has adapters of rank {other.lora_rank}. Call "
+            "lp.merge_adapters(model) first."
+        )
+    set_trainable(model, True)
+    for part in below:
+        _freeze_all_but(part, {id(layer) for layer in chosen})
+    for layer in chosen:
+        if not layer.lora_enabled:
+            layer.enable_lora(lora.rank, lora_alpha=lora.alpha)
+        restore_flag(layer, True)
+    revive_adapters(model)
+
+
+def save_adapters(model: keras.Model, path: str | os.PathLike) -> None:
+    """Saves the adapters and the head of a model, and nothing else, exactly.
+
+    A `.keras` file holds the whole model, with the adapters folded into its kernels; this file
+    holds what fine-tuning learned, for `lp.load_adapters` on a model made in the same way.
+
+    Args:
+        model: a model with adapters, from `lp.finetune_model(..., lora=...)`.
+        path: where to write, a NumPy `.npz` file.
+
+    Raises:
+        ValueError: a model without adapters.
+        OSError: the file cannot be written; an earlier one stays as it was.
+
+    Example:
+
+    ```python
+    lp.save_adapters(model, "style.npz")
+    ```
+    """
+    arrays = {name: np.asarray(variable) for name, variable in _saved(model).items()}
+    with whole_file(path) as file:
+        np.savez(file, **arrays)
+
+
+def load_adapters(model: keras.Model, path: str | os.PathLike) -> keras.Model:
+    """Loads what `lp.save_adapters` saved into a model, and returns it.
+
+    Args:
+        model: a model with adapters of the same rank on the same layers.
+        path: the file.
+
+    Raises:
+        ValueError: a model without adapters, a file that is not there or is damaged, or one of
+            other adapters.
+
+    Example:
+
+    ```python
+    model = lp.finetune_model(model, lora=lp.LoRA(rank=8))
+    lp.load_adapters(model, "style.npz")
+    ```
+    """
+    variables = _saved(model)
+    if not os.path.exists(path):
+        raise ValueError(f"A file of adapters must exist. Received: path={os.fspath(path)!r}.")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = dict(file)
+    except Exception as error:  # whatever damaged zip files and headers raise
+        raise ValueError(
+            "A file of adapters must be a whole .npz file that lp.save_adapters wrote. Received: "
+            f"{os.fspath(path)}, which cannot be read. Save or copy it again."
+        ) from error
+    shapes = {name: tuple(v.shape) for name, v in variables.items()}
+    found = {name: array.shape for name, array in arrays.items()}
+    if shapes != found:
+        differ = [name for name in {**shapes, **found} if shapes.get(name) != found.get(name)]
+        first = differ[0]
+        raise ValueError(
+            "Adapters load into a model with the same adapters and head. Received: "
+            f"{len(differ)} arrays that differ, first {first!r}: {found.get(first)} in the file, "
+            f"{shapes.get(first)} in the model. Make the model as the saved one: the same "
+            "backbone, rank, layers and tasks."
+        )
+    for name, variable in variables.items():
+        variable.assign(arrays[name])
+    return model
+
+
+def fold_adapters(model: keras.Model) -> None:
+    """Adds the adapters to their kernels and removes them. The caller compiles afterwards."""
+    for layer in adapted_layers(model):
+        # Keras saves a layer with its adapters added, and a quantised one quantised again.
+        merged: dict[str, Any] = {}
+        layer.save_own_variables(merged)
+        for variable in adapters_of(layer):
+            layer._untrack_variable(variable)
+        layer.lora_enabled, layer.lora_rank = False, None
+        layer.load_own_variables({name: np.asarray(value) for name, value in merged.items()})
+
+
+def check_adapted(model: keras.Model) -> None:
+    """Raises `ValueError` unless a model has adapters."""
+    if not adapted_layers(model):
+        raise ValueError(
+            "The model must have adapters. Received: model "
+            f"{model.name!r} without any. Add them: lp.finetune_model(model, lora=lp.LoRA(8))."
+        )
+
+
+def _saved(model: keras.Model) -> dict[str, Any]:
+    check_adapted(model)
+    named = [(layer, adapters_of(layer)) for layer in adapted_layers(model)]
+    named += [(leaf, leaf.weights) for leaf in head_layers(model)]
+    # By position: names repeat, and paths change with saving.
+    return {
+        f"{i:04}_{layer.name}_{variable.name}": variable
+        for i, (layer, variables) in enumerate(named)
+        for variable in variables
+    }
+
+
+def _can_adapt(layer: keras.Layer) -> bool:
+    able = hasattr(layer, "enable_lora") and not isinstance(layer, keras.Model)
+    able = able and getattr(layer, "quantization_mode", None) != "float8"  # Keras has no LoRA there
+    return able and layer.built and not isinstance(layer, keras.layers.DepthwiseConv2D)
+
+
+def _matches(layer: keras.Layer, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(layer.name, pattern) for pattern in patterns)
+
+
+def _freeze_all_but(layer: keras.Layer, chosen: set[int]) -> bool:
+    """Freezes a layer and what is in it, except the chosen; returns whether any of them is in it.
+
+    What holds a chosen layer must be trainable itself, but its own weights are not.
+    """
+    holding = [_freeze_all_but(inner, chosen) for inner in layer._layers]
+    if not any(holding) and id(layer) not in chosen:
+        set_trainable(layer, False)
+        return False
+    for variable in layer._trainable_variables:
+        variable.trainable = False
+    return True

@@ -1,0 +1,209 @@
+"""The learning rate range test (Smith, 2015, arXiv:1506.01186)."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_lp.model.data import as_numbers
+from keras_lp.tasks.heads import heads
+from keras_lp.tasks.regression import standardize
+from keras_lp.utils.arguments import check_positive
+
+
+@dataclasses.dataclass(frozen=True)
+class LearningRates:
+    """What `lp.find_learning_rate` found.
+
+    Attributes:
+        rates: the rates tried, one per batch.
+        losses: the smoothed losses.
+        steepest: the rate at which the loss fell fastest.
+        valley: the rate in the middle of the longest fall of the loss; the safer suggestion.
+    """
+
+    rates: np.ndarray
+    losses: np.ndarray
+    steepest: float
+    valley: float
+
+    def __str__(self) -> str:
+        return f"learning rates: valley {self.valley:.2g}, steepest {self.steepest:.2g}"
+
+    def plot(self, path: str | os.PathLike | None = None) -> Any:
+        """Draws the losses over the rates, with both suggestions.
+
+        Args:
+            path: where to write the picture. Defaults to None, which writes none.
+
+        Returns:
+            The matplotlib figure.
+
+        Raises:
+            ImportError: matplotlib is not installed.
+        """
+        try:
+            from matplotlib.figure import Figure
+        except ImportError as error:
+            raise ImportError("A plot needs matplotlib: pip install matplotlib.") from error
+        figure = Figure(figsize=(6, 4), layout="constrained")
+        axes = figure.subplots()
+        axes.plot(self.rates, self.losses, color="0.3")
+        for name, rate, marker in (("valley", self.valley, "o"), ("steepest", self.steepest, "s")):
+            loss = np.interp(np.log(rate), np.log(self.rates), self.losses)
+            axes.plot(rate, loss, marker, label=f"{name}: {rate:.2g}")
+        axes.set(xscale="log", xlabel="learning rate", ylabel="loss, smoothed")
+        axes.legend()
+        if path is not None:
+            figure.savefig(path, dpi=120)
+        return figure
+
+
+def find_learning_rate(
+    model: keras.Model,
+    data: Any,
+    *,
+    low: float = 1e-7,
+    high: float = 10.0,
+    steps: int = 100,
+    batch_size: int = 32,
+    seed: int = 0,
+) -> LearningRates:
+    """Trains a moment at rising learning rates, and suggests one; the model stays as it was.
+
+    Weights, statistics, the optimizer and the random state of its layers are put back exactly.
+    With layer rates it is the head's rate that is found: the ratios are kept. The test ends early
+    when the loss is four times its lowest.
+
+    Args:
+        model: a compiled model.
+        data: `(x, y)` arrays, or a batched `tf.data.Dataset` of such pairs, gone through again
+            and again.
+        low: the first rate. Defaults to 1e-7.
+        high: the last rate. Defaults to 10.
+        steps: batches, of rates that rise geometrically; 10 or more. Defaults to 100.
+        batch_size: examples a batch of arrays. Defaults to 32.
+        seed: of the order of arrays. Defaults to 0.
+
+    Returns:
+        A `LearningRates` with `valley`, `steepest` and `plot(path)`.
+
+    Raises:
+        ValueError: a model that is not compiled, or whose rate is a schedule; rates or steps out
+            of range; data without a batch.
+
+    Example:
+
+    ```python
+    found = lp.find_learning_rate(model, (x, y))
+    found.plot("rates.png")
+    model = lp.finetune_model(model, learning_rate=found.valley)
+    ```
+    """
+    optimizer = _check(model, low, high, steps)
+    rate = optimizer.learning_rate
+    if not optimizer.built:
+        model.optimizer.build(model.trainable_variables)
+    kept = [*model.variables, *model.optimizer.variables]
+    before = [np.array(variable) for variable in kept]
+    if not isinstance(data, tf.data.Dataset):
+        data = (data[0], as_numbers(model, data[1]))
+    batches = data.take(steps) if isinstance(data, tf.data.Dataset) else [data]
+    standardize(heads(model), (batch[1] for batch in batches))
+    rates = np.geomspace(low, high, steps)
+    losses: list[float] = []
+    average = lowest = 0.0
+    try:
+        for i, (x, y) in zip(range(steps), _batches(data, batch_size, seed), strict=False):
+            rate.assign(rates[i])
+            loss = float(model.train_on_batch(x, y, return_dict=True)["loss"])
+            average = 0.9 * average + 0.1 * loss
+            smoothed = average / (1 - 0.9 ** (i + 1))
+            if not np.isfinite(smoothed):
+                break
+            lowest = smoothed if not losses else min(lowest, smoothed)
+            losses.append(smoothed)
+            if smoothed > 4 * lowest + 1e-12 and i > 5:
+                break
+    finally:
+        for variable, value in zip(kept, before, strict=True):
+            variable.assign(value)
+        model.reset_metrics()
+    if len(losses) < 4:
+        raise ValueError(
+            "The range test needs losses that are finite and data of at least one batch. "
+            f"Received: {len(losses)} finite losses from low={low}. Start lower, or look at the "
+            "data."
+        )
+    tried, smooth = rates[: len(losses)], np.array(losses)
+    slopes = np.gradient(smooth, np.log(tried))
+    return LearningRates(
+        tried, smooth, steepest=float(tried[np.argmin(slopes)]), valley=_valley(tried, smooth)
+    )
+
+
+def _check(model: Any, low: Any, high: Any, steps: Any) -> keras.optimizers.Optimizer:
+    ready = isinstance(model, keras.Model) and model.compiled and model.built
+    if not ready or model.optimizer is None:
+        raise ValueError(
+            "find_learning_rate takes a compiled Keras model with weights. Received: "
+            f"model={model!r}. Call `model.compile(...)`, or use a builder of keras_lp."
+        )
+    for name, value in (("low", low), ("high", high)):
+        check_positive(name, value)
+    check_positive("steps", steps, integer=True)
+    if low >= high or steps < 10:
+        raise ValueError(
+            "The range test goes from `low` up to `high` in 10 `steps` or more. Received: "
+            f"low={low}, high={high}, steps={steps}."
+        )
+    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    if isinstance(optimizer._learning_rate, keras.optimizers.schedules.LearningRateSchedule):
+        raise ValueError(
+            "The range test sets the rate itself, so the optimizer's rate must be a number. "
+            f"Received: a {type(optimizer._learning_rate).__name__}. Compile with a number first."
+        )
+    return optimizer
+
+
+def _batches(data: Any, batch_size: int, seed: int) -> Iterator[tuple[Any, Any]]:
+    """Yields batches without end."""
+    rng = np.random.default_rng(seed)
+    while True:
+        empty = True
+        if isinstance(data, tf.data.Dataset):
+            for batch in data:
+                empty = False
+                yield batch[:2]
+        else:
+            x, y = data
+            order = rng.permutation(len(keras.tree.flatten(x)[0]))
+            for start in range(0, len(order), batch_size):
+                rows = order[start : start + batch_size]
+                empty = False
+                yield tuple(
+                    keras.tree.map_structure(lambda leaf, rows=rows: np.asarray(leaf)[rows], part)
+                    for part in (x, y)
+                )
+        if empty:
+            return
+
+
+def _valley(rates: np.ndarray, losses: np.ndarray) -> float:
+    """Returns the rate in the middle of the longest falling subsequence of the losses."""
+    count = len(losses)
+    length, previous = np.ones(count, int), np.full(count, -1)
+    for i in range(count):
+        for j in range(i):
+            if losses[i] < losses[j] and length[j] + 1 > length[i]:
+                length[i], previous[i] = length[j] + 1, j
+    path = [int(np.argmax(length))]
+    while previous[path[-1]] >= 0:
+        path.append(int(previous[path[-1]]))
+    return float(rates[path[len(path) // 2]])

@@ -1,0 +1,200 @@
+"""`choose_thresholds`: the probability above which each label is predicted, from validation data.
+
+The largest F1 over all thresholds of a label is found exactly, by one pass over the sorted
+probabilities (Lipton et al., 2014, Thresholding Classifiers to Maximize F1 Score,
+arXiv:1402.1892).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_lp.model.compiled import metrics_of, trace_again
+from keras_lp.model.data import batches, check_labels, readable
+from keras_lp.model.model import by_task
+from keras_lp.tasks.heads import Head, heads, tasks
+from keras_lp.tasks.metrics import MacroF1
+from keras_lp.tasks.multi_label import MultiLabel
+
+_DEFAULT = 0.5
+_BATCH = 32  # examples of arrays at once, as in `predict`
+
+
+def choose_thresholds(
+    model: keras.Model, validation_data: Any
+) -> np.ndarray | dict[str, np.ndarray]:
+    """Chooses, for each label, the threshold with the largest F1 on validation data.
+
+    A label is predicted where its probability is above its threshold. The thresholds are kept in
+    the tasks of the model: `evaluate` and `fit` report their `f1` with them from now on,
+    `lp.decode_predictions(..., top=None)` names the labels above them, and they are in `.keras`
+    files, in clones and in the metadata of `lp.export_tflite`. Weights, the optimizer and the loss
+    stay as they are.
+
+    A threshold is midway between two neighbouring probabilities of the label in the data; where
+    several have the same F1 it is the one nearest to 0.5. A label without a positive example gets
+    0.5.
+
+    The thresholds fit the data that they were chosen on. With few positives of a label they
+    overfit: F1 on the same data is too good, and for a label that the model cannot tell apart the
+    best threshold predicts it for every example (Lipton et al.). Choose on data that the model did
+    not train on, and measure on data that chose nothing. Train first: thresholds do not follow
+    later changes of the weights. In a federation, choose between two calls of `fit`.
+
+    Args:
+        model: a model that keras_lp built, with one `lp.MultiLabel` task or more. It may be
+            compiled or not.
+        validation_data: `(x, y)` or `(x, y, sample_weight)` arrays, or a finite batched
+            `tf.data.Dataset` or `PyDataset` of such tuples. Labels as in `fit`; entries of -1 do
+            not count, others by their weight.
+
+    Returns:
+        The thresholds, `(labels,)` probabilities between 0 and 1. For a model whose outputs are a
+        dict (`lp.multitask_model`), a dict of them by task. A task without a label in the data
+        keeps its thresholds and is not in the dict.
+
+    Raises:
+        ValueError: a model without a `MultiLabel` task; data without one of its labels; labels or
+            inputs that `fit` refuses; outputs that are NaN; a weight below 0.
+        TypeError: data of another type, or labels that are not numbers.
+
+    Example:
+
+    >>> import numpy as np, keras, keras_lp as lp
+    >>> x = np.array([[-4], [-3], [-2], [0], [1]], "float32")
+    >>> y = np.array([[0, 0], [0, -1], [1, 0], [1, 0], [1, 0]])
+    >>> backbone = keras.Sequential([keras.Input((1,)), keras.layers.Identity()])
+    >>> model = lp.transfer_model(backbone, lp.MultiLabel(["rain", "snow"]))
+    >>> model.layers[-1].set_raw_weights(np.ones((1, 2)), np.zeros(2))
+    >>> lp.choose_thresholds(model, (x, y)).round(3)  # between sigmoid(-3) and sigmoid(-2)
+    array([0.083, 0.5  ])
+    >>> model.evaluate(x, y, verbose=0, return_dict=True)["f1"]
+    1.0
+
+    Reference: Lipton et al., 2014, Thresholding Classifiers to Maximize F1 Score
+    (arXiv:1402.1892).
+    """
+    known = {name: head for name, head in heads(model).items() if _is_multi_label(head)}
+    if not known:
+        raise ValueError(
+            "choose_thresholds needs a model with an lp.MultiLabel task. Received: model "
+            f"{model.name!r} with the tasks {tasks(model)}. The most probable class of a "
+            "Classification needs no threshold."
+        )
+    found = {
+        name: _best_thresholds(*columns)
+        for name, columns in _columns(model, known, validation_data).items()
+        if np.any(columns[1:])
+    }
+    if not found:
+        raise ValueError(
+            f"Thresholds of the tasks {list(known)} are chosen on their labels. Received: "
+            "validation_data without one of them of a weight above 0."
+        )
+    set_thresholds(model, found)
+    return found if isinstance(model.output, Mapping) else next(iter(found.values()))
+
+
+def set_thresholds(model: keras.Model, thresholds: Mapping[str, Any]) -> None:
+    """Sets thresholds of tasks by name, in the heads and in the metrics of a compiled model."""
+    known = heads(model)
+    for name, values in thresholds.items():
+        head = known[name]
+        head.task = dataclasses.replace(head.task, thresholds=values)
+    if not getattr(model, "compiled", False):
+        return
+    changed = False
+    for name in thresholds:
+        for metric in metrics_of(model, name):
+            if isinstance(metric, MacroF1) and metric.name == "f1":
+                metric.thresholds = known[name].task.thresholds
+                changed = True
+    if changed:
+        trace_again(model)
+
+
+def best_threshold(
+    probabilities: np.ndarray, positives: np.ndarray, negatives: np.ndarray
+) -> float:
+    """Returns the threshold of one label with the largest F1.
+
+    Args:
+        probabilities: of the label, `(n,)`.
+        positives: how much each example counts as one with the label, `(n,)`, 0 or more.
+        negatives: the same for one without it.
+    """
+    counts = positives + negatives > 0
+    total = positives.sum()
+    if not total > 0:
+        return _DEFAULT
+    values, places = np.unique(probabilities[counts], return_inverse=True)
+    # Summed from the most probable on: what a threshold just below each value would predict.
+    found, wrong = (
+        np.cumsum(np.bincount(places, part[counts], len(values))[::-1])[::-1]
+        for part in (positives, negatives)
+    )
+    f1 = 2 * found / (total + found + wrong)
+    thresholds = (np.concatenate([[0], values[:-1]]) + values) / 2
+    f1[thresholds == 0] = 0  # a probability of 0 is above no threshold
+    best = thresholds[f1 >= f1.max() * (1 - 1e-12)] if f1.max() > 0 else np.array([_DEFAULT])
+    return float(best[np.argmin(np.abs(best - _DEFAULT))])
+
+
+def _best_thresholds(
+    logits: np.ndarray, positives: np.ndarray, negatives: np.ndarray
+) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        exact = 1 / (1 + np.exp(-logits))
+    # float32 as outputs are, of a phone too: a threshold between values that round to one would
+    # tell them apart in here only.
+    probabilities = exact.astype("float32").astype("float64")
+    columns = zip(probabilities.T, positives.T, negatives.T, strict=True)
+    return np.array([best_threshold(*column) for column in columns])
+
+
+def _columns(
+    model: keras.Model, known: Mapping[str, Head], data: Any
+) -> dict[str, tuple[np.ndarray, ...]]:
+    """Returns logits and the weights of positives and negatives by task, `(n, labels)` each."""
+    pieces: dict[str, list[tuple[np.ndarray, ...]]] = {name: [] for name in known}
+    for x, y, sample_weight in batches(readable(data, "validation_data"), _BATCH):
+        check_labels(model, x, y, " of validation_data")
+        outputs = model.predict_on_batch(x)
+        for name, head, *example in by_task(model, y, outputs, sample_weight):
+            if name in known:
+                pieces[name].append(_piece(name, head, *example))
+    if not all(pieces.values()):
+        raise ValueError("`validation_data` must have a batch. Received: an empty data set.")
+    return {
+        name: tuple(np.concatenate(parts) for parts in zip(*found, strict=True))
+        for name, found in pieces.items()
+    }
+
+
+def _piece(name: str, head: Head, y: Any, y_pred: Any, sample_weight: Any) -> tuple[Any, ...]:
+    units = head.task.units
+    y, logits, weight = (
+        np.asarray(part, "float64").reshape(-1, units)
+        for part in head.task.mask_missing(y, tf.convert_to_tensor(y_pred), sample_weight)
+    )
+    if np.isnan(logits).any():
+        raise ValueError(
+            f"Outputs must be numbers to choose thresholds. Received: NaN of the task {name!r}. "
+            "The training may have diverged: try a smaller learning rate."
+        )
+    if not (weight >= 0).all():
+        raise ValueError(
+            "Weights of examples must be 0 or more to choose thresholds. Received: "
+            f"sample_weight with the value {weight[~(weight >= 0)][0]}."
+        )
+    return logits, weight * y, weight * (1 - y)
+
+
+def _is_multi_label(head: Head) -> bool:
+    return isinstance(head.task, MultiLabel)

@@ -1,0 +1,1 @@
+"""Multitask learning: a shared network and a head for each task."""

@@ -1,0 +1,1 @@
+"""A model becomes a verified file: describe, convert, quantize, verify."""

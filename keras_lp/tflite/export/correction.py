@@ -1,0 +1,89 @@
+"""What 8 bits still shift, put right in the heads.
+
+`int8` takes back what rounded weights shift. What rounded activations shift remains, in small
+depthwise networks most: as far as it is an affine map of the outputs, seen on the calibration
+examples, the heads take it back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import keras
+import numpy as np
+
+from keras_lp.tasks.heads import Head
+from keras_lp.tflite.export.convert import convert
+from keras_lp.tflite.export.verify import keras_outputs, load, run_all
+from keras_lp.tflite.interface import input_names, outputs
+
+# Examples' worth of belief that nothing is to be corrected: a unit's in the linear part, which has
+# much to learn, and in the mean.
+_TRUST = 10
+
+
+@contextlib.contextmanager
+def corrected_heads(
+    model: keras.Model, calibration: list[np.ndarray], batch_size: int
+) -> Iterator[None]:
+    """Within it the heads of a model make up for what int8 shifts; then they are as they were.
+
+    Args:
+        model: a model that `convert` takes for `"int8"`; nothing is done where it has no heads.
+        calibration: inputs in order.
+        batch_size: of the file.
+
+    Raises:
+        ImportError: `ai-edge-litert` is not installed.
+    """
+    heads = {
+        output.name: tensor._keras_history.operation
+        for output, tensor in zip(outputs(model), model.outputs, strict=True)
+        if output.task is not None
+    }
+    if not heads:
+        yield
+        return
+    content = convert(model, "int8", calibration, batch_size, activate=False)
+    theirs = run_all(load(content, input_names(model)), calibration, batch_size)
+    names = [output.name for output in outputs(model)]
+    ours = dict(zip(names, keras_outputs(model, calibration), strict=True))
+    before = {name: head.get_weights() for name, head in heads.items()}
+    try:
+        for name, head in heads.items():
+            _correct(head, *affine_map(theirs[name], ours[name]))
+        yield
+    finally:
+        for name, head in heads.items():
+            head.set_weights(before[name])
+
+
+def affine_map(given: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The matrix and the vector that turn `given` into `wanted`, near the identity where in doubt.
+
+    Args:
+        given: `(examples, ..., units)`.
+        wanted: the same shape.
+    """
+    units = given.shape[-1]
+    x = given.reshape(-1, units).astype("float64")
+    errors = wanted.reshape(-1, units) - x
+    mean, deviation = x.mean(axis=0), x.std(axis=0)
+    scale = np.where(deviation > 0, deviation, 1.0)
+    columns = np.concatenate([(x - mean) / scale, np.ones((len(x), 1))], axis=1)
+    trust = np.diag([_TRUST * units] * units + [_TRUST])
+    trusted = columns.T @ columns + trust
+    solved = np.linalg.solve(trusted, columns.T @ errors)
+    slope = solved[:-1] / scale[:, None]
+    return np.eye(units) + slope, solved[-1] - mean @ slope
+
+
+def _correct(head: Head, matrix: np.ndarray, shift: np.ndarray) -> None:
+    """Lets a head give `matrix` and `shift` of its output, in the units of the labels."""
+    std, mean = np.ones(head.units), np.zeros(head.units)
+    if hasattr(head, "std"):
+        std, mean = np.asarray(head.std, "float64"), np.asarray(head.mean, "float64")
+    kernel, bias = (np.asarray(weight, "float64") for weight in (head.kernel, head.bias))
+    head.kernel.assign(kernel * std @ matrix / std)
+    head.bias.assign(((bias * std + mean) @ matrix + shift - mean) / std)

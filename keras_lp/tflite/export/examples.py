@@ -1,0 +1,176 @@
+"""Examples to calibrate and to verify a phone file on: a user's, or generated."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_lp.backbones.pixels import warn_of_scaled_pictures
+from keras_lp.model import checks
+from keras_lp.model.model import input_structure
+from keras_lp.tflite.interface import input_names, outputs, vocabulary_sizes
+
+GENERATED = "generated inputs"
+_COUNT = 64  # generated examples
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """Inputs in the order of the model's, and labels by output where they are known."""
+
+    inputs: list[np.ndarray]
+    labels: dict[str, np.ndarray]
+    source: str
+
+    def __len__(self) -> int:
+        return len(self.inputs[0])
+
+    def thinned(self, count: int) -> Examples:
+        """At most so many of them, evenly spread: data are often sorted by class."""
+        if len(self) <= count:
+            return self
+        rows = np.linspace(0, len(self) - 1, count).astype(int)
+        inputs = [array[rows] for array in self.inputs]
+        return Examples(inputs, {k: y[rows] for k, y in self.labels.items()}, self.source)
+
+
+def read_examples(model: keras.Model, data: Any, source: str) -> Examples:
+    """Reads what a user passed.
+
+    Args:
+        model: the model that they are for.
+        data: inputs, a pair of inputs and labels, or a batched `tf.data.Dataset` of either.
+        source: the name of the argument.
+
+    Raises:
+        ValueError: no examples or an endless data set; inputs of another shape, not finite or of
+            other names; labels that do not belong to the outputs.
+    """
+    if isinstance(data, tf.data.Dataset):
+        data = _read_dataset(data, source)
+    x, y = (
+        (data[0], data[1] if len(data) > 1 else None) if isinstance(data, tuple) else (data, None)
+    )
+    inputs = _read_inputs(model, x, source)
+    counts = {len(array) for array in inputs}
+    if counts == {0} or len(counts) > 1:
+        raise ValueError(
+            f"`{source}` must hold examples, as many in every input. Received: "
+            f"{sorted(counts)} examples."
+        )
+    checks.check_finite(inputs, f" of {source}")
+    warn_of_scaled_pictures(model, inputs, source)
+    labels = {} if y is None else _read_labels(model, y, len(inputs[0]), source)
+    return Examples(inputs, labels, source)
+
+
+def generate_examples(model: keras.Model) -> Examples:
+    """Examples that nobody chose: they show whether a file computes what the model does.
+
+    Pictures are coloured areas with noise on them: of plain noise one looks like another. Other
+    numbers have every size from 1 to 255. Ids are of the Embedding that they go into, where that
+    can be told, and the last ones of a text are 0, the padding of most models; other integers are
+    0 and 1.
+    """
+    rng = np.random.default_rng(0)
+    sizes = vocabulary_sizes(model)
+    inputs = []
+    for i, tensor in enumerate(model.inputs):
+        shape = (_COUNT, *tensor.shape[1:])
+        if tensor.dtype == "uint8" or keras.backend.is_float_dtype(tensor.dtype):
+            array = _pictures(rng, shape) if len(shape) == 4 else _numbers(rng, shape)
+        elif i in sizes:
+            array = generate_texts(rng, shape, sizes[i])
+        else:
+            array = rng.integers(0, 2, shape)
+        inputs.append(array.astype(tensor.dtype))
+    return Examples(inputs, {}, GENERATED)
+
+
+def _read_dataset(dataset: tf.data.Dataset, source: str) -> Any:
+    if dataset.cardinality() == tf.data.INFINITE_CARDINALITY:
+        raise ValueError(
+            f"`{source}` must come to an end. Received: an endless data set. Take so many batches "
+            "of it: `dataset.take(20)`."
+        )
+    batches = list(dataset.as_numpy_iterator())
+    if not batches:
+        raise ValueError(f"`{source}` must hold examples. Received: an empty data set.")
+    return tf.nest.map_structure(lambda *parts: np.concatenate(parts), *batches)
+
+
+def _read_inputs(model: keras.Model, x: Any, source: str) -> list[np.ndarray]:
+    structure = input_structure(model)
+    if isinstance(structure, Mapping):
+        if not isinstance(x, Mapping) or not set(structure) <= set(x):
+            received = f"the keys {list(x)}" if isinstance(x, Mapping) else type(x).__name__
+            raise ValueError(
+                f"`{source}` must have the inputs {list(structure)} by name. Received: {received}."
+            )
+        found = [x[name] for name in sorted(structure)]
+    else:
+        found = list(x) if isinstance(x, list) and len(model.inputs) > 1 else [x]
+    if len(found) != len(model.inputs):
+        raise ValueError(
+            f"`{source}` must have the {len(model.inputs)} inputs {input_names(model)} in a list. "
+            f"Received: {len(found)}."
+        )
+    arrays = [np.asarray(array) for array in found]
+    for array, tensor in zip(arrays, model.inputs, strict=True):
+        if array.shape[1:] != tuple(tensor.shape[1:]) or not array.ndim:
+            raise ValueError(
+                f"`{source}` must have examples of shape {tuple(tensor.shape[1:])}. Received: an "
+                f"array of shape {array.shape}. A data set must be batched."
+            )
+    pairs = zip(arrays, model.inputs, strict=True)
+    return [array.astype(tensor.dtype) for array, tensor in pairs]
+
+
+def _read_labels(model: keras.Model, y: Any, count: int, source: str) -> dict[str, np.ndarray]:
+    described = {output.name: output for output in outputs(model)}
+    if isinstance(y, Mapping):
+        checks.check_label_names(described, y, f" of {source}")
+    elif len(described) == 1:
+        y = {next(iter(described)): y}
+    elif isinstance(y, (list, tuple)) and len(y) == len(described):
+        y = dict(zip(described, y, strict=True))
+    else:
+        raise ValueError(
+            f"Labels of `{source}` must be a dict by the outputs {list(described)}. Received: "
+            f"labels of type {type(y).__name__}."
+        )
+    labels = {name: np.asarray(array) for name, array in y.items()}
+    for name, array in labels.items():
+        if array.shape[:1] != (count,):
+            raise ValueError(
+                f"`{source}` must have a label for each of its {count} examples. Received: labels "
+                f"of {name!r} of shape {array.shape}."
+            )
+        if described[name].task is not None:
+            described[name].task.check_labels(array, f"y of {source}")
+    return labels
+
+
+def _pictures(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    count, height, width, channels = shape
+    coarse = rng.uniform(0, 255, (count, 4, 4, channels))
+    rows, columns = np.arange(height) * 4 // height, np.arange(width) * 4 // width
+    areas = coarse[:, rows][:, :, columns]
+    return np.clip(areas + rng.normal(0, 20, shape), 0, 255)
+
+
+def _numbers(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    sizes = np.geomspace(1, 255, shape[0]).reshape(-1, *[1] * (len(shape) - 1))
+    return sizes * rng.normal(size=shape)
+
+
+def generate_texts(rng: np.random.Generator, shape: tuple[int, ...], size: int) -> np.ndarray:
+    """Returns ids below a size; the last ones of a text are 0, the padding of most models."""
+    ids = rng.integers(min(1, size - 1), size, shape)
+    lengths = rng.integers(1, shape[-1] + 1, (*shape[:-1], 1))
+    return np.where(np.arange(shape[-1]) < lengths, ids, 0)

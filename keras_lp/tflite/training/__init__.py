@@ -1,0 +1,1 @@
+"""Files that train on the device."""

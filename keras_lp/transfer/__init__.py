@@ -1,0 +1,1 @@
+"""Transfer learning: a new head on a frozen backbone."""
