@@ -6,8 +6,7 @@ import pytest
 import tensorflow as tf
 
 import keras_lp as lp
-
-from .conftest import assert_same, snapshot
+from tests.conftest import assert_same, snapshot
 
 BAD = {"NaN": np.nan, "infinite": np.inf, "negative": -1.0}
 

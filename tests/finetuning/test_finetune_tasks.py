@@ -10,7 +10,7 @@ import tensorflow as tf
 import keras_lp as lp
 from keras_lp.backbones.blocks import head_layers
 from keras_lp.model.adapters import adapted_layers
-from tests.hub import LABELS, LANGUAGE, SENTENCES, bert_classifier, gpt2_language_model
+from tests.backbones.hub import LABELS, LANGUAGE, SENTENCES, bert_classifier, gpt2_language_model
 
 keras_hub = pytest.importorskip("keras_hub")
 

@@ -12,9 +12,7 @@ import keras_lp as lp
 from keras_lp.model.thresholds import best_threshold, set_thresholds
 from keras_lp.tasks.heads import heads, tasks
 from keras_lp.tasks.metrics import MacroF1
-from tests.conftest import Batches
-
-from .conftest import assert_same, snapshot, with_random_heads
+from tests.conftest import Batches, assert_same, snapshot, with_random_heads
 
 sklearn = pytest.importorskip("sklearn.metrics")
 

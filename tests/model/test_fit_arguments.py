@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import keras_lp as lp
-
-from .conftest import Batches, with_random_heads
+from tests.conftest import Batches, with_random_heads
 
 COUNT = 48
 NAMES = ["a", "b", "c"]

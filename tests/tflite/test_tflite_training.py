@@ -10,8 +10,7 @@ import pytest
 
 import keras_lp as lp
 from keras_lp.tflite.device import device as device_module
-
-from .conftest import assert_same, snapshot
+from tests.conftest import assert_same, snapshot
 
 pytest.importorskip("ai_edge_litert.interpreter")
 

@@ -15,8 +15,7 @@ import keras_lp as lp
 from keras_lp.tflite.device.device import write_weights
 from keras_lp.tflite.device.exchange import model_version, named_weights
 from keras_lp.tflite.training import training as training_module
-
-from .conftest import assert_same, snapshot
+from tests.conftest import assert_same, snapshot
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import pytest
 
 import keras_lp as lp
 from keras_lp.backbones.blocks import blocks_of
+from tests.backbones.hub import LANGUAGE
 from tests.conftest import with_random_heads
-from tests.hub import LANGUAGE
 
 keras_hub = pytest.importorskip("keras_hub")
 

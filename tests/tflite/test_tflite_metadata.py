@@ -24,8 +24,7 @@ from keras_lp.tflite.metadata.metadata import (
     read_least_scores,
     with_files,
 )
-
-from .conftest import with_random_heads
+from tests.conftest import with_random_heads
 
 Interpreter = pytest.importorskip("ai_edge_litert.interpreter").Interpreter
 
