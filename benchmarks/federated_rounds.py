@@ -40,6 +40,7 @@ from flower import flower_rounds
 
 import keras_lp as lp
 from keras_lp.federated.engine import tff_runtime
+from keras_lp.federated.engine import worker as worker_module
 
 BATCH, STEPS, RATE = 20, 9, 0.1
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -276,7 +277,7 @@ def frozen_mobilenet(side: int, cache: Any) -> keras.Model:
 
 def messages(run: Callable[[], Any]) -> list[float]:
     run()
-    worker = tff_runtime.load_worker()
+    worker = worker_module.load_worker()
     sent, received, start = worker.bytes_sent, worker.bytes_received, time.perf_counter()
     run()
     seconds = time.perf_counter() - start

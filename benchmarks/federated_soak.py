@@ -22,7 +22,7 @@ import numpy as np
 from common import RESULTS, machine, table
 
 import keras_lp as lp
-from keras_lp.federated.engine import tff_runtime
+from keras_lp.federated.engine import worker as worker_module
 
 
 def resident_mb(pid: int | str) -> float:
@@ -41,7 +41,7 @@ class Watch(keras.callbacks.Callback):
         self.start = time.perf_counter()
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-        worker = tff_runtime.load_worker()
+        worker = worker_module.load_worker()
         if epoch + 1 == self.kill_at:
             worker.process.kill()
         if (epoch + 1) % self.every:

@@ -4,7 +4,7 @@ Import it as `import keras_lp as lp`.
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from keras_lp import balancing
 from keras_lp.balancing.ways import Balancing
@@ -27,6 +27,17 @@ from keras_lp.tasks.multi_label import MultiLabel
 from keras_lp.tasks.regression import Regression
 from keras_lp.transfer.linear_probe import fit_head
 from keras_lp.transfer.transfer import transfer_model
+
+if TYPE_CHECKING:  # loaded when first used, see below; editors see them at once
+    from keras_lp.datasets import load_dataset
+    from keras_lp.federated import FederatedAveraging, describe_clients, partition
+    from keras_lp.tflite import (
+        DeviceTrainer,
+        TFLiteMetadata,
+        aggregate_device_updates,
+        export_tflite,
+        export_trainable_tflite,
+    )
 
 __version__ = "0.1.0"
 
@@ -90,4 +101,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted([*__all__, "__version__"])

@@ -10,13 +10,13 @@ import keras
 import numpy as np
 import pytest
 
-from keras_lp.federated.engine import tff_runtime
+from keras_lp.federated.engine import installation
 
 ROOT = Path(__file__).parent.parent
 SOLVED = r"Head solved with l2=(\S+), cv_loss=(\S+): accuracy (\S+),"
 
 pytestmark = pytest.mark.skipif(
-    tff_runtime.unsupported_platform() is not None, reason="TFF has wheels for Linux x86-64 only"
+    installation.unsupported_platform() is not None, reason="TFF has wheels for Linux x86-64 only"
 )
 
 

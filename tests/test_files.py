@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import keras_lp as lp
-from keras_lp.federated.engine import tff_runtime
+from keras_lp.federated.engine import installation
 from keras_lp.federated.engine.files import write_rows, write_tensor
 from keras_lp.tflite.metadata.contents import write_whole
 from keras_lp.utils.files import whole_file
@@ -102,7 +102,7 @@ def test_features_in_files(mlp, digits):
 
 
 @pytest.mark.skipif(
-    tff_runtime.unsupported_platform() is not None, reason="TFF has wheels for Linux x86-64 only"
+    installation.unsupported_platform() is not None, reason="TFF has wheels for Linux x86-64 only"
 )
 def test_a_round_of_a_federation(digits, tmp_path):
     model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(10)])

@@ -1,5 +1,6 @@
 """The package as a whole: imports, docstrings, what a user sees without TFF."""
 
+import ast
 import doctest
 import importlib
 import pkgutil
@@ -12,7 +13,7 @@ import pytest
 
 import keras_lp as lp
 from keras_lp.federated import check
-from keras_lp.federated.engine import tff_runtime
+from keras_lp.federated.engine import installation, tff_runtime
 
 
 def test_importing_the_package_loads_nothing_that_keras_does_not():
@@ -30,11 +31,18 @@ print(sorted({name.split(".")[0] for name in set(sys.modules) - before}))
 
 
 def test_every_public_name_is_there():
-    assert set(lp.__all__) <= set(dir(lp))
+    assert dir(lp) == sorted([*lp.__all__, "__version__"])
     for name in lp.__all__:
         assert getattr(lp, name).__doc__
     with pytest.raises(AttributeError, match="transfer_modl"):
         lp.transfer_modl  # noqa: B018
+
+
+def test_editors_see_the_names_that_are_loaded_when_first_used():
+    tree = ast.parse(Path(lp.__file__).read_text())
+    (block,) = [node for node in tree.body if isinstance(node, ast.If)]
+    seen = {alias.name: node.module for node in block.body for alias in node.names}
+    assert seen == lp._LAZY
 
 
 def modules():
@@ -52,7 +60,7 @@ def test_examples_in_docstrings_run(name):
 
 
 @pytest.mark.skipif(
-    tff_runtime.unsupported_platform() is not None, reason="TFF has wheels for Linux x86-64 only"
+    installation.unsupported_platform() is not None, reason="TFF has wheels for Linux x86-64 only"
 )
 def test_the_check_runs_a_real_round(capsys):
     assert check.main() == 0
@@ -72,12 +80,12 @@ def test_the_check_says_what_it_is_and_refuses_arguments(argument, code, capsys)
 @pytest.mark.parametrize("pip", [True, False])
 def test_without_tff_the_check_prints_the_commands(monkeypatch, capsys, pip):
     gone = {"tensorflow_federated", "dp_accounting"}
-    installed = tff_runtime._is_installed
+    installed = installation.is_installed
     monkeypatch.setattr(
-        tff_runtime, "_is_installed", lambda name: name not in gone and installed(name)
+        installation, "is_installed", lambda name: name not in gone and installed(name)
     )
-    monkeypatch.setattr(tff_runtime, "_has_pip", lambda: pip)
-    monkeypatch.setattr(tff_runtime, "unsupported_platform", lambda: None)
+    monkeypatch.setattr(installation, "_has_pip", lambda: pip)
+    monkeypatch.setattr(installation, "unsupported_platform", lambda: None)
     assert check.main() == 1
     printed = capsys.readouterr().out
     assert "Missing: dp_accounting, tensorflow_federated. Run:" in printed
@@ -95,8 +103,8 @@ def test_a_round_that_fails_is_reported(monkeypatch, capsys):
     def broken():
         raise RuntimeError("no worker")
 
-    monkeypatch.setattr(tff_runtime, "unsupported_platform", lambda: None)
-    monkeypatch.setattr(tff_runtime, "missing_modules", list)
+    monkeypatch.setattr(installation, "unsupported_platform", lambda: None)
+    monkeypatch.setattr(installation, "missing_modules", list)
     monkeypatch.setattr(check, "_one_round", broken)
     assert check.main() == 1
     assert "a round failed: RuntimeError: no worker" in capsys.readouterr().out

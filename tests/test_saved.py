@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import keras_lp as lp
-from keras_lp.federated.engine import tff_runtime
+from keras_lp.federated.engine import installation
 from keras_lp.tflite.metadata.contents import inspect
 from tests.saved.write import FOLDER, examples, federated
 
@@ -50,7 +50,7 @@ def test_files_of_phones(outputs):
 
 
 @pytest.mark.skipif(
-    tff_runtime.unsupported_platform() is not None, reason="TFF has wheels for Linux x86-64 only"
+    installation.unsupported_platform() is not None, reason="TFF has wheels for Linux x86-64 only"
 )
 def test_a_federation_goes_on(tmp_path):
     shutil.copytree(FOLDER / "rounds", tmp_path / "rounds")

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from keras_lp.federated.engine import tff_runtime
+from keras_lp.federated.engine import installation
 
 
 def main(arguments: Sequence[str] = ()) -> int:
@@ -23,14 +23,14 @@ def main(arguments: Sequence[str] = ()) -> int:
     print(f"Python {platform.python_version()} at {sys.executable}, {platform.platform()}")
     for name in ("keras", "tensorflow", "tensorflow-federated"):
         print(f"{name} {_version(name)}")
-    reason = tff_runtime.unsupported_platform()
+    reason = installation.unsupported_platform()
     if reason:
         print(f"Not here: {reason}")
         return 1
-    missing = tff_runtime.missing_modules()
+    missing = installation.missing_modules()
     if missing:
         print(f"Missing: {', '.join(missing)}. Run:")
-        for command in tff_runtime.install_commands():
+        for command in installation.install_commands():
             print(f"  {command}")
         return 1
     start = time.perf_counter()

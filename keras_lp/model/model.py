@@ -73,7 +73,7 @@ class Model(keras.Model):
         validation_steps: int | None = None,
         validation_batch_size: int | None = None,
         validation_freq: Any = 1,
-    ) -> Any:
+    ) -> keras.callbacks.History:
         """Trains as `keras.Model.fit` does, after checking what it is given.
 
         With a wholly frozen backbone and nothing random before it, the features of the examples

@@ -8,12 +8,12 @@ import pytest
 import tensorflow as tf
 
 import keras_lp as lp
-from keras_lp.federated.engine import tff_runtime
+from keras_lp.federated.engine import installation, tff_runtime
 from keras_lp.federated.engine.blocks import Work, rows_reader, rows_spec, to_blocks
 from keras_lp.federated.engine.files import read_rows, write_rows
 
 pytestmark = pytest.mark.skipif(
-    tff_runtime.unsupported_platform() is not None, reason="TFF has wheels for Linux x86-64 only"
+    installation.unsupported_platform() is not None, reason="TFF has wheels for Linux x86-64 only"
 )
 
 

@@ -8,10 +8,11 @@ from sklearn.linear_model import LogisticRegression, Ridge
 
 import keras_lp as lp
 from keras_lp.federated import head
-from keras_lp.federated.engine import tff_runtime
+from keras_lp.federated.engine import installation
+from keras_lp.federated.engine import worker as worker_module
 
 pytestmark = pytest.mark.skipif(
-    tff_runtime.unsupported_platform() is not None, reason="TFF has wheels for Linux x86-64 only"
+    installation.unsupported_platform() is not None, reason="TFF has wheels for Linux x86-64 only"
 )
 
 L2 = 1e-2
@@ -118,7 +119,7 @@ def test_only_sums_leave_a_client(mlp, digits):
         model = lp.transfer_model(mlp(), 10)
         model.get_layer("mlp").layers[0].kernel.assign(np.eye(64, 16))  # x[:, 0] is always 0
         many = np.repeat(x, times, 0), np.repeat(y, times)
-        worker = tff_runtime.load_worker()
+        worker = worker_module.load_worker()
         before = worker.bytes_received
         history = solve(model, lp.partition(many, clients=2), tolerance=1e-3).history
         sizes.append((worker.bytes_received - before) / len(history["seconds"]))

@@ -6,11 +6,12 @@ import pytest
 import tensorflow as tf
 
 import keras_lp as lp
-from keras_lp.federated.engine import tff_runtime
+from keras_lp.federated.engine import installation
+from keras_lp.federated.engine import worker as worker_module
 from keras_lp.federated.engine.groups import Groups
 
 pytestmark = pytest.mark.skipif(
-    tff_runtime.unsupported_platform() is not None, reason="TFF has wheels for Linux x86-64 only"
+    installation.unsupported_platform() is not None, reason="TFF has wheels for Linux x86-64 only"
 )
 
 
@@ -79,7 +80,7 @@ def test_hidden_layers_of_a_head_belong_to_it_and_uniform_counts_who_has_labels(
 def wire_bytes(model, data, **arguments):
     """Bytes to and from the worker in the second round."""
     federated = lp.FederatedAveraging(model, batch_size=None, **arguments)
-    worker = tff_runtime.load_worker()
+    worker = worker_module.load_worker()
     federated.fit(data, 1, verbose=0)
     before = worker.bytes_sent, worker.bytes_received
     federated.fit(data, 1, verbose=0)

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 import keras_lp as lp
-from keras_lp.federated.engine import rounds, tff_runtime
+from keras_lp.federated.engine import installation, rounds
+from keras_lp.federated.engine import worker as worker_module
 from keras_lp.federated.engine.blocks import to_blocks
 
 pytestmark = pytest.mark.skipif(
-    tff_runtime.unsupported_platform() is not None, reason="TFF has wheels for Linux x86-64 only"
+    installation.unsupported_platform() is not None, reason="TFF has wheels for Linux x86-64 only"
 )
 
 
@@ -116,7 +117,7 @@ def test_a_worker_that_dies_in_a_round_is_restarted_and_the_round_repeated(
     x, y = digits
     heavy = {name: (np.repeat(x, 20, 0), np.repeat(y, 20, 0)) for name in range(4)}
     models = [classifier(rate=0.01), classifier(rate=0.01)]
-    worker = tff_runtime.load_worker()
+    worker = worker_module.load_worker()
     restarts = worker.restarts
     for model, killed in zip(models, (False, True), strict=True):
         federated = lp.FederatedAveraging(model, local_epochs=8)
@@ -141,7 +142,7 @@ def test_a_worker_that_dies_in_a_round_is_restarted_and_the_round_repeated(
 
 
 def test_a_worker_that_dies_again_and_again_is_an_error(federated, clients, monkeypatch):
-    worker = tff_runtime.load_worker()
+    worker = worker_module.load_worker()
     stub = worker.stub
 
     def dying():

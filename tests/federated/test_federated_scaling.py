@@ -6,10 +6,10 @@ import pytest
 
 import keras_lp as lp
 from keras_lp.backbones.features import feature_model
-from keras_lp.federated.engine import tff_runtime
+from keras_lp.federated.engine import installation
 
 pytestmark = pytest.mark.skipif(
-    tff_runtime.unsupported_platform() is not None, reason="TFF has wheels for Linux x86-64 only"
+    installation.unsupported_platform() is not None, reason="TFF has wheels for Linux x86-64 only"
 )
 
 

@@ -12,16 +12,17 @@ import numpy as np
 import pytest
 
 import keras_lp as lp
-from keras_lp.federated.engine import tff_runtime
+from keras_lp.federated.engine import installation
+from keras_lp.federated.engine import worker as worker_module
 
 pytestmark = pytest.mark.skipif(
-    tff_runtime.unsupported_platform() is not None, reason="TFF has wheels for Linux x86-64 only"
+    installation.unsupported_platform() is not None, reason="TFF has wheels for Linux x86-64 only"
 )
 
 
 ROUND = """
 import os, signal, sys, numpy as np, keras, keras_lp as lp
-from keras_lp.federated.engine import tff_runtime
+from keras_lp.federated.engine import installation, worker as worker_module
 model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
 model.compile("sgd", "mse")
 lp.FederatedAveraging(model).fit({"a": (np.ones((4, 2), "float32"), np.ones(4, "float32"))}, 1)
@@ -67,7 +68,7 @@ def test_a_killed_worker_is_started_again(mlp, digits):
     model = lp.transfer_model(mlp(), 10)
     federated = lp.FederatedAveraging(model)
     federated.fit({"only": digits}, 1, verbose=0)
-    worker = tff_runtime.load_worker()
+    worker = worker_module.load_worker()
     first = worker.process.pid
     worker.end()
     federated.fit({"only": digits}, 1, verbose=0)
@@ -84,7 +85,7 @@ def test_a_worker_killed_while_it_starts_is_started_again(digits, monkeypatch, d
         model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
         models.append(model)
     lp.FederatedAveraging(models[0]).fit({"only": digits}, 1, verbose=0)
-    worker, left, start = tff_runtime.load_worker(), [deaths], subprocess.Popen
+    worker, left, start = worker_module.load_worker(), [deaths], subprocess.Popen
     worker.end()
 
     def killed(*arguments, **options):
@@ -94,7 +95,7 @@ def test_a_worker_killed_while_it_starts_is_started_again(digits, monkeypatch, d
             process.kill()
         return process
 
-    monkeypatch.setattr(tff_runtime.subprocess, "Popen", killed)
+    monkeypatch.setattr(worker_module.subprocess, "Popen", killed)
     restarts, federated = worker.restarts, lp.FederatedAveraging(models[1])
     if deaths == 9:
         with pytest.raises(RuntimeError, match="4 deaths in one"):
@@ -108,7 +109,7 @@ def test_a_worker_killed_while_it_starts_is_started_again(digits, monkeypatch, d
 
 
 def test_a_worker_killed_between_rounds_and_at_the_end(digits):
-    worker, killed = tff_runtime.load_worker(), []
+    worker, killed = worker_module.load_worker(), []
 
     def kill(epoch, logs):
         if epoch == 0:
@@ -132,7 +133,7 @@ def test_the_worker_has_onednn_on_unless_the_user_says_no(monkeypatch, own):
     monkeypatch.delenv("TF_ENABLE_ONEDNN_OPTS", raising=False)
     if own is not None:
         monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", own)
-    worker = tff_runtime.Worker()
+    worker = worker_module.Worker()
     try:
         worker.stub()
         environment = Path(f"/proc/{worker.process.pid}/environ").read_bytes().split(b"\0")

@@ -9,11 +9,11 @@ from sklearn import metrics as sk
 from sklearn.utils.class_weight import compute_class_weight
 
 import keras_lp as lp
-from keras_lp.federated.engine import tff_runtime
+from keras_lp.federated.engine import installation
 from tests.conftest import Batches, with_random_heads
 
 needs_tff = pytest.mark.skipif(
-    tff_runtime.unsupported_platform() is not None, reason="TFF has wheels for Linux x86-64 only"
+    installation.unsupported_platform() is not None, reason="TFF has wheels for Linux x86-64 only"
 )
 NAMES = ["zero", "one", "more"]
 

@@ -6,7 +6,7 @@ import pytest
 
 import keras_lp as lp
 from keras_lp.balancing.ways import balancing_of
-from keras_lp.federated.engine import tff_runtime
+from keras_lp.federated.engine import installation
 from tests.conftest import assert_same, snapshot
 
 TASKS = {
@@ -152,7 +152,7 @@ def test_uncertainty_has_a_variance_for_the_labels_together(build, examples):
 
 
 @pytest.mark.skipif(
-    tff_runtime.unsupported_platform() is not None, reason="TFF has wheels for Linux x86-64 only"
+    installation.unsupported_platform() is not None, reason="TFF has wheels for Linux x86-64 only"
 )
 def test_a_client_minimises_the_same_sum(build, examples):
     x, y = examples

@@ -10,14 +10,14 @@ from scipy.special import log_softmax
 from sklearn.linear_model import LogisticRegression
 
 import keras_lp as lp
-from keras_lp.federated.engine import tff_runtime
+from keras_lp.federated.engine import installation
 from tests.conftest import Batches, with_random_heads
 
 NAMES = tuple("abcdefghij")
 L2 = 1e-2
 
 needs_tff = pytest.mark.skipif(
-    tff_runtime.unsupported_platform() is not None, reason="TFF has wheels for Linux x86-64 only"
+    installation.unsupported_platform() is not None, reason="TFF has wheels for Linux x86-64 only"
 )
 
 

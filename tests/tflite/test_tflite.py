@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 import keras_lp as lp
-from keras_lp.federated.engine import tff_runtime
+from keras_lp.federated.engine import installation
 from keras_lp.tflite.export import export as export_module
 
 Interpreter = pytest.importorskip("ai_edge_litert.interpreter").Interpreter
@@ -209,7 +209,7 @@ def test_adapters_are_folded_in(mlp, digits, tmp_path):
 
 
 @pytest.mark.skipif(
-    tff_runtime.unsupported_platform() is not None, reason="TFF has wheels for Linux x86-64 only"
+    installation.unsupported_platform() is not None, reason="TFF has wheels for Linux x86-64 only"
 )
 def test_a_federated_model_gives_what_the_federation_evaluates(mlp, digits, tmp_path):
     model = lp.transfer_model(mlp(), 10, trainable="all", optimizer="sgd", learning_rate=0.5)

@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from keras_lp.federated.clients.arrays import Arrays
 from keras_lp.federated.clients.source import Source
-from keras_lp.federated.engine import tff_model, tff_runtime
+from keras_lp.federated.engine import tff_model, tff_runtime, worker
 from keras_lp.federated.engine.before_rounds import balance_classes, scale_features
 from keras_lp.federated.engine.blocks import Work, block_spec, rows_reader, rows_spec, to_blocks
 from keras_lp.federated.engine.client_work import (
@@ -95,14 +95,14 @@ class Rounds:
             Work(arrays, groups.shares(arrays), seed)
             for arrays, seed in zip(data, seeds, strict=True)
         ]
-        with tff_runtime.load_worker().watch():
+        with worker.load_worker().watch():
             process, state = self._prepare(data[0], len(clients), source.on_features)
         weights = tuple(variable.numpy() for variable in self._model.trainable_variables)
         sent = state.global_model_weights._replace(trainable=weights)
         state = state._replace(global_model_weights=sent, finalizer=self._slots)
         rate = float(self._model.optimizer.learning_rate)
         blocks = to_blocks(work, rate, self._folder)
-        with tff_runtime.load_worker().watch():
+        with worker.load_worker().watch():
             output = process.next(state, blocks)
         self._slots = tuple(output.state.finalizer)
         after = output.state.global_model_weights.trainable
@@ -145,13 +145,13 @@ class Rounds:
         groups, tables, seen, parts = self._groups(), [], [], []
         for first in range(0, len(source.ids), count):
             data = source.load_all(source.ids[first : first + count])
-            with tff_runtime.load_worker().watch():
+            with worker.load_worker().watch():
                 computation = self._prepare_evaluation(data[0], count, source.on_features)
             seed = np.zeros(2, "int32")
             work = [Work(arrays, groups.shares(arrays), seed) for arrays in data]
             blocks = to_blocks(work, 0.0, self._folder)
             weights = tuple(variable.numpy() for variable in self._model.trainable_variables)
-            with tff_runtime.load_worker().watch():
+            with worker.load_worker().watch():
                 result = computation(weights, blocks)
             tables.append(np.asarray(result["clients"])[: len(data)])
             seen.append(np.asarray(result["seen"])[: len(data)] > 0)

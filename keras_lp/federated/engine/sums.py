@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_lp.federated.clients.arrays import Arrays
-from keras_lp.federated.engine import tff_model, tff_runtime
+from keras_lp.federated.engine import tff_model, tff_runtime, worker
 from keras_lp.federated.engine.blocks import Work, block_spec, rows_reader, rows_spec, to_blocks
 
 
@@ -44,6 +44,6 @@ class Sums:
             tff = tff_runtime.load_tff()
             self._computation = tff_model.build_sum(tff, specs, block_spec(1), function)
             self._function = function
-        with tff_runtime.load_worker().watch():
+        with worker.load_worker().watch():
             sums = self._computation(weights, self._blocks)
         return tf.nest.map_structure(np.asarray, sums)

@@ -1,0 +1,141 @@
+"""The worker: the C++ process in which TensorFlow Federated computes.
+
+Left alone, TFF leaves that process behind at exit, holding the pipes of its parent; here it is
+owned.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import functools
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from keras_lp.federated.engine.tff_import import import_tff
+
+# Several threads may train at once: one imports TFF and starts the worker.
+LOCK = threading.RLock()
+
+
+@functools.cache
+def load_worker() -> Worker:
+    """Returns the one worker of this process."""
+    return Worker()
+
+
+class Worker:
+    """TFF's C++ process, started when first needed, and again when it has died.
+
+    It is killed at exit, and by the kernel if this process dies first; it holds none of our
+    pipes.
+
+    Attributes:
+        process: the process, None before the first start.
+        restarts: how often it was started again.
+        bytes_sent: sizes of all messages to it: weights and computations (data are in files).
+        bytes_received: sizes of all messages from it.
+    """
+
+    # PR_SET_PDEATHSIG (1) with SIGKILL (9), set by a launcher between fork and exec: a
+    # `preexec_fn` is not safe with TensorFlow's threads.
+    _LAUNCH = (
+        "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    _SECONDS_TO_START = 60
+    _RESTARTS_A_CALL = 3
+
+    def __init__(self) -> None:
+        self.process: subprocess.Popen[bytes] | None = None
+        self.restarts = self.bytes_sent = self.bytes_received = 0
+        self._allowed = self._RESTARTS_A_CALL
+        self._stub: Any = None
+        atexit.register(self.end)
+
+    @contextlib.contextmanager
+    def watch(self) -> Iterator[None]:
+        """Lets the worker die a few times in a call of TFF, which starts again each time.
+
+        TFF itself would try without end.
+        """
+        self._allowed = self.restarts + self._RESTARTS_A_CALL
+        yield
+
+    def stub(self) -> Any:
+        """Returns the connection to a running worker."""
+        with LOCK:
+            while self._stub is None or not self._stub.is_ready:
+                self._count_restart()
+                self.end()
+                self._start()
+            return self._stub
+
+    def end(self) -> None:
+        """Kills the process, if it runs."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.kill()  # SIGTERM would leave it alive for seconds
+            self.process.wait()
+
+    def _count_restart(self) -> None:
+        if self.process is None:
+            return
+        if self.restarts >= self._allowed:
+            raise RuntimeError(
+                "TFF's worker process must live through a round. Received: "
+                f"{self._RESTARTS_A_CALL + 1} deaths in one, the last with exit code "
+                f"{self.process.poll()}. It may lack memory: sample fewer clients a round."
+            )
+        self.restarts += 1
+
+    def _start(self) -> None:
+        import grpc
+        import portpicker
+
+        tff = import_tff()
+        binary = Path(tff.__file__).with_name("data") / "worker_binary"
+        port = portpicker.pick_unused_port()
+        self.process = subprocess.Popen(
+            [sys.executable, "-ISc", self._LAUNCH, str(binary), f"--port={port}"],
+            # Left to itself TensorFlow 2.14 has oneDNN off on some processors, where convolutions
+            # then take 2.5 times longer.
+            env={"TF_ENABLE_ONEDNN_OPTS": "1", **os.environ},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        unlimited = [(f"grpc.max_{kind}message_length", -1) for kind in ("", "send_", "receive_")]
+        channel = grpc.insecure_channel(f"localhost:{port}", unlimited)
+        counted = grpc.intercept_channel(channel, _counting_interceptor(self))
+        self._stub = tff.framework.RemoteExecutorGrpcStub(counted)
+        deadline = time.monotonic() + self._SECONDS_TO_START
+        while not self._stub.is_ready:
+            code = self.process.poll()
+            if code is not None and code < 0:  # killed: tried again, as in a round
+                return
+            if code is not None or time.monotonic() > deadline:
+                raise RuntimeError(
+                    "TFF's worker process must start and answer. Received: exit code "
+                    f"{code} from {binary}. Run it by hand to see why: "
+                    f"{binary} --port={port}"
+                )
+            time.sleep(0.01)
+
+
+def _counting_interceptor(worker: Worker) -> Any:
+    import grpc
+
+    class Count(grpc.UnaryUnaryClientInterceptor):
+        def intercept_unary_unary(self, continuation: Any, details: Any, request: Any) -> Any:
+            response = continuation(details, request)
+            worker.bytes_sent += request.ByteSize()
+            if response.code() is grpc.StatusCode.OK:
+                worker.bytes_received += response.result().ByteSize()
+            return response
+
+    return Count()
