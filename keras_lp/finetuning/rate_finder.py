@@ -15,10 +15,11 @@ from keras_lp.model.data import as_numbers
 from keras_lp.tasks.heads import heads
 from keras_lp.tasks.regression import standardize
 from keras_lp.utils.arguments import check_positive
+from keras_lp.utils.text_table import ShownAsText
 
 
-@dataclasses.dataclass(frozen=True)
-class LearningRates:
+@dataclasses.dataclass(frozen=True, repr=False)
+class LearningRates(ShownAsText):
     """What `lp.find_learning_rate` found.
 
     Attributes:

@@ -17,11 +17,11 @@ from keras_lp.model.model import Model
 from keras_lp.tasks.heads import backbone_of, tasks
 from keras_lp.tasks.missing import is_present
 from keras_lp.utils.arguments import check_positive
-from keras_lp.utils.text_table import text_table
+from keras_lp.utils.text_table import ShownAsText, text_table
 
 
-@dataclasses.dataclass(frozen=True)
-class Comparison:
+@dataclasses.dataclass(frozen=True, repr=False)
+class Comparison(ShownAsText):
     """What `lp.compare_single_tasks` found; as a string, a table.
 
     Attributes:

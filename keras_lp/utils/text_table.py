@@ -1,8 +1,19 @@
-"""Tables as plain text."""
+"""Tables as plain text, and results that show themselves as theirs."""
 
 from __future__ import annotations
 
+import html
 from collections.abc import Sequence
+
+
+class ShownAsText:
+    """Base class of results: at a prompt and in a notebook they look as printed."""
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(str(self))}</pre>"
 
 
 def text_table(rows: Sequence[Sequence[str]], left: int = 0) -> str:

@@ -11,10 +11,11 @@ import numpy as np
 
 from keras_lp.federated.clients.arrays import class_of, count_examples
 from keras_lp.federated.clients.clients import Clients, Population
+from keras_lp.utils.text_table import ShownAsText
 
 
-@dataclasses.dataclass(frozen=True)
-class ClientLabels:
+@dataclasses.dataclass(frozen=True, repr=False)
+class ClientLabels(ShownAsText):
     """What `lp.describe_clients` found.
 
     Attributes:

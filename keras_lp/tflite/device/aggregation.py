@@ -19,6 +19,7 @@ import numpy as np
 from keras_lp.tflite.device.device import mismatch, read_arrays, write_weights
 from keras_lp.tflite.device.exchange import HALF, VERSION, all_weights, find_weights, model_version
 from keras_lp.utils.arguments import check_positive
+from keras_lp.utils.text_table import ShownAsText
 
 Update = str | os.PathLike | Mapping[str, np.ndarray]
 
@@ -27,8 +28,8 @@ class _Refused(Exception):  # noqa: N818
     """Why an update is not averaged."""
 
 
-@dataclasses.dataclass(frozen=True)
-class DeviceRound:
+@dataclasses.dataclass(frozen=True, repr=False)
+class DeviceRound(ShownAsText):
     """What `aggregate_device_updates` made of a round.
 
     Attributes:

@@ -7,10 +7,11 @@ import math
 
 from keras_lp.tflite.export.verify import Comparison
 from keras_lp.tflite.metadata.contents import Contents
+from keras_lp.utils.text_table import ShownAsText
 
 
-@dataclasses.dataclass(frozen=True)
-class ExportReport:
+@dataclasses.dataclass(frozen=True, repr=False)
+class ExportReport(ShownAsText):
     """What `lp.export_tflite` wrote, and how it compares with Keras. Print it.
 
     Attributes:

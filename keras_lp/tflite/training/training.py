@@ -33,12 +33,13 @@ from keras_lp.tflite.training.signatures import DeviceModel, Signatures
 from keras_lp.tflite.training.step_check import StepCheck, check_step
 from keras_lp.utils.arguments import check_choice, check_positive
 from keras_lp.utils.files import check_scratch_space
+from keras_lp.utils.text_table import ShownAsText
 
 _AVERAGED = ("sum_over_batch_size", "mean", "mean_with_sample_weight")
 
 
-@dataclasses.dataclass(frozen=True)
-class TrainableReport:
+@dataclasses.dataclass(frozen=True, repr=False)
+class TrainableReport(ShownAsText):
     """What `export_trainable_tflite` wrote, and how one step of it compares with TensorFlow.
 
     Attributes:
