@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import os
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 
 from keras_lp.backbones.blocks import below_head, head_layers
 from keras_lp.backbones.freezing import restore_flag, set_trainable
-from keras_lp.model.adapters import adapted_layers, adapters_of, revive_adapters
+from keras_lp.model.adapters import adapted_layers, adapters_of, is_loaded, revive_adapters
 from keras_lp.utils.arguments import check_positive
 from keras_lp.utils.files import whole_file
 
@@ -129,7 +130,10 @@ def load_adapters(model: keras.Model, path: str | os.PathLike) -> keras.Model:
     """Loads what `lp.save_adapters` saved into a model, and returns it.
 
     Args:
-        model: a model with adapters of the same rank on the same layers.
+        model: a model with adapters of the same rank on the same layers, on the base that they
+            were trained on. A `.keras` file that was saved after training is no such base: its
+            kernels have the adapters added, so there is nothing to load. A warning says so where
+            the model may come from one.
         path: the file.
 
     Raises:
@@ -164,6 +168,14 @@ def load_adapters(model: keras.Model, path: str | os.PathLike) -> keras.Model:
             f"{len(differ)} arrays that differ, first {first!r}: {found.get(first)} in the file, "
             f"{shapes.get(first)} in the model. Make the model as the saved one: the same "
             "backbone, rank, layers and tasks."
+        )
+    if any(is_loaded(layer) for layer in adapted_layers(model)):
+        warnings.warn(
+            "Adapters load into the base that they were trained on. Received: model "
+            f"{model.name!r}, which comes from a file: one that was saved after training has its "
+            "adapters in its kernels already, and they would count twice. Load them into "
+            "lp.finetune_model(base, lora=...).",
+            stacklevel=2,
         )
     for name, variable in variables.items():
         variable.assign(arrays[name])

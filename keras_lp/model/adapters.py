@@ -16,9 +16,14 @@ def adapters_of(layer: keras.Layer) -> list[keras.Variable]:
     return [v for v in layer._trainable_variables if v.name.startswith("lora_")]
 
 
+def is_loaded(layer: keras.Layer) -> bool:
+    """Whether A and B of an adapted layer are zero: Keras adds them to the kernel in its files."""
+    return not any(np.any(variable) for variable in adapters_of(layer))
+
+
 def revive_adapters(model: keras.Model) -> None:
-    """Draws A again where A and B are both zero, as in a loaded model: there neither would move."""
+    """Draws A again in a loaded model, where A and B are zero and neither would move."""
     for layer in adapted_layers(model):
-        a, b = adapters_of(layer)
-        if not np.any(a) and not np.any(b):
+        if is_loaded(layer):
+            a, _ = adapters_of(layer)
             a.assign(keras.initializers.HeUniform()(a.shape, a.dtype))
