@@ -39,7 +39,7 @@ from common import RESULTS, machine, table, write
 from flower import flower_rounds
 
 import keras_lp as lp
-from keras_lp.federated.engine import tff_runtime
+from keras_lp.federated import tff_runtime
 from keras_lp.federated.engine import worker as worker_module
 
 BATCH, STEPS, RATE = 20, 9, 0.1

@@ -13,7 +13,7 @@ import pytest
 import keras_lp as lp
 from keras_lp.federated.engine import installation
 from keras_lp.federated.engine.files import write_rows, write_tensor
-from keras_lp.tflite.metadata.contents import write_whole
+from keras_lp.tflite.contents import write_whole
 from keras_lp.utils.files import whole_file
 
 LIMIT = 50  # bytes

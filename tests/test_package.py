@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 import keras_lp as lp
-from keras_lp.federated import check
-from keras_lp.federated.engine import installation, tff_runtime
+from keras_lp.federated import check, tff_runtime
+from keras_lp.federated.engine import installation
 
 
 def test_importing_the_package_loads_nothing_that_keras_does_not():

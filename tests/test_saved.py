@@ -8,7 +8,7 @@ import pytest
 
 import keras_lp as lp
 from keras_lp.federated.engine import installation
-from keras_lp.tflite.metadata.contents import inspect
+from keras_lp.tflite.contents import inspect
 from tests.saved.write import FOLDER, examples, federated
 
 

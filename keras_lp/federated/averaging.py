@@ -14,10 +14,10 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_lp.federated import tff_runtime
 from keras_lp.federated.checkpoints import Checkpoints, describe_model, describe_optimizer, digest
 from keras_lp.federated.clients.clients import Clients
 from keras_lp.federated.clients.source import Source
-from keras_lp.federated.engine import tff_runtime
 from keras_lp.federated.engine.client_work import LocalTraining
 from keras_lp.federated.engine.model_checks import check_model
 from keras_lp.federated.engine.optimizers import server_optimizer as make_server_optimizer

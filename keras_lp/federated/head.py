@@ -15,10 +15,11 @@ import numpy as np
 import tensorflow as tf
 
 from keras_lp.backbones import features
+from keras_lp.federated import tff_runtime
 from keras_lp.federated.checkpoints import Checkpoints, describe_model, digest
 from keras_lp.federated.clients.clients import Clients
 from keras_lp.federated.clients.source import Source
-from keras_lp.federated.engine import head_sums, tff_runtime
+from keras_lp.federated.engine import head_sums
 from keras_lp.federated.engine.head_problem import Problem, Standardization, label_scales
 from keras_lp.federated.engine.sums import Sums
 from keras_lp.federated.running import print_round, validation

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from keras_lp.tflite.metadata.contents import inspect
+from keras_lp.tflite.contents import inspect
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -8,7 +8,8 @@ import pytest
 import tensorflow as tf
 
 import keras_lp as lp
-from keras_lp.federated.engine import installation, tff_runtime
+from keras_lp.federated import tff_runtime
+from keras_lp.federated.engine import installation
 from keras_lp.federated.engine.blocks import Work, rows_reader, rows_spec, to_blocks
 from keras_lp.federated.engine.files import read_rows, write_rows
 

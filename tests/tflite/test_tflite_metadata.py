@@ -15,9 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import keras_lp as lp
+from keras_lp.tflite import contents
 from keras_lp.tflite.__main__ import main
-from keras_lp.tflite.metadata import contents
-from keras_lp.tflite.metadata.contents import read_contents
+from keras_lp.tflite.contents import read_contents
 from keras_lp.tflite.metadata.metadata import (
     label_files,
     read_labels,

@@ -14,9 +14,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_lp.federated import tff_runtime
 from keras_lp.federated.clients.arrays import Arrays
 from keras_lp.federated.clients.source import Source
-from keras_lp.federated.engine import tff_model, tff_runtime, worker
+from keras_lp.federated.engine import tff_model, worker
 from keras_lp.federated.engine.before_rounds import balance_classes, scale_features
 from keras_lp.federated.engine.blocks import Work, block_spec, rows_reader, rows_spec, to_blocks
 from keras_lp.federated.engine.client_work import (

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from keras_lp.federated import tff_runtime
 from keras_lp.federated.clients.arrays import Arrays
-from keras_lp.federated.engine import tff_model, tff_runtime, worker
+from keras_lp.federated.engine import tff_model, worker
 from keras_lp.federated.engine.blocks import Work, block_spec, rows_reader, rows_spec, to_blocks
 
 

@@ -10,9 +10,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_lp.tflite.contents import foreign_operations
 from keras_lp.tflite.export.int8 import quantize
 from keras_lp.tflite.interface import call_flat, input_names, outputs
-from keras_lp.tflite.metadata.contents import foreign_operations
 from keras_lp.utils.files import check_scratch_space
 
 _LOOPS = ("While", "StatelessWhile", "If", "StatelessIf", "Case", "StatelessCase")

@@ -11,6 +11,7 @@ from typing import Any
 import keras
 
 from keras_lp.tasks.task import is_number
+from keras_lp.tflite.contents import read_contents, write_whole
 from keras_lp.tflite.export.convert import compute_types, convert, float32_copy, without_loops
 from keras_lp.tflite.export.correction import corrected_heads
 from keras_lp.tflite.export.examples import GENERATED, Examples, generate_examples, read_examples
@@ -18,7 +19,6 @@ from keras_lp.tflite.export.report import ExportReport
 from keras_lp.tflite.export.verify import Comparison, Tolerance, compare, latency, load
 from keras_lp.tflite.interface import check_model, input_names
 from keras_lp.tflite.metadata.annotate import TFLiteMetadata, annotate
-from keras_lp.tflite.metadata.contents import read_contents, write_whole
 from keras_lp.utils.arguments import check_choice, check_positive
 from keras_lp.utils.files import check_archive
 

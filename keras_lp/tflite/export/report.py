@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 
+from keras_lp.tflite.contents import Contents
 from keras_lp.tflite.export.verify import Comparison
-from keras_lp.tflite.metadata.contents import Contents
 from keras_lp.utils.text_table import ShownAsText
 
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import keras
 
 from keras_lp.tasks.regression import Regression
+from keras_lp.tflite.contents import read_contents
 from keras_lp.tflite.interface import Output, input_names, outputs, vocabulary_sizes
-from keras_lp.tflite.metadata.contents import read_contents
 from keras_lp.tflite.metadata.metadata import (
     TensorMetadata,
     label_files,

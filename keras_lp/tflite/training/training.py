@@ -18,6 +18,7 @@ import tensorflow as tf
 from keras_lp.backbones.blocks import below_head, blocks_of
 from keras_lp.backbones.freezing import Trainable, choose, freeze, restore_flag, set_trainable
 from keras_lp.tasks.classification import Classification
+from keras_lp.tflite.contents import write_whole
 from keras_lp.tflite.device.exchange import (
     Variables,
     layer_of_variable,
@@ -26,7 +27,6 @@ from keras_lp.tflite.device.exchange import (
 )
 from keras_lp.tflite.export.convert import compute_types, weight_bytes
 from keras_lp.tflite.interface import check_model
-from keras_lp.tflite.metadata.contents import write_whole
 from keras_lp.tflite.metadata.metadata import with_files
 from keras_lp.tflite.training.gradients import Untrainable
 from keras_lp.tflite.training.signatures import DeviceModel, Signatures
