@@ -97,7 +97,7 @@ def check_labels(model: keras.Model, x: Any, y: Any, where: str = "") -> None:
     checks.check_examples(model, x, y, where)
 
 
-def checked(model: keras.Model, data: Any) -> Any:
+def checked(model: keras.Model, data: Any, where: str = "") -> Any:
     """Returns data with labels that the tasks can learn from.
 
     Args:
@@ -105,14 +105,15 @@ def checked(model: keras.Model, data: Any) -> Any:
         data: arrays `(x, y, ...)`, which are checked at once; a `tf.data.Dataset`, whose batches
             are checked as they are read; anything else comes back as it is. Names of classes
             become numbers.
+        where: what the errors add to the argument's name. Defaults to nothing.
     """
     if isinstance(data, tf.data.Dataset):
         return checks.checked_dataset(model, data)
     if isinstance(data, (tuple, list)) and len(data) > 1:
-        check_labels(model, *data[:2])
         x, y, *rest = data
-        weights = (as_weights(model, y, part, " of validation_data") for part in rest)
-        return (x, as_numbers(model, y), *weights)
+        check_labels(model, x, y, where)
+        weights = (as_weights(model, y, part, where) for part in rest)
+        return (x, as_numbers(model, y, where), *weights)
     return data
 
 

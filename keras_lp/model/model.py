@@ -118,7 +118,7 @@ class Model(keras.Model):
             warn_of_scaled_pictures(self, x)
             sample_weight = as_weights(self, y, sample_weight)
             y = as_numbers(self, y)
-        validation_data = checked(self, validation_data)
+        validation_data = checked(self, validation_data, " of validation_data")
         arguments = {
             "x": x,
             "y": y,

@@ -15,6 +15,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_lp.model.checks import check_weights
 from keras_lp.model.compiled import metrics_of, trace_again
 from keras_lp.model.data import batches, check_labels, readable
 from keras_lp.model.model import by_task
@@ -165,6 +166,7 @@ def _columns(
     pieces: dict[str, list[tuple[np.ndarray, ...]]] = {name: [] for name in known}
     for x, y, sample_weight in batches(readable(data, "validation_data"), _BATCH):
         check_labels(model, x, y, " of validation_data")
+        check_weights(sample_weight, " of validation_data")
         outputs = model.predict_on_batch(x)
         for name, head, *example in by_task(model, y, outputs, sample_weight):
             if name in known:
@@ -187,11 +189,6 @@ def _piece(name: str, head: Head, y: Any, y_pred: Any, sample_weight: Any) -> tu
         raise ValueError(
             f"Outputs must be numbers to choose thresholds. Received: NaN of the task {name!r}. "
             "The training may have diverged: try a smaller learning rate."
-        )
-    if not (weight >= 0).all():
-        raise ValueError(
-            "Weights of examples must be 0 or more to choose thresholds. Received: "
-            f"sample_weight with the value {weight[~(weight >= 0)][0]}."
         )
     return logits, weight * y, weight * (1 - y)
 

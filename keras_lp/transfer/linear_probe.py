@@ -101,7 +101,8 @@ def fit_head(
     if isinstance(data, tuple):
         warn_of_scaled_pictures(model, data[0], "data")
     if validation_data is not None:
-        validation_data = checked(model, readable(validation_data, "validation_data"))
+        held_out = readable(validation_data, "validation_data")
+        validation_data = checked(model, held_out, " of validation_data")
     with FeatureCache(model, verbose) as cache:
         examples = _Examples(model, cache.take(data)[0])
         held_out = None

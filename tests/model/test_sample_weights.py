@@ -55,6 +55,19 @@ def test_what_is_no_weight_is_refused(mlp, examples, call, value, by_task):
     assert_same(before, snapshot(model))
 
 
+def test_the_error_says_which_data_have_the_weights(mlp, digits):
+    x, y = digits
+    model, bad = lp.transfer_model(mlp(), 10), np.full(200, -1.0)
+    for data, where in ({"data": (x, y, bad)}, "sample_weight with"), (
+        {"data": (x, y), "validation_data": (x, y, bad)}, "sample_weight of validation_data with",
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=where):
+            lp.fit_head(model, verbose=0, **data)
+    labels = lp.transfer_model(mlp(), lp.MultiLabel(2))
+    with pytest.raises(ValueError, match="sample_weight of validation_data with the value -1"):
+        lp.choose_thresholds(labels, (x, np.zeros((200, 2)), bad))
+
+
 @pytest.mark.parametrize(
     "call", [CALLS["fit"], CALLS["fit, data set"], CALLS["validation"]], ids=["fit", "set", "val"]
 )

@@ -357,7 +357,7 @@ def _state_outside(model: keras.Model) -> str:
 @contextlib.contextmanager
 def _over_examples(model: keras.Model, count: tf.Tensor) -> Iterator[None]:
     """Makes Keras's losses by output, which are means over batches, means over examples."""
-    means = [*getattr(model._compile_loss, "metrics", [])]
+    means = model._compile_loss.metrics
     before = [(mean.total + 0.0, mean.count + 0.0) for mean in means]
     for mean in means:
         mean.reset_state()
