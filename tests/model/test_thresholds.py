@@ -379,7 +379,7 @@ def test_trainable_flags_that_changed_are_still_found(mlp):
         (lambda x, y: (x[:0], y[:0]), ValueError, "at least one"),
         (lambda x, y: (x, np.full_like(y, -1)), ValueError, "without one of them"),
         (lambda x, y: (x, y, np.zeros(len(y))), ValueError, "without one of them"),
-        (lambda x, y: (x, y, -np.ones(len(y))), ValueError, "sample_weight of validation_data with the value -1"),
+        (lambda x, y: (x, y, -np.ones(len(y))), ValueError, "validation_data with the value -1"),
         (lambda x, y: (x * np.nan, y), ValueError, "finite numbers"),
         (lambda x, y: x, TypeError, "type ndarray"),
         (lambda x, y: iter([(x, y)]), TypeError, "arrays of what a generator gives"),
