@@ -18,7 +18,7 @@ import numpy as np
 from keras_lp.backbones import hub
 from keras_lp.backbones.freezing import leaf_layers
 from keras_lp.backbones.images import check_image_size, fit_images
-from keras_lp.backbones.sharing import warn_if_trained
+from keras_lp.backbones.sharing import own_copy, warn_if_trained
 from keras_lp.tasks.heads import backbone_of
 from keras_lp.utils.files import check_archive
 from keras_lp.utils.names import near
@@ -39,6 +39,7 @@ def resolve_backbone(
     weights: Any = "imagenet",
     backbone_kwargs: Mapping[str, Any] | None = None,
     pretrained: bool | None = None,
+    trains: bool = False,
 ) -> tuple[keras.Model, bool]:
     """Returns a headless model and whether it is pretrained.
 
@@ -51,6 +52,7 @@ def resolve_backbone(
         backbone_kwargs: for a name: arguments of its constructor.
         pretrained: whether the weights are worth keeping. Defaults to what `weights` says for a
             name, and to True for a model.
+        trains: whether it will train. A model is then copied. Defaults to False.
 
     Raises:
         ValueError: an unknown name, a shape that the backbone cannot take, a model with a head.
@@ -83,6 +85,8 @@ def resolve_backbone(
         warn_if_trained(backbone)
     model = backbone_of(backbone) or backbone
     _check_headless(model)
+    if trains:
+        model = own_copy(model)
     model = _functional(model, input_shape, image_size)
     return model, True if pretrained is None else pretrained
 

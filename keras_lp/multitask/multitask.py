@@ -15,6 +15,7 @@ from keras_lp.balancing.balanced_step import shared_variables
 from keras_lp.balancing.ways import Balancing, as_balancing, fixed_weights
 from keras_lp.model.assemble import build_and_compile
 from keras_lp.model.model import Model
+from keras_lp.model.options import Options
 from keras_lp.tasks.classification import as_task
 from keras_lp.tasks.task import TaskLike
 
@@ -142,10 +143,7 @@ def multitask_model(
         name: dataclasses.replace(task, weight=task.weight * shares[name])
         for name, task in known.items()
     }
-    model = build_and_compile(
-        backbone,
-        known,
-        single=False,
+    options = Options(
         input_shape=input_shape,
         image_size=image_size,
         weights=weights,
@@ -158,10 +156,10 @@ def multitask_model(
         dropout=dropout,
         cache_features=cache_features,
         cache_memory=cache_memory,
-        balancing=layer,
         learning_rate=learning_rate,
         optimizer=optimizer,
     )
+    model = build_and_compile(backbone, known, options, single=False, balancing=layer)
     if layer is not None and layer.uses_gradients and len(known) > 1:
         shared_variables(model)
     return model

@@ -12,6 +12,7 @@ from keras_lp.backbones.freezing import Trainable
 from keras_lp.backbones.resolve import BackboneLike
 from keras_lp.model.assemble import HEAD, build_and_compile
 from keras_lp.model.model import Model
+from keras_lp.model.options import Options
 from keras_lp.tasks.classification import as_task
 from keras_lp.tasks.task import TaskLike
 
@@ -125,10 +126,7 @@ def transfer_model(
     Reference: Yosinski et al., 2014, How transferable are features in deep neural networks?
     (arXiv:1411.1792).
     """
-    return build_and_compile(
-        backbone,
-        {HEAD: as_task(task)},
-        single=True,
+    options = Options(
         input_shape=input_shape,
         image_size=image_size,
         weights=weights,
@@ -144,3 +142,4 @@ def transfer_model(
         learning_rate=learning_rate,
         optimizer=optimizer,
     )
+    return build_and_compile(backbone, {HEAD: as_task(task)}, options, single=True)

@@ -9,7 +9,7 @@ import keras
 from keras.src.optimizers.base_optimizer import BaseOptimizer
 
 from keras_lp.federated.engine.yogi import Yogi
-from keras_lp.model.assemble import make_optimizer
+from keras_lp.model.optimizers import make_optimizer
 from keras_lp.utils.names import near
 
 # Each is tested to equal Keras's own over three steps.

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_lp.backbones.copying import copy_model
 from keras_lp.tflite.contents import foreign_operations
 from keras_lp.tflite.export.int8 import quantize
 from keras_lp.tflite.interface import call_flat, input_names, outputs
@@ -94,12 +95,8 @@ def without_loops(model: keras.Model) -> keras.Model:
 
 
 def _copy(model: keras.Model, change: Callable[[Any], Any], reason: str) -> keras.Model:
-    def copy(layer: keras.Layer) -> keras.Layer:
-        return type(layer).from_config(change(layer.get_config()))
-
     try:
-        made = keras.models.clone_model(model, clone_function=copy, recursive=True)
-        made.set_weights(model.get_weights())
+        return copy_model(model, change)
     except Exception as error:
         raise ValueError(
             "A model that a phone cannot run as it is must be one that can be copied. Received: "
@@ -107,7 +104,6 @@ def _copy(model: keras.Model, change: Callable[[Any], Any], reason: str) -> kera
             "`get_config`, or build it in float32 (int8: with unroll=True) and copy the weights "
             "with `set_weights(model.get_weights())`."
         ) from error
-    return made
 
 
 def _in_float32(config: Any) -> Any:
