@@ -39,15 +39,15 @@ def export_tflite(
 ) -> ExportReport:
     """Exports a model to a `.tflite` file that any LiteRT runtime can run.
 
-    Classification outputs are probabilities (softmax), MultiLabel outputs are probabilities
-    (sigmoid), and Regression outputs are values in the units of the labels. A model that keras_lp
-    did not build is exported as it is. The signature uses the input and output names of the model,
-    and `input` for an unnamed input. Inputs and outputs keep the dtypes of the model (for example
-    float32 images) with every quantization. A mixed-precision model is exported from a float32
-    copy. Adapters of `lp.LoRA` are merged into the weights.
+    Classification and MultiLabel outputs are probabilities (softmax and sigmoid), Regression
+    outputs are values in the units of the labels. A model that keras_lp did not build is exported
+    as it is. The signature uses the input and output names of the model, and `input` for an
+    unnamed input. With every quantization, inputs and outputs keep the dtypes of the model (for
+    example float32 images). A mixed-precision model is exported from a float32 copy. Adapters of
+    `lp.LoRA` are merged into the weights.
 
-    Before the file is written to `path`, it is run in LiteRT and compared with Keras. It must
-    satisfy these limits:
+    Before the file is written to `path`, it is run in LiteRT and compared with Keras. It must stay
+    within these limits:
 
     - Without quantization, the largest difference is at most 1e-4. Differences of probabilities
       are absolute, differences of values are relative to the range of the values in the examples.
@@ -81,7 +81,7 @@ def export_tflite(
         verify: whether to run the file and compare it with Keras. Defaults to True.
         verification_data: examples for the comparison, in the formats of `calibration_data`. With
             labels, the report includes the accuracy of both. Defaults to None: at most 1,000
-            examples of the calibration data, or generated inputs if there are none.
+            examples of the calibration data, else generated inputs. The report names the source.
         tolerance: the largest allowed difference, or for `"dynamic"` and `"int8"` the lowest
             allowed agreement over all answers. Replaces the limits above. Defaults to None.
 
