@@ -207,7 +207,9 @@ def test_the_report_says_what_trains_and_what_is_off(transferred):
     assert report.held_still == ("block1_bn",)
     assert report.check.step_difference < 1e-5
     assert "off on the device: predictions_dropout" in str(report)
-    assert "trains 90 numbers in 2 weights, sgd at 0.5, 16 examples a step" in str(report)
+    assert "trains 90 parameters in 2 weights, sgd with learning rate 0.5, batch size 16" in str(
+        report
+    )
 
 
 def test_training_on_features_equals_training_on_examples(transferred, digits):
@@ -375,7 +377,7 @@ def test_wrong_exports_are_refused(mlp, tmp_path):
         lp.export_trainable_tflite("model.keras", path)
     with pytest.raises(ValueError, match="compiled with a loss"):
         lp.export_trainable_tflite(mlp(), path)
-    with pytest.raises(ValueError, match="has one output"):
+    with pytest.raises(ValueError, match="must have one output"):
         lp.export_trainable_tflite(lp.multitask_model(mlp(), {"a": 2, "b": 3}), path)
     named = compiled(keras.Sequential([keras.Input((3,)), layers.Dense(2, name="my head")]))
     with pytest.raises(ValueError, match="'my head'"):
