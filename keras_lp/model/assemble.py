@@ -8,11 +8,11 @@ from typing import Any
 import keras
 
 from keras_lp.backbones.blocks import blocks_of
-from keras_lp.backbones.features import CACHE_MEMORY, Features, obstacle
+from keras_lp.backbones.features import CACHE_MEMORY, CacheFeatures, Features, obstacle
 from keras_lp.backbones.freezing import Trainable, choose, freeze
-from keras_lp.backbones.images import augment
-from keras_lp.backbones.pooling import pool
-from keras_lp.backbones.resolve import BackboneLike, resolve_backbone
+from keras_lp.backbones.images import AugmentationLike, augment
+from keras_lp.backbones.pooling import Pooling, pool
+from keras_lp.backbones.resolve import BackboneLike, Weights, resolve_backbone
 from keras_lp.backbones.sharing import note_training
 from keras_lp.balancing.ways import Balancing
 from keras_lp.model.model import Model, input_structure
@@ -32,15 +32,15 @@ def build_and_compile(
     single: bool,
     input_shape: Sequence[int | None] | None,
     image_size: int | Sequence[int] | None,
-    weights: Any,
+    weights: Weights,
     backbone_kwargs: Mapping[str, Any] | None,
     pretrained: bool | None,
     trainable: Trainable,
-    pooling: str | None,
-    augmentation: str | keras.Layer | None,
+    pooling: Pooling | None,
+    augmentation: AugmentationLike | None,
     hidden_units: Sequence[int],
     dropout: float,
-    cache_features: str | bool,
+    cache_features: CacheFeatures,
     cache_memory: int,
     balancing: Balancing | None = None,
     learning_rate: Any,
@@ -113,11 +113,11 @@ def build_model(
     new_tasks: Mapping[str, Task],
     *,
     input_shape: Sequence[int | None] | None = None,
-    pooling: str | None = "auto",
-    augmentation: str | keras.Layer | None = None,
+    pooling: Pooling | None = "auto",
+    augmentation: AugmentationLike | None = None,
     hidden_units: Sequence[int] = (),
     dropout: float = 0.0,
-    cache_features: str | bool = "auto",
+    cache_features: CacheFeatures = "auto",
     cache_memory: int = CACHE_MEMORY,
     balancing: Balancing | None = None,
     single: bool = True,
@@ -206,9 +206,9 @@ def _bias(task: Task, zero_kernel: bool) -> str:
 def compile_tasks(model: Model, optimizer: Any) -> Model:
     """Compiles a model with the losses and metrics of its tasks, and returns it."""
     known = tasks(model)
-    losses = {name: task.make_loss() for name, task in known.items()}
-    metrics = {name: task.make_metrics() for name, task in known.items()}
-    weights = {name: float(task.weight) for name, task in known.items()}
+    losses: Any = {name: task.make_loss() for name, task in known.items()}
+    metrics: Any = {name: task.make_metrics() for name, task in known.items()}
+    weights: Any = {name: float(task.weight) for name, task in known.items()}
     if not isinstance(model.output, Mapping):
         losses, metrics, weights = (
             next(iter(part.values())) for part in (losses, metrics, weights)

@@ -60,7 +60,8 @@ class ExportReport(ShownAsText):
     @property
     def top1_agreement(self) -> float | None:
         """Share of the examples with the same most probable class, the least over the outputs."""
-        found = [one.agreement for one in self.comparisons.values() if one.kind == "classes"]
+        each = (one.agreement for one in self.comparisons.values() if one.kind == "classes")
+        found = [agreement for agreement in each if agreement is not None]
         return min(found, default=None)
 
     @property

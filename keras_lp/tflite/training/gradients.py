@@ -52,7 +52,7 @@ class Untrainable(Exception):  # noqa: N818
         self.operation = operation
 
 
-def builtin_gradients() -> contextlib.AbstractContextManager:
+def builtin_gradients() -> contextlib.AbstractContextManager[None]:
     """Within it, operations added to the current graph get the gradients of this module."""
     return tf.compat.v1.get_default_graph().gradient_override_map(_OVERRIDES)
 
