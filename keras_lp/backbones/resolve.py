@@ -23,7 +23,8 @@ from keras_lp.tasks.heads import backbone_of
 from keras_lp.utils.files import check_archive
 from keras_lp.utils.names import near
 
-BackboneLike = str | os.PathLike | keras.Model
+BackboneLike = str | os.PathLike[str] | keras.Model
+Weights = str | os.PathLike[str] | None  # "imagenet", a file, or untrained
 
 _SOURCES = (
     'a name from keras.applications, "hub:" and a KerasHub preset, a headless keras.Model, a '
@@ -36,7 +37,7 @@ def resolve_backbone(
     *,
     input_shape: Sequence[int | None] | None = None,
     image_size: int | Sequence[int] | None = None,
-    weights: Any = "imagenet",
+    weights: Weights = "imagenet",
     backbone_kwargs: Mapping[str, Any] | None = None,
     pretrained: bool | None = None,
     trains: bool = False,
@@ -123,7 +124,8 @@ def _application(
             f"input_shape={input_shape!r}."
         )
     images = keras.Input(shape, name="image")
-    fitted = fit_images(images, shape[-1] if weights is None else 3, image_size)
+    channels: Any = shape[-1] if weights is None else 3
+    fitted = fit_images(images, channels, image_size)
     weights = os.fspath(weights) if isinstance(weights, os.PathLike) else weights
     try:
         preprocessed = _preprocess(build, fitted)
@@ -212,7 +214,7 @@ def _check_headless(model: keras.Model) -> None:
             f"A backbone must be headless. Received: {type(model).__name__} {model.name!r}, which "
             "has a head. Pass its `.backbone`."
         )
-    last = list(leaf_layers(model))[-1] if model.layers else None
+    last: Any = list(leaf_layers(model))[-1] if model.layers else None
     softmax = getattr(last, "activation", None) is keras.activations.softmax
     named = isinstance(last, keras.layers.Dense) and last.name in ("predictions", "logits")
     if softmax or named or isinstance(last, keras.layers.Softmax):

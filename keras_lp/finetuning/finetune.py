@@ -119,7 +119,7 @@ def finetune_model(
     if task is not None:
         base, _ = resolve_backbone(model, trains=trainable not in ("head", 0))
         model = compile_tasks(build_model(base, {HEAD: as_task(task)}, Options()), "sgd")
-    _check_compiled(model)
+    model = _check_compiled(model)
 
     below = below_head(model)
     blocks = blocks_of(below)
@@ -238,7 +238,8 @@ def _with_decay(optimizer: Any, learning_rate: Any, weight_decay: Any) -> Any:
     return type(made).from_config({**made.get_config(), "weight_decay": decay})
 
 
-def _check_compiled(model: Any) -> None:
+def _check_compiled(model: Any) -> keras.Model:
+    """Returns the model; raises unless it can be compiled again."""
     if not isinstance(model, keras.Model):
         raise TypeError(
             "finetune_model without `task` takes a compiled Keras model. Received: "
@@ -255,3 +256,4 @@ def _check_compiled(model: Any) -> None:
             "finetune_model takes a model with weights. Received: model "
             f"{model.name!r}, which is not built. Call it on a batch first."
         )
+    return model

@@ -178,9 +178,9 @@ def _bias(task: Task, zero_kernel: bool) -> str:
 def compile_tasks(model: Model, optimizer: Any) -> Model:
     """Compiles a model with the losses and metrics of its tasks, and returns it."""
     known = tasks(model)
-    losses = {name: task.make_loss() for name, task in known.items()}
-    metrics = {name: task.make_metrics() for name, task in known.items()}
-    weights = {name: float(task.weight) for name, task in known.items()}
+    losses: Any = {name: task.make_loss() for name, task in known.items()}
+    metrics: Any = {name: task.make_metrics() for name, task in known.items()}
+    weights: Any = {name: float(task.weight) for name, task in known.items()}
     if not isinstance(model.output, Mapping):
         losses, metrics, weights = (
             next(iter(part.values())) for part in (losses, metrics, weights)

@@ -131,10 +131,11 @@ def read_contents(content: bytes) -> Contents:
         takes = [one.Inputs(i) for i in range(one.InputsLength())]
         gives = [one.Outputs(i) for i in range(one.OutputsLength())]
         of = model.Subgraphs(one.SubgraphIndex())
-        signatures[one.SignatureKey().decode()] = tuple(
+        inputs, outputs = (
             [_tensor(of, entry.TensorIndex(), entry.Name().decode()) for entry in entries]
             for entries in (takes, gives)
         )
+        signatures[one.SignatureKey().decode()] = inputs, outputs
         if one.SubgraphIndex() == 0:
             names = {entry.TensorIndex(): entry.Name().decode() for entry in takes + gives}
     indices = (

@@ -41,7 +41,7 @@ class Output:
     @property
     def thresholds(self) -> tuple[float, ...]:
         """The thresholds of the entries, empty where nobody set them."""
-        return (self.task.thresholds or ()) if isinstance(self.task, MultiLabel) else ()
+        return (self.task.label_thresholds or ()) if isinstance(self.task, MultiLabel) else ()
 
     def activate(self, raw: np.ndarray) -> np.ndarray:
         """Adds the activation, in NumPy: a comparison must not stand on what it checks."""

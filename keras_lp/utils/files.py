@@ -14,7 +14,7 @@ _CHUNK = 2**20  # bytes
 
 
 @contextlib.contextmanager
-def named_errors(path: str | os.PathLike, what: str = "This file") -> Iterator[None]:
+def named_errors(path: str | os.PathLike[str], what: str = "This file") -> Iterator[None]:
     """Makes an `OSError` name the file that was being written, or the folder of such files."""
     try:
         yield
@@ -23,7 +23,7 @@ def named_errors(path: str | os.PathLike, what: str = "This file") -> Iterator[N
         raise OSError(error.errno, f"{what} could not be written: {reason}", str(path)) from None
 
 
-def check_archive(path: str | os.PathLike) -> None:
+def check_archive(path: str | os.PathLike[str]) -> None:
     """Raises a `ValueError` with the path unless a `.keras` file is whole, by its checksums."""
     try:
         with zipfile.ZipFile(path) as archive:
@@ -39,7 +39,7 @@ def check_archive(path: str | os.PathLike) -> None:
 
 
 @contextlib.contextmanager
-def whole_file(path: str | os.PathLike) -> Iterator[Any]:
+def whole_file(path: str | os.PathLike[str]) -> Iterator[Any]:
     """Yields a binary file that takes the place of `path` once all of it is written.
 
     Its folder is made. Where writing fails, `path` stays as it was and nothing else is left.

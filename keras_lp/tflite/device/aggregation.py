@@ -11,17 +11,24 @@ import math
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import keras
 import numpy as np
 
 from keras_lp.tflite.device.device import mismatch, read_arrays, write_weights
-from keras_lp.tflite.device.exchange import HALF, VERSION, all_weights, find_weights, model_version
+from keras_lp.tflite.device.exchange import (
+    HALF,
+    VERSION,
+    Variables,
+    all_weights,
+    find_weights,
+    model_version,
+)
 from keras_lp.utils.arguments import check_positive
 from keras_lp.utils.text_table import ShownAsText
 
-Update = str | os.PathLike | Mapping[str, np.ndarray]
+Update = str | os.PathLike[str] | Mapping[str, np.ndarray]
 
 
 class _Refused(Exception):  # noqa: N818
@@ -42,7 +49,7 @@ class DeviceRound(ShownAsText):
     accepted: tuple[int, ...]
     refused: dict[int, str]
 
-    def save(self, path: str | os.PathLike) -> None:
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the weights to an `.npz` file for `DeviceTrainer.load_weights`."""
         write_weights(path, self.weights)
 
@@ -113,10 +120,10 @@ def aggregate_device_updates(
         listed = "; ".join(f"update {i}: {reason}" for i, reason in refused.items())
         warnings.warn(f"Not averaged: {listed}.", stacklevel=2)
     total = sum(shares[i] for i in accepted)
-    exchanged = find_weights(model, next(iter(accepted.values())))
+    exchanged = cast(Variables, find_weights(model, next(iter(accepted.values()))))
     for name, variable in exchanged.items():
         # In float64: the order of the updates must not matter.
-        mean = sum(shares[i] / total * update[name].astype("float64")
+        mean: Any = sum(shares[i] / total * update[name].astype("float64")
                    for i, update in accepted.items())  # fmt: skip
         variable.assign(mean.astype("float32"))
     values = {name: keras.ops.convert_to_numpy(v).copy() for name, v in exchanged.items()}

@@ -11,7 +11,7 @@ import os
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -50,7 +50,7 @@ class DeviceTrainer:
     ```
     """
 
-    def __init__(self, path: str | os.PathLike, *, num_threads: int = 1) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, num_threads: int = 1) -> None:
         try:
             from ai_edge_litert.interpreter import Interpreter
         except ImportError as error:
@@ -76,7 +76,9 @@ class DeviceTrainer:
         self._train_inputs = self._run["train"].get_input_details()
         self.batch_size = int(self._train_inputs["mask"]["shape"][0])
 
-    def fit(self, x: Any, y: Any, *, epochs: int = 1, shuffle: bool = True, seed: int = 0) -> list:
+    def fit(
+        self, x: Any, y: Any, *, epochs: int = 1, shuffle: bool = True, seed: int = 0
+    ) -> list[float]:
         """Trains, and returns the mean loss of each epoch, over the labels present as in Keras.
 
         It is NaN where there is no label. The last batch of an epoch is filled up with examples
@@ -152,11 +154,11 @@ class DeviceTrainer:
             )
         self._run["set_weights"](**{name: np.asarray(value) for name, value in weights.items()})
 
-    def save_weights(self, path: str | os.PathLike) -> None:
+    def save_weights(self, path: str | os.PathLike[str]) -> None:
         """Writes `get_weights()` to an `.npz` file."""
         write_weights(path, self.get_weights())
 
-    def load_weights(self, path: str | os.PathLike) -> None:
+    def load_weights(self, path: str | os.PathLike[str]) -> None:
         """Takes up an `.npz` file, as `set_weights` does.
 
         Raises:
@@ -270,7 +272,7 @@ def _bytes(details: Mapping[str, Any]) -> int:
     return int(np.prod(details["shape"], dtype=np.int64)) * np.dtype(details["dtype"]).itemsize
 
 
-def read_arrays(path: str | os.PathLike, sizes: Mapping[str, int] | None = None) -> Arrays:
+def read_arrays(path: str | os.PathLike[str], sizes: Mapping[str, int] | None = None) -> Arrays:
     """Reads an `.npz` file that nobody vouches for.
 
     Nothing is unpickled. What a file says of its sizes is compared with them, and the header of
@@ -290,7 +292,9 @@ def read_arrays(path: str | os.PathLike, sizes: Mapping[str, int] | None = None)
     try:
         with path.open("rb") as file, zipfile.ZipFile(file) as archive:
             entries = {one.filename.removesuffix(".npy"): one for one in archive.infolist()}
-            for name, entry in entries.items() if sizes is not None else ():
+            for name, entry in entries.items():
+                if sizes is None:
+                    continue
                 if name not in sizes:
                     raise ValueError(f"it has other arrays, such as {name[:80]!r}")
                 if entry.file_size > sizes[name] + _HEADER:
@@ -322,11 +326,11 @@ def _read_array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
         content = file.read(size + 1)
     if len(content) != size:
         raise ValueError(f"{entry.filename[:80]!r} has other bytes than its {size:,} of numbers")
-    order = "F" if by_columns else "C"
+    order: Literal["F", "C"] = "F" if by_columns else "C"
     return np.frombuffer(content, dtype).reshape(shape, order=order).copy()
 
 
-def check_whole(content: bytes, path: str | os.PathLike) -> None:
+def check_whole(content: bytes, path: str | os.PathLike[str]) -> None:
     """Raises `ValueError` where a file of keras_lp does not agree with its checksum.
 
     Args:
@@ -347,7 +351,7 @@ def check_whole(content: bytes, path: str | os.PathLike) -> None:
         raise ValueError(_damaged(path, "its checksum does not fit"))
 
 
-def _damaged(path: str | os.PathLike, reason: str) -> str:
+def _damaged(path: str | os.PathLike[str], reason: str) -> str:
     return (
         f"A .tflite file must be whole. Received: {path}, which is damaged ({reason}). Copy or "
         "export it again."
@@ -380,13 +384,14 @@ def mismatch(weights: Mapping[str, Any], wanted: Mapping[str, Mapping[str, Any]]
     return None
 
 
-def write_weights(path: str | os.PathLike, weights: Mapping[str, np.ndarray]) -> None:
+def write_weights(path: str | os.PathLike[str], weights: Mapping[str, np.ndarray]) -> None:
     """Writes weights to an `.npz` file; whoever reads it never sees half of it."""
     path = Path(path).expanduser()
     partial = path.with_name(f".{path.name}.partial")
+    arrays: dict[str, Any] = dict(weights)
     try:
         with partial.open("wb") as file:  # given a name, NumPy would add ".npz"
-            np.savez(file, **weights)
+            np.savez(file, **arrays)
         partial.replace(path)
     except OSError as error:
         reason = error.strerror or str(error)

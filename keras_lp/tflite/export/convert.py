@@ -60,7 +60,7 @@ def convert(
     if quantization != "int8":
         return content
     try:
-        return quantize(content, _batches(model, calibration, batch_size))
+        return quantize(content, _batches(model, calibration or [], batch_size))
     except RuntimeError as error:
         raise ValueError(
             "LiteRT must be able to run an int8 model on the calibration data. Received: model "

@@ -151,8 +151,9 @@ def _read_labels(model: keras.Model, y: Any, count: int, source: str) -> dict[st
                 f"`{source}` must have a label for each of its {count} examples. Received: labels "
                 f"of shape {array.shape} for {name!r}."
             )
-        if described[name].task is not None:
-            described[name].task.check_labels(array, f"y of {source}")
+        task = described[name].task
+        if task is not None:
+            task.check_labels(array, f"y of {source}")
     return labels
 
 

@@ -6,7 +6,7 @@ import dataclasses
 import os
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast, get_args
 
 import keras
 
@@ -22,14 +22,16 @@ from keras_lp.tflite.metadata.annotate import TFLiteMetadata, annotate
 from keras_lp.utils.arguments import check_choice, check_positive
 from keras_lp.utils.files import check_archive
 
+Quantization = Literal["dynamic", "float16", "int8"]
+
 _CALIBRATE_ON, _VERIFY_ON = 300, 1000  # calibration examples at most
 
 
 def export_tflite(
-    model: keras.Model | str | os.PathLike,
-    path: str | os.PathLike,
+    model: keras.Model | str | os.PathLike[str],
+    path: str | os.PathLike[str],
     *,
-    quantization: str | None = None,
+    quantization: Quantization | None = None,
     calibration_data: Any = None,
     batch_size: int = 1,
     metadata: bool | TFLiteMetadata = True,
@@ -108,7 +110,7 @@ def export_tflite(
     >>> report.top1_agreement > 0.9
     True
     """
-    check_choice("quantization", quantization, [None, "dynamic", "float16", "int8"])
+    check_choice("quantization", quantization, [None, *get_args(Quantization)])
     check_positive("batch_size", batch_size, integer=True)
     _check_options(quantization, calibration_data, metadata, verify, verification_data, tolerance)
     path = Path(path).expanduser()
@@ -165,7 +167,7 @@ def _check_options(
         )
 
 
-def _loaded(model: Any) -> Any:
+def _loaded(model: Any) -> keras.Model:
     if not isinstance(model, (str, os.PathLike)):
         return model
     path = Path(model).expanduser()
@@ -188,7 +190,7 @@ def _converted(
 ) -> bytes:
     if quantization != "int8":
         return convert(model, quantization, batch_size=batch_size)
-    inputs = calibration.thinned(_CALIBRATE_ON).inputs
+    inputs = cast(Examples, calibration).thinned(_CALIBRATE_ON).inputs
     model = without_loops(model)
     with corrected_heads(model, inputs, batch_size):
         return convert(model, quantization, inputs, batch_size)

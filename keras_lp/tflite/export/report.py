@@ -61,7 +61,8 @@ class ExportReport(ShownAsText):
     @property
     def top1_agreement(self) -> float | None:
         """Share of examples with the same most probable class; the lowest over all outputs."""
-        found = [one.agreement for one in self.comparisons.values() if one.kind == "classes"]
+        each = (one.agreement for one in self.comparisons.values() if one.kind == "classes")
+        found = [agreement for agreement in each if agreement is not None]
         return min(found, default=None)
 
     @property

@@ -169,16 +169,16 @@ def _compare(
 ) -> Comparison:
     decides = output.kind != "values"
     right = _right(output, ours, theirs, labels) if decides else None
-    by_default = decides and tolerance.spread is not None
+    spread = tolerance.spread if decides else None
     constant = _constant(output, ours, tolerance)
-    if by_default and right is not None:
+    if spread is not None and right is not None:
         allowed, error = _LOST, _lost(right)
-        of_constant = _lost(_right(output, ours, constant, labels))
-    elif by_default:
+        of_constant = _lost(_right(output, ours, constant, labels) or right)
+    elif spread is not None:
         allowed = 1.0
         mean = np.broadcast_to(ours.mean(axis=0), ours.shape)
         error, *of_constants = (
-            _change(output, ours, other, tolerance.spread) for other in (theirs, mean, constant)
+            _change(output, ours, other, spread) for other in (theirs, mean, constant)
         )
         of_constant = min(of_constants)
     else:
@@ -267,9 +267,9 @@ def _scores(
     """Returns the scores of both over the labels that are present."""
     if output.kind != "values":
         right = _right(output, ours, theirs, labels)
-        return None if right is None else tuple(float(one.mean()) for one in right)
+        return None if right is None else (float(right[0].mean()), float(right[1].mean()))
     errors = _errors(output, ours, theirs, labels)
-    return None if errors is None else tuple(float(one.mean()) for one in errors)
+    return None if errors is None else (float(errors[0].mean()), float(errors[1].mean()))
 
 
 def _right(

@@ -194,10 +194,11 @@ def read_metadata(content: bytes) -> tuple[list[TensorMetadata], list[TensorMeta
             root = Table(data, flatbuffers.encode.Get(UOffsetTFlags.packer_type, data, 0))
             graph = next(iter(_tables(root, _Model.SUBGRAPHS)), None)
             if graph is not None:
-                return tuple(
+                inputs, outputs = (
                     [_read_tensor(one) for one in _tables(graph, side)]
                     for side in (_Subgraph.INPUTS, _Subgraph.OUTPUTS)
                 )
+                return inputs, outputs
     return [], []
 
 
@@ -251,7 +252,7 @@ def _tensor(one: TensorMetadata) -> dict[int, Any]:
             _Content.KIND: _Kind.IMAGE,
             _Content.PROPERTIES: {_Image.COLORS: colors},
         }
-    units = {}
+    units: dict[int, dict[int, Any]] = {}
     if one.mean is not None:
         units[_UnitKind.NORMALIZATION] = {
             _Normalization.MEAN: np.array([one.mean], "float32"),
@@ -283,9 +284,9 @@ def _write(builder: flatbuffers.Builder, value: Any) -> int:
     if isinstance(value, np.ndarray):
         return builder.CreateNumpyVector(value)
     if isinstance(value, list):
-        offsets = [_write(builder, item) for item in value]
-        builder.StartVector(4, len(offsets), 4)
-        for offset in reversed(offsets):
+        items = [_write(builder, item) for item in value]
+        builder.StartVector(4, len(items), 4)
+        for offset in reversed(items):
             builder.PrependUOffsetTRelative(offset)
         return builder.EndVector()
     # What a table refers to stands before it; all integers here are enumerations of one byte.

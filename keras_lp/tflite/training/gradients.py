@@ -52,7 +52,7 @@ class Untrainable(Exception):  # noqa: N818
         self.operation = operation
 
 
-def builtin_gradients() -> contextlib.AbstractContextManager:
+def builtin_gradients() -> contextlib.AbstractContextManager[None]:
     """Context manager in which new operations of the current graph get these gradients."""
     return tf.compat.v1.get_default_graph().gradient_override_map(_OVERRIDES)
 

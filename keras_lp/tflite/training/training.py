@@ -10,7 +10,7 @@ import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import keras
 import tensorflow as tf
@@ -34,6 +34,8 @@ from keras_lp.tflite.training.step_check import StepCheck, check_step
 from keras_lp.utils.arguments import check_choice, check_positive
 from keras_lp.utils.files import check_scratch_space
 from keras_lp.utils.text_table import ShownAsText
+
+PhoneOptimizer = Literal["sgd", "momentum", "adam"]
 
 _AVERAGED = ("sum_over_batch_size", "mean", "mean_with_sample_weight")
 
@@ -87,11 +89,11 @@ class TrainableReport(ShownAsText):
 
 def export_trainable_tflite(
     model: keras.Model,
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     *,
     trainable: Trainable = "head",
     batch_size: int = 16,
-    optimizer: str = "sgd",
+    optimizer: PhoneOptimizer = "sgd",
     learning_rate: float = 0.01,
     soft_labels: bool = False,
 ) -> TrainableReport:
@@ -152,7 +154,7 @@ def export_trainable_tflite(
     >>> report.trained
     {'w2_predictions_kernel': (8, 2), 'w3_predictions_bias': (2,)}
     """
-    check_choice("optimizer", optimizer, ["sgd", "momentum", "adam"])
+    check_choice("optimizer", optimizer, get_args(PhoneOptimizer))
     check_positive("batch_size", batch_size, integer=True)
     check_positive("learning_rate", learning_rate)
     _check_model(model)
