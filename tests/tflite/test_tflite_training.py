@@ -410,7 +410,7 @@ def test_weights_travel_exactly_and_only_to_their_model(transferred, digits, tmp
     good = trainer.get_weights()
     kernel = "w8_predictions_kernel"
     for wrong, reason in [
-        ({**good, "version": good["version"] + 1}, "of another model"),
+        ({**good, "version": good["version"] + 1}, "from another model"),
         ({**good, kernel: good[kernel][:3]}, r"of shape \(3, 10\)"),
         ({**good, kernel: good[kernel] * np.nan}, "not finite"),
         ({"version": good["version"]}, "without"),
@@ -435,12 +435,12 @@ def test_wrong_examples_are_refused_on_the_device(transferred, digits, tmp_path)
     x, y = pictures(digits)
     for arguments, reason in [
         ((x[:, :5], y), r"shape \(examples, 8, 8, 1\)"),
-        ((x[:5], y[:4]), "as many labels"),
-        ((x[:0], y[:0]), "one or more"),
+        ((x[:5], y[:4]), "same number of examples"),
+        ((x[:0], y[:0]), "at least one"),
         ((x[:5] * np.nan, y[:5]), "must be finite"),
         ((x[:5], y[:5] + 20), "from 0 to 9"),
-        ((x[:5], y[:5] + 0.5), "whole numbers"),
-        ((x[:5], y[:5] * np.nan), "whole numbers"),
+        ((x[:5], y[:5] + 0.5), "must be integers"),
+        ((x[:5], y[:5] * np.nan), "must be integers"),
         ((5, 5), "of shape"),
         (({"pixels": x}, y), r"Inputs must be \['x', 'y'\]"),
     ]:
