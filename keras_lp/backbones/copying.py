@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -24,7 +25,11 @@ def copy_model(
     def copy(layer: keras.Layer) -> keras.Layer:
         return type(layer).from_config(change(layer.get_config()))
 
-    made = keras.models.clone_model(model, clone_function=copy, recursive=True)
+    state = random.getstate()  # from which Keras seeds what has no seed
+    try:
+        made = keras.models.clone_model(model, clone_function=copy, recursive=True)
+    finally:
+        random.setstate(state)  # as if the initial values, replaced below, had not been drawn
     for new, old in zip(made.variables, model.variables, strict=True):
         new.assign(old)
     return made

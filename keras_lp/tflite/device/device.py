@@ -398,7 +398,7 @@ def write_weights(path: str | os.PathLike[str], weights: Mapping[str, np.ndarray
     arrays: dict[str, Any] = dict(weights)
     try:
         with partial.open("wb") as file:  # for a path, NumPy would add ".npz"
-            np.savez(file, **weights)
+            np.savez(file, **arrays)
         partial.replace(path)
     except OSError as error:
         reason = error.strerror or str(error)
