@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
@@ -16,6 +16,9 @@ from keras_lp.tasks.heads import heads
 from keras_lp.tasks.regression import standardize
 from keras_lp.utils.arguments import check_positive
 from keras_lp.utils.text_table import ShownAsText
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -37,7 +40,7 @@ class LearningRates(ShownAsText):
     def __str__(self) -> str:
         return f"learning rates: valley {self.valley:.2g}, steepest {self.steepest:.2g}"
 
-    def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
+    def plot(self, path: str | os.PathLike[str] | None = None) -> Figure:
         """Draws the losses over the rates, with both suggestions.
 
         Args:

@@ -79,8 +79,9 @@ def fold_scales(model: keras.Model) -> None:
 
 
 def _has_no_scale(head: Head) -> bool:
-    unset = not np.any(head.input_mean) and np.all(head.input_scale == 1)
-    return head.scales_inputs and bool(unset)
+    if not head.scales_inputs:
+        return False
+    return bool(not np.any(head.input_mean) and np.all(head.input_scale == 1))
 
 
 def is_on_features(head: Head) -> bool:

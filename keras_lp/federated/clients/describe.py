@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from keras_lp.federated.clients.arrays import class_of, count_examples
 from keras_lp.federated.clients.clients import Clients, Population
 from keras_lp.utils.text_table import ShownAsText
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -45,7 +48,7 @@ class ClientLabels(ShownAsText):
             lines += self._rows(task)
         return "\n".join(lines)
 
-    def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
+    def plot(self, path: str | os.PathLike[str] | None = None) -> Figure:
         """Draws each client's labels as a bar, one panel per task.
 
         Args:
