@@ -1,4 +1,4 @@
-"""Backbone objects on which several models are built: what trains one changes the others."""
+"""Warns about backbone objects that several models share: training one changes the others."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _TRAINED: weakref.WeakSet[keras.Layer] = weakref.WeakSet()
 
 
 def note_training(model: keras.Model) -> None:
-    """Remembers the layers that train in a model."""
+    """Remembers which layers train in a model."""
     _TRAINED.update(
         layer
         for layer in model._flatten_layers(include_self=False)
@@ -20,14 +20,14 @@ def note_training(model: keras.Model) -> None:
 
 
 def warn_if_trained(backbone: keras.Model) -> None:
-    """Warns where layers of a backbone train, or trained, in a model that keras_lp built."""
+    """Warns if layers of a backbone train, or trained, in a model that keras_lp built."""
     found = [layer.name for layer in backbone._flatten_layers() if layer in _TRAINED]
     if found:
         warnings.warn(
-            "Models that are built on one backbone object share its weights: this one starts from "
-            "what another has learned, and training it changes the other. Received: backbone "
-            f"{backbone.name!r}, whose layers {found[:3]}{' and more' if len(found) > 3 else ''} "
-            "train in another model. To start from the same weights each time, as a search must, "
-            'pass a file: backbone.save("backbone.keras").',
+            "Models built on the same backbone object share its weights: this model starts from "
+            "the weights that another has learned, and training it changes the other. Received: "
+            f"backbone {backbone.name!r}, whose layers {found[:3]}"
+            f"{' and more' if len(found) > 3 else ''} train in another model. To start from the "
+            'same weights each time, pass a file: backbone.save("backbone.keras").',
             stacklevel=5,
         )

@@ -488,7 +488,7 @@ def test_a_state_from_batch_to_batch_is_not_cached():
     inputs = keras.Input((5, 3))
     backbone = keras.Model(inputs, keras.layers.SimpleRNN(4)(inputs))
     backbone.layers[-1].stateful = True
-    assert "keeps a state" in features.obstacle(lp.transfer_model(backbone, 2))
+    assert "keeps state" in features.obstacle(lp.transfer_model(backbone, 2))
 
 
 @pytest.mark.parametrize("eager", [True, False])

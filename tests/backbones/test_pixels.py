@@ -41,7 +41,7 @@ CALLS = {
 @pytest.mark.parametrize("scale", [lambda x: x / 255, lambda x: x / 127.5 - 1], ids=["0", "-1"])
 def test_scaled_pictures_are_told_once(call, scale):
     model = own()
-    with pytest.warns(UserWarning, match=r"raw pixels from 0 to 255.*times 255"):
+    with pytest.warns(UserWarning, match=r"raw pixels from 0 to 255.*multiply by 255"):
         CALLS[call](model, scale(RAW))
     CALLS[call](model, scale(RAW))  # a second warning would be an error here
 
