@@ -1,4 +1,4 @@
-"""Putting a model together: a backbone, pooling and one head per task, compiled."""
+"""Builds and compiles a model from a backbone, pooling and one head per task."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ def build_and_compile(
     learning_rate: Any,
     optimizer: Any,
 ) -> Model:
-    """Does the work of `transfer_model` and `multitask_model`."""
+    """Implements `transfer_model` and `multitask_model`."""
     _check_head(hidden_units, dropout)
     by_width = learning_rate is None and optimizer in ("adam", "sgd")
-    if not by_width:  # raises before anything is built
+    if not by_width:  # raises an error before anything is built
         optimizer = make_optimizer(optimizer, 1e-3 if learning_rate is None else learning_rate)
     base, pretrained = resolve_backbone(
         backbone,
@@ -61,10 +61,10 @@ def build_and_compile(
     )
     if not pretrained and trainable != "all":
         raise ValueError(
-            "A backbone that is not pretrained must train: frozen, it is a random net. Received: "
-            f"trainable={trainable!r} with "
+            "A backbone that is not pretrained must train; frozen, it is a random network. "
+            f"Received: trainable={trainable!r} with "
             f"{'weights=None' if isinstance(backbone, str) else 'pretrained=False'}. Give it "
-            'weights, or say trainable="all" to train from scratch.'
+            'weights, or pass trainable="all" to train from scratch.'
         )
     chosen = choose([base], blocks_of([base]), trainable)
     model = build_model(
@@ -86,7 +86,7 @@ def build_and_compile(
     if cache_features is True and reason is not None:
         raise ValueError(
             "cache_features=True needs features that are the same in every epoch. Received: a "
-            f"model where {reason}. Leave out `augmentation`, freeze the whole backbone "
+            f"model in which {reason}. Leave out `augmentation`, freeze the whole backbone "
             '(trainable="head"), or leave cache_features="auto".'
         )
     if by_width:
@@ -95,11 +95,11 @@ def build_and_compile(
 
 
 def _default_rate(optimizer: str, model: Model, frozen: bool) -> float:
-    """Returns the rate of Adam or SGD for a new model.
+    """Returns the default learning rate of Adam or SGD for a new model.
 
     A step of Adam moves each weight by about the rate, so it moves an output of a linear head by
-    the rate times the number of features. The largest rate of SGD that is stable goes by their
-    number too. The limits were chosen on validation examples.
+    the rate times the number of features. The largest stable rate of SGD also depends on this
+    number. The limits were chosen on validation examples.
     """
     width = model.get_layer("features").output.shape[-1]
     linear = frozen and width is not None and all(map(is_on_features, heads(model).values()))
@@ -127,18 +127,18 @@ def build_model(
 
     Args:
         backbone: a headless model with one output of rank 2, 3 or 4.
-        new_tasks: the tasks by name; a head, its output and its metrics carry the name.
-        input_shape: shape of an example, where the backbone leaves sizes open.
+        new_tasks: the tasks by name; each head, its output and its metrics have the task's name.
+        input_shape: shape of an example, if sizes of the backbone's input are undefined.
         pooling: as in `pooling.pool`.
-        augmentation: what changes the inputs at random in training, a preset or a layer.
+        augmentation: preset or layer that augments the inputs during training.
         hidden_units: sizes of the dense layers (relu) of each head.
         dropout: rate of the dropout before each head's last layer.
         cache_features: whether `fit` computes frozen features once.
-        cache_memory: bytes that they may take in memory.
+        cache_memory: bytes of memory for these features.
         balancing: the layer that balances the tasks, if any.
         single: whether the output is a tensor; else it is a dict by task.
-        frozen: whether the backbone will be frozen: heads of one layer then start at 0, where
-            each class is as probable as any other, and scale their inputs. Defaults to False.
+        frozen: whether the backbone will be frozen. Heads of one layer then start at 0, which
+            makes all classes equally probable, and scale their inputs. Defaults to False.
     """
     inputs = _inputs(backbone, input_shape)
     taken = {
@@ -152,7 +152,7 @@ def build_model(
     if taken & set(new_tasks):
         raise ValueError(
             "The name of a task must differ from the model's other layers. Received: "
-            f"{sorted(taken & set(new_tasks))}. Call the task otherwise."
+            f"{sorted(taken & set(new_tasks))}. Give the task another name."
         )
     seen = inputs
     if augmentation is not None:
@@ -197,8 +197,8 @@ def build_model(
 def _bias(task: Task, zero_kernel: bool) -> str:
     """Returns the initializer of the bias.
 
-    The softmax does not see a number that is added to all classes. Without it the logits of a
-    kernel that starts at 0 sum to 0, which `keras.wrappers.SKLearnClassifier` cannot decode.
+    The softmax is invariant to a number that is added to all classes. With a bias of 0, the logits
+    of a kernel that starts at 0 sum to 0, which `keras.wrappers.SKLearnClassifier` cannot decode.
     """
     return "ones" if zero_kernel and isinstance(task, Classification) else "zeros"
 
@@ -221,21 +221,21 @@ def compile_tasks(model: Model, optimizer: Any) -> Model:
         weighted_metrics=metrics,
     )
     note_training(model)
-    # Built now, so that a model saved before it has trained loads without a warning.
+    # Built now, so that a model that is saved before training loads without a warning.
     model.optimizer.build(model.trainable_variables)
     return model
 
 
 def make_optimizer(optimizer: Any, learning_rate: Any) -> keras.optimizers.Optimizer:
-    """Returns a Keras optimizer from its name, or the optimizer given as it is.
+    """Returns a Keras optimizer for a name, or the given optimizer unchanged.
 
     Args:
-        optimizer: the name of a Keras optimizer, or an optimizer with a rate of its own.
+        optimizer: the name of a Keras optimizer, or an optimizer with its own rate.
         learning_rate: the rate, for a name.
 
     Raises:
-        ValueError: an unknown name.
-        TypeError: neither a name nor an optimizer.
+        ValueError: if the name is unknown.
+        TypeError: if `optimizer` is neither a name nor an optimizer.
     """
     if isinstance(optimizer, keras.optimizers.Optimizer):
         return optimizer
@@ -259,7 +259,7 @@ def make_optimizer(optimizer: Any, learning_rate: Any) -> keras.optimizers.Optim
 
 
 def _check_head(hidden_units: Any, dropout: Any) -> None:
-    """Raises unless heads can be built from these arguments of a builder."""
+    """Raises an error unless heads can be built from these arguments of a builder."""
     check_hidden_units(hidden_units)
     if not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
         raise ValueError(
@@ -268,7 +268,7 @@ def _check_head(hidden_units: Any, dropout: Any) -> None:
 
 
 def _inputs(backbone: keras.Model, input_shape: Sequence[int | None] | None) -> Any:
-    """Returns new inputs for a backbone: a tensor, or the structure of several."""
+    """Returns new inputs for a backbone: a tensor, or a structure of several."""
     fixed = None if input_shape is None else (None, *input_shape)
 
     def new(tensor: Any) -> Any:

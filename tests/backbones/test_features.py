@@ -625,7 +625,7 @@ def test_texts_of_several_lengths_are_refused_where_they_are_kept():
     batches = [(np.ones((2, n)), np.ones((2, n), "int32")) for n in (3, 4)]
     signature = (tf.TensorSpec((None, None)), tf.TensorSpec((None, None), "int32"))
     dataset = tf.data.Dataset.from_generator(lambda: iter(batches), output_signature=signature)
-    with pytest.raises(ValueError, match=r"of one shape.*\(3, 4\) and \(4, 4\)"):
+    with pytest.raises(ValueError, match=r"the same shape.*\(3, 4\) and \(4, 4\)"):
         model.fit(dataset, verbose=0)
 
 
