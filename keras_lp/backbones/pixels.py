@@ -35,7 +35,7 @@ def warn_of_scaled_pictures(model: keras.Model, x: Any, what: str = "x") -> None
         some = np.asarray(leaf[:_SEEN], "float32")
         if some.size and np.abs(some).max() <= 1 and (some % 1 != 0).any():
             warnings.warn(
-                f"The images in `{what}` have values from {some.min():.2g} to {some.max():.2g}, "
+                f"The images of `{what}` have values from {some.min():.2g} to {some.max():.2g}, "
                 "but the model scales them itself: it takes raw pixels from 0 to 255. Pass them "
                 "unscaled, or multiply by 255 (from -1 to 1: add 1, multiply by 127.5).",
                 stacklevel=4,

@@ -136,6 +136,11 @@ class Uncertainty(Balancing):
         learning_rate: learning rate of the log variances, which start at 0. Defaults to 0.025.
         **kwargs: as in `lp.Balancing`.
 
+    Example:
+
+    >>> import keras_lp as lp
+    >>> balancing = lp.balancing.Uncertainty(learning_rate=0.01)  # lp.multitask_model(..., balancing=balancing)
+
     Reference: Kendall et al., 2018, Multi-Task Learning Using Uncertainty to Weigh Losses for
     Scene Geometry and Semantics (arXiv:1705.07115).
     """
@@ -175,6 +180,11 @@ class DWA(Balancing):
     Args:
         temperature: above 0; a large value makes the weights equal. Defaults to 2.
         **kwargs: as in `lp.Balancing`.
+
+    Example:
+
+    >>> import keras_lp as lp
+    >>> balancing = lp.balancing.DWA(temperature=1.0)  # lp.multitask_model(..., balancing=balancing)
 
     Reference: Liu et al., 2019, End-to-End Multi-Task Learning with Attention
     (arXiv:1803.10704).
@@ -217,6 +227,11 @@ class GradNorm(Balancing):
         alpha: how strongly slow tasks are favoured; 0 makes all sizes equal. Defaults to 1.5.
         learning_rate: learning rate of the weights. Defaults to 0.025.
         **kwargs: as in `lp.Balancing`.
+
+    Example:
+
+    >>> import keras_lp as lp
+    >>> balancing = lp.balancing.GradNorm(alpha=0.5)  # lp.multitask_model(..., balancing=balancing)
 
     Reference: Chen et al., 2018, GradNorm (arXiv:1711.02257); here for all shared parameters.
     """
@@ -269,6 +284,11 @@ class PCGrad(Balancing):
         seed: seed of the random order. Defaults to 0.
         **kwargs: as in `lp.Balancing`.
 
+    Example:
+
+    >>> import keras_lp as lp
+    >>> balancing = lp.balancing.PCGrad(seed=1)  # lp.multitask_model(..., balancing=balancing)
+
     Reference: Yu et al., 2020, Gradient Surgery for Multi-Task Learning (arXiv:2001.06782).
     """
 
@@ -297,6 +317,11 @@ class CAGrad(Balancing):
             large value approaches MGDA. Defaults to 0.5.
         **kwargs: as in `lp.Balancing`.
 
+    Example:
+
+    >>> import keras_lp as lp
+    >>> balancing = lp.balancing.CAGrad(c=0.4)  # lp.multitask_model(..., balancing=balancing)
+
     Reference: Liu et al., 2021, Conflict-Averse Gradient Descent for Multi-task Learning
     (arXiv:2110.14048).
     """
@@ -320,6 +345,11 @@ class CAGrad(Balancing):
 class MGDA(Balancing):
     """The shortest vector in the convex hull of the gradients.
 
+    Example:
+
+    >>> import keras_lp as lp
+    >>> balancing = lp.balancing.MGDA()  # lp.multitask_model(..., balancing=balancing)
+
     Reference: Sener and Koltun, 2018, Multi-Task Learning as Multi-Objective Optimization
     (arXiv:1810.04650).
     """
@@ -333,6 +363,11 @@ class MGDA(Balancing):
 @keras.saving.register_keras_serializable("keras_lp")
 class IMTLG(Balancing):
     """The update that has equal projections on the directions of all tasks' gradients.
+
+    Example:
+
+    >>> import keras_lp as lp
+    >>> balancing = lp.balancing.IMTLG()  # lp.multitask_model(..., balancing=balancing)
 
     Reference: Liu et al., 2021, Towards Impartial Multi-task Learning (ICLR).
     """

@@ -52,6 +52,13 @@ class Model(keras.Model):
     `metrics=`, so they would count missing labels.
 
     Built by `lp.transfer_model`, `lp.finetune_model` and `lp.multitask_model`.
+
+    Example:
+
+    >>> import keras, keras_lp as lp
+    >>> backbone = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8)])
+    >>> isinstance(lp.transfer_model(backbone, 2), lp.Model)
+    True
     """
 
     @checks.plain_errors()

@@ -158,7 +158,7 @@ def test_each_task_is_solved_by_itself(mlp, digits):
         ):
             np.testing.assert_allclose(ours, theirs, atol=1e-6)
     assert {"digit_l2", "odd_l2", "value_l2", "digit_accuracy", "value_mae"} <= set(history)
-    with pytest.raises(ValueError, match=r"label of a weight above 0.*'value'"):
+    with pytest.raises(ValueError, match=r"label with a weight above 0.*'value'"):
         solve(both, (x, {"digit": y, "odd": labels["odd"]}))
 
 
