@@ -139,7 +139,7 @@ class Uncertainty(Balancing):
     Example:
 
     >>> import keras_lp as lp
-    >>> balancing = lp.balancing.Uncertainty(learning_rate=0.01)  # lp.multitask_model(..., balancing=balancing)
+    >>> balancing = lp.balancing.Uncertainty(learning_rate=0.01)  # as `balancing` of the builder
 
     Reference: Kendall et al., 2018, Multi-Task Learning Using Uncertainty to Weigh Losses for
     Scene Geometry and Semantics (arXiv:1705.07115).
@@ -184,7 +184,7 @@ class DWA(Balancing):
     Example:
 
     >>> import keras_lp as lp
-    >>> balancing = lp.balancing.DWA(temperature=1.0)  # lp.multitask_model(..., balancing=balancing)
+    >>> balancing = lp.balancing.DWA(temperature=1.0)  # as `balancing` of the builder
 
     Reference: Liu et al., 2019, End-to-End Multi-Task Learning with Attention
     (arXiv:1803.10704).
@@ -231,7 +231,7 @@ class GradNorm(Balancing):
     Example:
 
     >>> import keras_lp as lp
-    >>> balancing = lp.balancing.GradNorm(alpha=0.5)  # lp.multitask_model(..., balancing=balancing)
+    >>> balancing = lp.balancing.GradNorm(alpha=0.5)  # as `balancing` of the builder
 
     Reference: Chen et al., 2018, GradNorm (arXiv:1711.02257); here for all shared parameters.
     """
@@ -287,7 +287,7 @@ class PCGrad(Balancing):
     Example:
 
     >>> import keras_lp as lp
-    >>> balancing = lp.balancing.PCGrad(seed=1)  # lp.multitask_model(..., balancing=balancing)
+    >>> balancing = lp.balancing.PCGrad(seed=1)  # as `balancing` of the builder
 
     Reference: Yu et al., 2020, Gradient Surgery for Multi-Task Learning (arXiv:2001.06782).
     """
@@ -320,7 +320,7 @@ class CAGrad(Balancing):
     Example:
 
     >>> import keras_lp as lp
-    >>> balancing = lp.balancing.CAGrad(c=0.4)  # lp.multitask_model(..., balancing=balancing)
+    >>> balancing = lp.balancing.CAGrad(c=0.4)  # as `balancing` of the builder
 
     Reference: Liu et al., 2021, Conflict-Averse Gradient Descent for Multi-task Learning
     (arXiv:2110.14048).
@@ -348,7 +348,7 @@ class MGDA(Balancing):
     Example:
 
     >>> import keras_lp as lp
-    >>> balancing = lp.balancing.MGDA()  # lp.multitask_model(..., balancing=balancing)
+    >>> balancing = lp.balancing.MGDA()  # as `balancing` of the builder
 
     Reference: Sener and Koltun, 2018, Multi-Task Learning as Multi-Objective Optimization
     (arXiv:1810.04650).
@@ -367,7 +367,7 @@ class IMTLG(Balancing):
     Example:
 
     >>> import keras_lp as lp
-    >>> balancing = lp.balancing.IMTLG()  # lp.multitask_model(..., balancing=balancing)
+    >>> balancing = lp.balancing.IMTLG()  # as `balancing` of the builder
 
     Reference: Liu et al., 2021, Towards Impartial Multi-task Learning (ICLR).
     """
