@@ -34,6 +34,9 @@ class LearningRates(ShownAsText):
     >>> rates, losses = np.array([1e-3, 1e-2, 1e-1]), np.array([1.0, 0.6, 0.9])
     >>> lp.LearningRates(rates, losses, steepest=1e-3, valley=5e-3)
     learning rates: valley 0.005, steepest 0.001
+
+    Reference: Smith, 2017, Cyclical Learning Rates for Training Neural Networks
+    (arXiv:1506.01186).
     """
 
     rates: np.ndarray

@@ -65,7 +65,7 @@ class FeatureCache:
         return self._folder is not None
 
     def take(self, data: Any) -> tuple[tuple[Any, ...], int | None]:
-        """Returns `(features, y, sample_weight)`, without trailing None, and the batch size.
+        """Returns `(features, y, sample_weight)`, without entries of None, and the batch size.
 
         Args:
             data: a tuple of arrays, for which the caller chooses the batch size (None is

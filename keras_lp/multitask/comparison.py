@@ -39,6 +39,8 @@ class Comparison(ShownAsText):
     >>> found = lp.Comparison({"topic": "accuracy"}, single, multitask, gains)
     >>> found.delta_m.tolist()
     [0.0, 10.0]
+
+    Reference: Maninis et al., 2019 (arXiv:1904.08918), who call the mean gain delta-m.
     """
 
     metrics: dict[str, str]
