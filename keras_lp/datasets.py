@@ -21,7 +21,7 @@ def load_dataset(
     name: str,
     *,
     split: str,
-    data_dir: str | os.PathLike | None = None,
+    data_dir: str | os.PathLike[str] | None = None,
     batch_size: int | None = 32,
     download: bool = True,
 ) -> Any:
@@ -86,7 +86,7 @@ def _digits(split: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _from_tfds(
-    name: str, split: str, data_dir: str | os.PathLike | None, download: bool
+    name: str, split: str, data_dir: str | os.PathLike[str] | None, download: bool
 ) -> tf.data.Dataset:
     try:
         import tensorflow_datasets as tfds

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal, get_args
 
 import keras
 from keras import ops
 
 from keras_lp.utils.arguments import check_choice
+
+Pooling = Literal["auto", "avg", "max", "flatten"]
 
 FLAT = 4096  # largest size of a flattened feature map, see benchmarks/results/pooling.md
 
@@ -78,7 +80,7 @@ class MaskedMaxPooling1D(keras.layers.GlobalMaxPooling1D):
         """Returns None: there are no steps after pooling."""
 
 
-def pool(features: Any, pooling: str | None, padding_mask: Any = None) -> Any:
+def pool(features: Any, pooling: Pooling | None, padding_mask: Any = None) -> Any:
     """Adds the layer for the `pooling` argument of a builder.
 
     Args:
@@ -91,7 +93,7 @@ def pool(features: Any, pooling: str | None, padding_mask: Any = None) -> Any:
     Raises:
         ValueError: if the name is unknown, or the features have another rank or an unknown size.
     """
-    check_choice("pooling", pooling, ["auto", "avg", "max", "flatten", None])
+    check_choice("pooling", pooling, [*get_args(Pooling), None])
     rank = len(features.shape)
     if pooling == "auto":
         sizes = features.shape[1:]

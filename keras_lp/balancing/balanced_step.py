@@ -8,7 +8,7 @@ uses the gradient of its own task.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import keras
 import tensorflow as tf
@@ -67,7 +67,8 @@ def shared_variables(model: keras.Model) -> list[int]:
     Raises:
         ValueError: if there are none.
     """
-    below = {id(variable) for variable in backbone_of(model).trainable_variables}
+    backbone = cast(keras.Model, backbone_of(model))
+    below = {id(variable) for variable in backbone.trainable_variables}
     shared = [i for i, variable in enumerate(model.trainable_variables) if id(variable) in below]
     if not shared:
         raise ValueError(

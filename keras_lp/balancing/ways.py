@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
 import keras
 import numpy as np
@@ -378,7 +378,12 @@ class IMTLG(Balancing):
         return of_gramian.imtl_weights(gramian)
 
 
-METHODS = {
+BalancingName = Literal[
+    "equal", "sum", "uncertainty", "dwa", "gradnorm", "pcgrad", "cagrad", "mgda", "imtl_g"
+]
+BalancingLike = BalancingName | Mapping[str, float] | Balancing
+
+METHODS: dict[str, type[Balancing]] = {
     "uncertainty": Uncertainty,
     "dwa": DWA,
     "gradnorm": GradNorm,
@@ -389,9 +394,7 @@ METHODS = {
 }
 
 
-def as_balancing(
-    balancing: str | Mapping[str, float] | Balancing, tasks: Mapping[str, Task]
-) -> Balancing | None:
+def as_balancing(balancing: BalancingLike, tasks: Mapping[str, Task]) -> Balancing | None:
     """Returns a new layer for these tasks, None for a sum of the losses with fixed weights.
 
     Raises:
@@ -417,13 +420,11 @@ def as_balancing(
             "`balancing` must be a name, a dict of weights by task or an lp.Balancing(). "
             f"Received: balancing={balancing!r}."
         )
-    check_choice("balancing", balancing, ["equal", "sum", *METHODS])
+    check_choice("balancing", balancing, get_args(BalancingName))
     return None if balancing in ("equal", "sum") else METHODS[balancing](tasks=tasks)
 
 
-def fixed_weights(
-    balancing: str | Mapping[str, float] | Balancing, tasks: Mapping[str, Task]
-) -> dict[str, float]:
+def fixed_weights(balancing: BalancingLike, tasks: Mapping[str, Task]) -> dict[str, float]:
     """Returns the factor of each task's mean loss in `loss`, without the task's own weight."""
     if isinstance(balancing, str) and balancing == "sum":
         return dict.fromkeys(tasks, 1.0)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import keras
 import numpy as np
@@ -27,8 +27,9 @@ from keras_lp.federated.head import fit_head
 from keras_lp.federated.running import print_restarts, print_round, validation
 from keras_lp.model import checks
 from keras_lp.model.absent import with_unknown_hidden
-from keras_lp.utils.arguments import check_choice, check_positive
+from keras_lp.utils.arguments import Verbose, check_choice, check_positive
 
+Weighting = Literal["examples", "uniform"]
 Callbacks = keras.callbacks.Callback | Sequence[keras.callbacks.Callback]
 
 
@@ -115,7 +116,7 @@ al., 2021 (arXiv:2003.00295) |
         batch_size: int | None = 20,
         server_optimizer: str | keras.optimizers.Optimizer | None = None,
         proximal_strength: float = 0.0,
-        weighting: str = "examples",
+        weighting: Weighting = "examples",
         seed: int = 0,
     ) -> None:
         if clients_per_round is not None:
@@ -125,7 +126,7 @@ al., 2021 (arXiv:2003.00295) |
             check_positive("batch_size", batch_size, integer=True)
         if proximal_strength != 0:
             check_positive("proximal_strength", proximal_strength)
-        check_choice("weighting", weighting, ["examples", "uniform"])
+        check_choice("weighting", weighting, get_args(Weighting))
         if not isinstance(seed, (int, np.integer)) or seed < 0:
             raise ValueError(f"`seed` must be an integer of 0 or more. Received: seed={seed!r}.")
         check_model(model)
@@ -164,9 +165,9 @@ al., 2021 (arXiv:2003.00295) |
         validation_data: Any = None,
         validation_freq: int | Sequence[int] = 1,
         callbacks: Callbacks | None = None,
-        checkpoint_dir: str | os.PathLike | None = None,
+        checkpoint_dir: str | os.PathLike[str] | None = None,
         checkpoint_freq: int = 1,
-        verbose: str | int = "auto",
+        verbose: Verbose = "auto",
     ) -> keras.callbacks.History:
         """Runs rounds of federated averaging; afterwards the model holds the global weights.
 
@@ -261,9 +262,9 @@ al., 2021 (arXiv:2003.00295) |
         *,
         l2: float = 1e-3,
         tolerance: float = 1e-6,
-        checkpoint_dir: str | os.PathLike | None = None,
+        checkpoint_dir: str | os.PathLike[str] | None = None,
         validation_data: Any = None,
-        verbose: str | int = "auto",
+        verbose: Verbose = "auto",
     ) -> keras.callbacks.History:
         """Finds the best heads on a frozen backbone, whatever the spread of examples over clients.
 
@@ -425,7 +426,9 @@ al., 2021 (arXiv:2003.00295) |
                 stacklevel=3,
             )
 
-    def _resume(self, directory: str | os.PathLike | None, source: Source) -> Checkpoints | None:
+    def _resume(
+        self, directory: str | os.PathLike[str] | None, source: Source
+    ) -> Checkpoints | None:
         """Opens the folder of checkpoints, and takes up the newest if it is ahead."""
         if directory is None:
             return None

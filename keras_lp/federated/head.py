@@ -28,7 +28,7 @@ from keras_lp.model.compiled import loss_weights
 from keras_lp.model.linear_heads import linear_heads
 from keras_lp.tasks.heads import Head
 from keras_lp.tasks.regression import Regression
-from keras_lp.utils.arguments import check_positive
+from keras_lp.utils.arguments import Verbose, check_positive
 
 _MOST_STEPS = 500  # of the solver, mostly a round each
 
@@ -40,9 +40,9 @@ def fit_head(
     *,
     l2: float,
     tolerance: float,
-    checkpoint_dir: str | os.PathLike | None,
+    checkpoint_dir: str | os.PathLike[str] | None,
     validation_data: Any,
-    verbose: str | int,
+    verbose: Verbose,
 ) -> keras.callbacks.History:
     """Does the work of `FederatedAveraging.fit_head`, where the arguments are described."""
     check_positive("l2", l2)
@@ -97,7 +97,7 @@ class _Rounds:
         source: Source,
         folder: Path,
         checkpoints: Checkpoints | None,
-        verbose: str | int,
+        verbose: Verbose,
     ) -> None:
         self._sums = Sums(source.load_all(source.ids), folder)
         self.read_rows = self._sums.read_rows
@@ -163,7 +163,7 @@ def _minimize(
     objective: Callable[[np.ndarray], tuple[float, np.ndarray]],
     start: np.ndarray,
     tolerance: float,
-    verbose: str | int,
+    verbose: Verbose,
 ) -> np.ndarray:
     """Returns the minimum of a smooth convex function."""
     from scipy.optimize import minimize
@@ -182,7 +182,7 @@ def _minimize(
 def _vector_heads(model: keras.Model) -> dict[str, Head]:
     """Returns the heads of a model by name; raises unless features are a vector an example."""
     known = linear_heads(model)
-    shape = features.features_layer(model).output.shape
+    shape = features.feature_model(model).output_shape
     if len(shape) != 2:
         raise ValueError(
             "Clients solve heads on one vector of features an example. Received: features of shape "
@@ -192,7 +192,7 @@ def _vector_heads(model: keras.Model) -> dict[str, Head]:
 
 
 def _open(
-    directory: str | os.PathLike | None, model: keras.Model, source: Source, l2: float
+    directory: str | os.PathLike[str] | None, model: keras.Model, source: Source, l2: float
 ) -> Checkpoints | None:
     """Opens the folder of checkpoints, one per round."""
     if directory is None:

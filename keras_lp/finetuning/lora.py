@@ -106,7 +106,7 @@ def add_adapters(model: keras.Model, lora: LoRA) -> None:
     revive_adapters(model)
 
 
-def save_adapters(model: keras.Model, path: str | os.PathLike) -> None:
+def save_adapters(model: keras.Model, path: str | os.PathLike[str]) -> None:
     """Saves only the adapters and the head of a model, exactly.
 
     A `.keras` file contains the whole model, with the adapters merged into its kernels. This file
@@ -133,12 +133,12 @@ def save_adapters(model: keras.Model, path: str | os.PathLike) -> None:
 
     Reference: Hu et al., 2021 (arXiv:2106.09685).
     """
-    arrays = {name: np.asarray(variable) for name, variable in _saved(model).items()}
+    arrays: dict[str, Any] = {name: np.asarray(v) for name, v in _saved(model).items()}
     with whole_file(path) as file:
         np.savez(file, **arrays)
 
 
-def load_adapters(model: keras.Model, path: str | os.PathLike) -> keras.Model:
+def load_adapters(model: keras.Model, path: str | os.PathLike[str]) -> keras.Model:
     """Loads the adapters and the head that `lp.save_adapters` saved, and returns the model.
 
     Args:

@@ -47,7 +47,7 @@ class LearningRates(ShownAsText):
     def __str__(self) -> str:
         return f"learning rates: valley {self.valley:.2g}, steepest {self.steepest:.2g}"
 
-    def plot(self, path: str | os.PathLike | None = None) -> Any:
+    def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
         """Plots the losses over the rates, with both suggestions.
 
         Args:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import keras
 import numpy as np
@@ -14,7 +14,7 @@ from keras_lp.finetuning.finetune import finetune_model
 from keras_lp.finetuning.rate_finder import find_learning_rate
 from keras_lp.model.linear_heads import can_be_solved
 from keras_lp.transfer.linear_probe import fit_head
-from keras_lp.utils.arguments import check_positive
+from keras_lp.utils.arguments import Verbose, check_positive
 from keras_lp.utils.text_table import text_table
 
 _USUAL = 1e-3  # the rate of heads that are trained, and the reference of the layer rates
@@ -26,14 +26,14 @@ def fit_two_phase(
     *,
     head_epochs: int | None = None,
     epochs: int,
-    learning_rate: float | str = "auto",
+    learning_rate: float | Literal["auto"] = "auto",
     layer_decay: float = 0.7,
     weight_decay: float | None = 1e-4,
     batch_size: int = 32,
     validation_data: Any = None,
     restore_best: bool = True,
     callbacks: Sequence[keras.callbacks.Callback] | None = None,
-    verbose: Any = "auto",
+    verbose: Verbose = "auto",
 ) -> keras.callbacks.History:
     """Solves the head with a frozen backbone, then trains all layers at layerwise rates.
 
@@ -120,7 +120,7 @@ def fit_two_phase(
         for name, values in part.history.items():
             history.history.setdefault(name, []).extend(values)
 
-    settings = {"optimizer": "adamw", "weight_decay": weight_decay, "layer_decay": layer_decay}
+    settings: Any = {"optimizer": "adamw", "weight_decay": weight_decay, "layer_decay": layer_decay}
     if head_epochs != 0:
         rate = _USUAL if learning_rate == "auto" else learning_rate
         finetune_model(model, trainable="head", learning_rate=rate, **settings)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import keras
 import numpy as np
@@ -238,13 +238,15 @@ def _labels_of(name: str, x: Any, y: Any, *weight: Any) -> tuple[Any, ...]:
 
 def _has_label(task: Any, y: Any) -> np.ndarray:
     y = np.asarray(y)
-    return np.asarray(is_present(task, y)).reshape(len(y), -1).any(axis=1)
+    present: np.ndarray = np.asarray(is_present(task, y)).reshape(len(y), -1)
+    return np.any(present, axis=1)
 
 
 def _again(model: Model) -> Model:
     """Returns the same model with new heads, compiled with the same arguments."""
     again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(model))
-    backbone_of(again).set_weights(backbone_of(model).get_weights())
+    new, old = (cast(keras.Model, backbone_of(one)) for one in (again, model))
+    new.set_weights(old.get_weights())
     return again
 
 

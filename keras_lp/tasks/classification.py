@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Literal, get_args
 
 import keras
 import numpy as np
@@ -15,6 +15,9 @@ from keras_lp.tasks.metrics import BalancedAccuracy, ClassAUC, ClassF1
 from keras_lp.tasks.missing import is_soft, mask_labels
 from keras_lp.tasks.task import REDUCTION, ClassTask, Task
 from keras_lp.utils.names import near
+
+LossName = Literal["crossentropy", "focal"]
+MetricName = Literal["f1", "balanced_accuracy", "auc"]
 
 
 @keras.saving.register_keras_serializable("keras_lp")
@@ -75,7 +78,10 @@ class Classification(ClassTask):
         "auc": ClassAUC,
     }
 
-    loss: str | keras.losses.Loss = dataclasses.field(default="crossentropy", kw_only=True)
+    loss: LossName | keras.losses.Loss = dataclasses.field(default="crossentropy", kw_only=True)
+    metrics: Sequence[keras.metrics.Metric | MetricName] = dataclasses.field(
+        default=(), kw_only=True
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -91,7 +97,7 @@ class Classification(ClassTask):
                     "The outputs are logits, so a Keras loss needs from_logits=True. Received: "
                     f"loss={type(loss).__name__} with from_logits=False."
                 )
-        elif loss not in ("crossentropy", "focal"):
+        elif loss not in get_args(LossName):
             raise ValueError(
                 '`loss` of Classification must be "crossentropy", "focal" or a keras.losses '
                 f"object. Received: loss={loss!r}."
@@ -163,7 +169,11 @@ class Classification(ClassTask):
     def to_numbers(self, y: np.ndarray, name: str = "y") -> np.ndarray:
         if y.dtype.kind not in "OSU":
             return y
-        known = {**{one: i for i, one in enumerate(self.class_names)}, "": -1, None: -1}
+        known: dict[Any, int] = {
+            **{one: i for i, one in enumerate(self.class_names)},
+            "": -1,
+            None: -1,
+        }
         given = [one.decode() if isinstance(one, bytes) else one for one in y.ravel().tolist()]
         unknown = next((one for one in given if one not in known), None)
         if unknown is not None:

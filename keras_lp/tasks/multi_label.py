@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, cast
 
 import keras
 import numpy as np
@@ -60,8 +60,11 @@ class MultiLabel(ClassTask):
     activation: ClassVar[str] = "sigmoid"
     named_metrics: ClassVar[Mapping[str, Callable[[int], keras.metrics.Metric]]] = {"auc": LabelAUC}
 
-    thresholds: float | Mapping[int | str, float] | Sequence[float] | None = dataclasses.field(
+    thresholds: float | Mapping[Any, float] | Sequence[float] | None = dataclasses.field(
         default=None, kw_only=True
+    )
+    metrics: Sequence[keras.metrics.Metric | Literal["auc"]] = dataclasses.field(
+        default=(), kw_only=True
     )
 
     def __post_init__(self) -> None:
@@ -78,7 +81,7 @@ class MultiLabel(ClassTask):
         )
 
     def make_metrics(self) -> list[keras.metrics.Metric]:
-        own = [MacroF1(self.units, self.thresholds), MeanAveragePrecision(self.units)]
+        own = [MacroF1(self.units, self.label_thresholds), MeanAveragePrecision(self.units)]
         return [*own, *self._new_metrics()]
 
     def is_predicted(self, logits: Any) -> np.ndarray:
@@ -118,6 +121,11 @@ class MultiLabel(ClassTask):
                 "Labels of MultiLabel must be 0 or 1, or -1 if the label is missing. "
                 f"Received: {name} with the value {y[wrong].flat[0]!s}."
             )
+
+    @property
+    def label_thresholds(self) -> tuple[float, ...] | None:
+        """The threshold of each label, None where none are set."""
+        return cast("tuple[float, ...] | None", self.thresholds)  # see `__post_init__`
 
     @property
     def probability_thresholds(self) -> np.ndarray:

@@ -58,7 +58,7 @@ class Regression(Task):
     missing: ClassVar[float] = float("nan")
 
     # A property in the base class, a field here.
-    units: int = 1  # type: ignore[assignment]
+    units: int = 1
     mean: float | Sequence[float] | None = dataclasses.field(default=None, kw_only=True)
     std: float | Sequence[float] | None = dataclasses.field(default=None, kw_only=True)
 
@@ -161,7 +161,7 @@ def _is_waiting(head: Any) -> bool:
     task = head.task
     if not isinstance(task, Regression) or task.mean is not None:
         return False
-    return not np.any(head.mean) and np.all(np.equal(head.std, 1))
+    return bool(not np.any(head.mean) and np.all(np.equal(head.std, 1)))
 
 
 def _first_present(y: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ import abc
 import dataclasses
 import numbers
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, TypeGuard
 
 import keras
 import numpy as np
@@ -18,6 +18,7 @@ from keras import ops
 from keras_lp.utils.names import near
 
 Classes = int | Sequence[str]
+ClassWeight = Mapping[Any, float] | Literal["balanced"]
 
 REDUCTION = "mean_with_sample_weight"  # the mean over the labels that are present
 
@@ -198,7 +199,7 @@ class ClassTask(Task):
     """Base class of the tasks whose outputs are classes."""
 
     classes: Classes
-    class_weight: Mapping[int | str, float] | Sequence[float] | str | None = dataclasses.field(
+    class_weight: ClassWeight | Sequence[float] | None = dataclasses.field(
         default=None, kw_only=True
     )
     label_smoothing: float = dataclasses.field(default=0.0, kw_only=True)
@@ -210,8 +211,8 @@ class ClassTask(Task):
         kind = type(self).__name__
         classes = self.classes
         if isinstance(classes, numbers.Integral) and not isinstance(classes, bool):
-            object.__setattr__(self, "classes", int(classes))
-            number = self.classes
+            number = int(classes)
+            object.__setattr__(self, "classes", number)
         elif isinstance(classes, Sequence) and not isinstance(classes, (str, bytes)):
             if not all(isinstance(name, str) for name in classes):
                 raise TypeError(
@@ -256,7 +257,7 @@ class ClassTask(Task):
         """The given names, else "0", "1", ..."""
         if isinstance(self.classes, int):
             return tuple(str(i) for i in range(self.classes))
-        return self.classes
+        return tuple(self.classes)
 
     def _by_class(
         self, given: Mapping[Any, Any], default: float, fits: Callable[[Any], bool], rule: str
@@ -273,8 +274,8 @@ class ClassTask(Task):
         values = [default] * self.units
         for key, value in given.items():
             index = names.get(key, key)
-            known = isinstance(index, numbers.Integral) and 0 <= index < self.units
-            if not known or not is_number(value) or not fits(value):
+            whole = isinstance(index, numbers.Integral)
+            if not whole or not 0 <= index < self.units or not is_number(value) or not fits(value):
                 raise ValueError(
                     f"{rule} Received: {key!r}: {value!r}; the classes are "
                     f"{list(self.class_names[:20])}."
@@ -342,6 +343,6 @@ def check_hidden_units(hidden_units: Any) -> None:
             )
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
     """Whether `value` is a real number and not a bool."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool)

@@ -7,11 +7,14 @@ from typing import Any
 
 import keras
 
-from keras_lp.backbones.features import CACHE_MEMORY
+from keras_lp.backbones.features import CACHE_MEMORY, CacheFeatures
 from keras_lp.backbones.freezing import Trainable
-from keras_lp.backbones.resolve import BackboneLike
+from keras_lp.backbones.images import AugmentationLike
+from keras_lp.backbones.pooling import Pooling
+from keras_lp.backbones.resolve import BackboneLike, Weights
 from keras_lp.model.assemble import HEAD, build_and_compile
 from keras_lp.model.model import Model
+from keras_lp.model.options import Options
 from keras_lp.tasks.classification import as_task
 from keras_lp.tasks.task import TaskLike
 
@@ -22,24 +25,24 @@ def transfer_model(
     *,
     input_shape: Sequence[int | None] | None = None,
     image_size: int | Sequence[int] | None = None,
-    weights: Any = "imagenet",
+    weights: Weights = "imagenet",
     backbone_kwargs: Mapping[str, Any] | None = None,
     pretrained: bool | None = None,
     trainable: Trainable = "head",
-    pooling: str | None = "auto",
-    augmentation: str | keras.Layer | None = None,
+    pooling: Pooling | None = "auto",
+    augmentation: AugmentationLike | None = None,
     hidden_units: Sequence[int] = (),
     dropout: float = 0.0,
-    cache_features: str | bool = "auto",
+    cache_features: CacheFeatures = "auto",
     cache_memory: int = CACHE_MEMORY,
     learning_rate: float | keras.optimizers.schedules.LearningRateSchedule | None = None,
     optimizer: str | keras.optimizers.Optimizer = "adam",
 ) -> Model:
     """Returns a compiled model: a frozen pretrained backbone and a new head for one task.
 
-    The backbone is shared with the model, not copied: it is frozen in place. Frozen layers run in
-    inference mode: their weights and BatchNormalization statistics do not change, and their
-    Dropout is off.
+    A frozen backbone object is shared with the model, and frozen in place; one of which layers
+    train is copied. Frozen layers run in inference mode: their weights and BatchNormalization
+    statistics do not change, and their Dropout is off.
 
     A frozen backbone gives the same features in every epoch. `fit` therefore computes them once
     and trains the head on them, in a fraction of the time (see `cache_features`). A head of one
@@ -56,10 +59,9 @@ def transfer_model(
             of a KerasHub preset, such as `"hub:resnet_50_imagenet"`; image backbones by name take
             raw values `(batch, height, width, channels)` from 0 to 255. Or a headless
             `keras.Model`, with its own input; a `.keras` file; or a model that keras_lp built,
-            whose head is dropped. A model object is not copied: models built on it share its
-            weights. Pass a file if each model should start from the same weights, as in a search
-            with keras-tuner. KerasHub text backbones take a dict of `token_ids` and
-            `padding_mask`, both `(batch, tokens)`.
+            whose head is dropped. A model object is copied if layers of it train (`trainable`),
+            unless its layers cannot be copied; else it is shared. KerasHub text backbones take a
+            dict of `token_ids` and `padding_mask`, both `(batch, tokens)`.
         task: `lp.Classification`, `lp.MultiLabel` or `lp.Regression`; a number of classes or a
             list of class names means `Classification`.
         input_shape: shape of your inputs without the batch axis, such as `(96, 96, 3)`; grey
@@ -128,10 +130,7 @@ def transfer_model(
     Reference: Yosinski et al., 2014, How transferable are features in deep neural networks?
     (arXiv:1411.1792).
     """
-    return build_and_compile(
-        backbone,
-        {HEAD: as_task(task)},
-        single=True,
+    options = Options(
         input_shape=input_shape,
         image_size=image_size,
         weights=weights,
@@ -147,3 +146,4 @@ def transfer_model(
         learning_rate=learning_rate,
         optimizer=optimizer,
     )
+    return build_and_compile(backbone, {HEAD: as_task(task)}, options, single=True)

@@ -14,7 +14,7 @@ _CHUNK = 2**20  # bytes
 
 
 @contextlib.contextmanager
-def named_errors(path: str | os.PathLike, what: str = "This file") -> Iterator[None]:
+def named_errors(path: str | os.PathLike[str], what: str = "This file") -> Iterator[None]:
     """Makes an `OSError` name `path`, the file being written or the temporary folder."""
     try:
         yield
@@ -23,7 +23,7 @@ def named_errors(path: str | os.PathLike, what: str = "This file") -> Iterator[N
         raise OSError(error.errno, f"{what} could not be written: {reason}", str(path)) from None
 
 
-def check_archive(path: str | os.PathLike) -> None:
+def check_archive(path: str | os.PathLike[str]) -> None:
     """Raises a `ValueError` with the path if the checksums of a `.keras` file do not match."""
     try:
         with zipfile.ZipFile(path) as archive:
@@ -39,7 +39,7 @@ def check_archive(path: str | os.PathLike) -> None:
 
 
 @contextlib.contextmanager
-def whole_file(path: str | os.PathLike) -> Iterator[Any]:
+def whole_file(path: str | os.PathLike[str]) -> Iterator[Any]:
     """Yields a binary file that replaces `path` once it is completely written.
 
     Creates the parent folder. If writing fails, `path` is unchanged and nothing else is left.

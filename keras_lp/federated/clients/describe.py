@@ -45,7 +45,7 @@ class ClientLabels(ShownAsText):
             lines += self._rows(task)
         return "\n".join(lines)
 
-    def plot(self, path: str | os.PathLike | None = None) -> Any:
+    def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
         """Draws each client's labels as a bar, one panel per task.
 
         Args:
@@ -133,11 +133,11 @@ def describe_clients(clients: Clients, *, verbose: bool = True) -> ClientLabels:
             labels = class_of(labels)
             if labels is not None:
                 present = labels >= 0 if labels.dtype.kind in "iub" else labels != ""
-                values, counts = np.unique(labels[present], return_counts=True)
-                own = dict(zip(values.tolist(), counts.tolist(), strict=True))
+                values, numbers = np.unique(labels[present], return_counts=True)
+                own = dict(zip(values.tolist(), numbers.tolist(), strict=True))
                 found.setdefault(task, [{}] * (len(examples) - 1)).append(own)
-        for own in found.values():  # a client without this task
-            own += [{}] * (len(examples) - len(own))
+        for each in found.values():  # a client without this task
+            each += [{}] * (len(examples) - len(each))
     classes = {task: np.unique([c for own in each for c in own]) for task, each in found.items()}
     counts = {
         task: np.array([[own.get(c, 0) for c in classes[task].tolist()] for own in each])

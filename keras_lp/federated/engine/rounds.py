@@ -166,7 +166,7 @@ class Rounds:
 
     def arrays(self) -> list[np.ndarray]:
         """Returns the state after a round: the weights that change, then the server optimizer's."""
-        return [*(variable.numpy() for variable in self._changing()), *self._slots]
+        return [*(variable.numpy() for variable in self._changing()), *(self._slots or ())]
 
     def restore(self, arrays: Sequence[np.ndarray]) -> None:
         """Takes up what `arrays` returned."""
