@@ -1,4 +1,4 @@
-"""Copies of models: the same layers and values in variables of their own."""
+"""Copies of models: the same layers and values in new variables."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ def copy_model(
 
     Args:
         model: a built model.
-        change: what becomes of the config of each layer. Defaults to nothing.
+        change: function that maps the config of each layer to its new config. Defaults to the
+            identity.
 
     Raises:
-        Exception: what a layer raises that cannot be made from its config.
+        Exception: the error of a layer that cannot be created from its config.
     """
 
     def copy(layer: keras.Layer) -> keras.Layer:
