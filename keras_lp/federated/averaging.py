@@ -274,7 +274,7 @@ al., 2021 (arXiv:2003.00295) |
         validation_data: Any = None,
         verbose: str | int = "auto",
     ) -> keras.callbacks.History:
-        """Solves the heads on a frozen backbone exactly, for any partition of the examples.
+        """Finds the optimal heads on a frozen backbone, for any partition of the examples.
 
         A linear head on frozen features is a convex problem with a single solution, the minimum of
 
@@ -283,8 +283,8 @@ al., 2021 (arXiv:2003.00295) |
         over the examples of all clients. `z` are the features with mean 0 and standard deviation 1,
         `loss` is the loss of the task, and `w` are the sample weights times the class weights, 0
         for missing labels (for `MultiLabel` and `Regression` the sum is over entries). The result
-        is the same as for all examples in one place, even if every client has only one label. All
-        clients take part in every round. `clients_per_round`, the optimizers and the other
+        is the same as if all examples were in one place, even if every client has only one label.
+        All clients take part in every round. `clients_per_round`, the optimizers and the other
         arguments of `FederatedAveraging` are not used.
 
         Clients send only sums over their examples. In the first round these are the count, the sum

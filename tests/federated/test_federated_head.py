@@ -203,7 +203,7 @@ def test_what_was_killed_ends_with_the_weights_of_the_uninterrupted_run(
         solve(make(), clients, checkpoint_dir=tmp_path, l2=0.1)
 
 
-def test_a_line_a_round(mlp, digits, capsys):
+def test_prints_one_line_per_round(mlp, digits, capsys):
     model = lp.transfer_model(mlp(), 10)
     history = solve(model, lp.partition(digits, clients=2), verbose="auto", tolerance=1e-2)
     lines = capsys.readouterr().out.splitlines()
