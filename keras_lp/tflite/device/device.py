@@ -65,7 +65,7 @@ class DeviceTrainer:
             ) from error
         path = Path(path).expanduser()
         if not path.is_file():
-            raise FileNotFoundError(f"`path` must be a .tflite file. Received: path={str(path)!r}.")
+            raise FileNotFoundError(f"`path` must be an existing file. Received: {str(path)!r}.")
         check_whole(path.read_bytes(), path)
         try:
             self._interpreter = Interpreter(model_path=str(path), num_threads=num_threads)
