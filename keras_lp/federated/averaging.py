@@ -195,7 +195,9 @@ al., 2021 (arXiv:2003.00295) |
             checkpoint_dir: a folder for the state of the federation; the newest whole
                 checkpoint in it is taken up. Defaults to None.
             checkpoint_freq: saves every so many rounds, and after the last. Defaults to 1.
-            verbose: 0 is silent, `"auto"` and 1 print a line per round. Defaults to `"auto"`.
+            verbose: 0 is silent; `"auto"` and 1 print a line per round, and show a progress bar of
+                the running round in a terminal or notebook; 2 prints the lines only. The line has
+                at most 100 columns; the `History` has all figures. Defaults to `"auto"`.
 
         Returns:
             A `keras.callbacks.History` with an epoch per round: `loss` and the metrics over the
@@ -233,12 +235,15 @@ al., 2021 (arXiv:2003.00295) |
             history = self._begin(callbacks, first, last)
             if verbose and self.rounds_done == 0:
                 print_restarts(self.model)
+            bar = "auto" if verbose in ("auto", 1) else 0  # the lines of the rounds are below
             compiled = self.model._compile_config  # a new object with each `compile`
             try:
                 while self.rounds_done < last and not self.model.stop_training:
                     self._check_compiled(compiled)
                     history.on_epoch_begin(self.rounds_done)
-                    logs = self._rounds.run(source, self._sample(source), self._random())
+                    sample, label = self._sample(source), f"Round {self.rounds_done + 1}/{last}"
+                    with self._rounds.progress(label, source, sample, bar) as progress:
+                        logs = self._rounds.run(source, sample, self._random(), progress)
                     self.rounds_done += 1
                     self._warn_of_dropped(logs)
                     validated, unknown = validate(self.rounds_done)
@@ -301,7 +306,9 @@ al., 2021 (arXiv:2003.00295) |
             checkpoint_dir: a folder for what the clients sent, one file a round. Defaults to
                 None.
             validation_data: as in `fit`, evaluated once, with the solution. Defaults to None.
-            verbose: 0 is silent, `"auto"` and 1 print a line per round. Defaults to `"auto"`.
+            verbose: 0 is silent; `"auto"` and 1 print a line per round, and show a progress bar in
+                a terminal or notebook while clients are loaded; 2 prints the lines only. Defaults
+                to `"auto"`.
 
         Returns:
             A `keras.callbacks.History` with an epoch per round: from the second on `loss` (as
@@ -337,11 +344,13 @@ al., 2021 (arXiv:2003.00295) |
             verbose=verbose,
         )
 
-    def evaluate(self, clients: Clients) -> dict[str, float]:
+    def evaluate(self, clients: Clients, *, verbose: str | int = "auto") -> dict[str, float]:
         """Evaluates the model on each client's own data.
 
         Args:
             clients: as in `fit`; all of them are evaluated.
+            verbose: `"auto"` shows a progress bar in a terminal or notebook; 1 does, and prints
+                lines elsewhere; 2 prints lines; 0 is silent. Defaults to `"auto"`.
 
         Returns:
             A dict with, for the loss and each metric that is one number: `<name>` over all
@@ -362,7 +371,8 @@ al., 2021 (arXiv:2003.00295) |
         check_model(self.model)
         with Source(self.model, clients) as source:
             tff_runtime.load_tff()
-            results = self._rounds.evaluate(source)
+            with self._rounds.progress("Evaluation", source, source.ids, verbose) as progress:
+                results = self._rounds.evaluate(source, progress)
         return {**summary(self.model, *results), "clients": len(source.ids)}
 
     def _check_sample(self, source: Source) -> None:

@@ -29,6 +29,7 @@ from keras_lp.model.linear_heads import linear_heads
 from keras_lp.tasks.heads import Head
 from keras_lp.tasks.regression import Regression
 from keras_lp.utils.arguments import check_positive
+from keras_lp.utils.progress import Progress
 
 _MOST_STEPS = 500  # of the solver, mostly a round each
 
@@ -99,7 +100,10 @@ class _Rounds:
         checkpoints: Checkpoints | None,
         verbose: str | int,
     ) -> None:
-        self._sums = Sums(source.load_all(source.ids), folder)
+        bar = "auto" if verbose in ("auto", 1) else 0  # the lines of the rounds are below
+        with Progress("Clients loaded", source.waiting(source.ids), bar) as progress:
+            data = source.load_all(source.ids, progress)
+        self._sums = Sums(data, folder)
         self.read_rows = self._sums.read_rows
         self._clients = len(source.ids)
         self._checkpoints = checkpoints

@@ -15,6 +15,7 @@ from keras_lp.model.data import as_numbers
 from keras_lp.tasks.heads import heads
 from keras_lp.tasks.regression import standardize
 from keras_lp.utils.arguments import check_positive
+from keras_lp.utils.progress import Progress
 from keras_lp.utils.text_table import ShownAsText
 
 
@@ -75,6 +76,7 @@ def find_learning_rate(
     steps: int = 100,
     batch_size: int = 32,
     seed: int = 0,
+    verbose: str | int = "auto",
 ) -> LearningRates:
     """Trains a moment at rising learning rates, and suggests one; the model stays as it was.
 
@@ -91,6 +93,8 @@ def find_learning_rate(
         steps: batches, of rates that rise geometrically; 10 or more. Defaults to 100.
         batch_size: examples a batch of arrays. Defaults to 32.
         seed: of the order of arrays. Defaults to 0.
+        verbose: `"auto"` shows a progress bar in a terminal or notebook; 1 does, and prints lines
+            elsewhere; 2 prints lines; 0 is silent. Defaults to `"auto"`.
 
     Returns:
         A `LearningRates` with `valley`, `steepest` and `plot(path)`.
@@ -121,17 +125,19 @@ def find_learning_rate(
     losses: list[float] = []
     average = lowest = 0.0
     try:
-        for i, (x, y) in zip(range(steps), _batches(data, batch_size, seed), strict=False):
-            rate.assign(rates[i])
-            loss = float(model.train_on_batch(x, y, return_dict=True)["loss"])
-            average = 0.9 * average + 0.1 * loss
-            smoothed = average / (1 - 0.9 ** (i + 1))
-            if not np.isfinite(smoothed):
-                break
-            lowest = smoothed if not losses else min(lowest, smoothed)
-            losses.append(smoothed)
-            if smoothed > 4 * lowest + 1e-12 and i > 5:
-                break
+        with Progress("Learning rates", steps, verbose) as progress:
+            for i, (x, y) in zip(range(steps), _batches(data, batch_size, seed), strict=False):
+                rate.assign(rates[i])
+                loss = float(model.train_on_batch(x, y, return_dict=True)["loss"])
+                average = 0.9 * average + 0.1 * loss
+                smoothed = average / (1 - 0.9 ** (i + 1))
+                if not np.isfinite(smoothed):
+                    break
+                lowest = smoothed if not losses else min(lowest, smoothed)
+                losses.append(smoothed)
+                if smoothed > 4 * lowest + 1e-12 and i > 5:
+                    break
+                progress.step()
     finally:
         for variable, value in zip(kept, before, strict=True):
             variable.assign(value)

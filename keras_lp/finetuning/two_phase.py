@@ -134,7 +134,9 @@ def fit_two_phase(
         fit(0, head_epochs)
     if learning_rate == "auto":
         finetune_model(model, trainable="all", learning_rate=_USUAL, **settings)
-        learning_rate = 2 * find_learning_rate(model, _pairs(data), batch_size=batch_size).valley
+        bar = "auto" if verbose in ("auto", 1) else 0
+        found = find_learning_rate(model, _pairs(data), batch_size=batch_size, verbose=bar)
+        learning_rate = 2 * found.valley
         if verbose not in (0, False):
             print(f"Learning rate by find_learning_rate: {learning_rate:.1e}")
     warm_up = max(1, steps // 10)

@@ -11,6 +11,7 @@ import numpy as np
 
 from keras_lp.federated.clients.arrays import class_of, count_examples
 from keras_lp.federated.clients.clients import Clients, Population
+from keras_lp.utils.progress import Progress
 from keras_lp.utils.text_table import ShownAsText
 
 
@@ -102,7 +103,8 @@ def describe_clients(clients: Clients, *, verbose: bool = True) -> ClientLabels:
 
     Args:
         clients: as in `FederatedAveraging.fit`.
-        verbose: whether to print. Defaults to True.
+        verbose: whether to print, and to show a progress bar in a terminal or notebook while
+            the clients are loaded. Defaults to True.
 
     Returns:
         A `ClientLabels` with `examples`, `counts`, `classes` and `plot(path)`.
@@ -125,19 +127,21 @@ def describe_clients(clients: Clients, *, verbose: bool = True) -> ClientLabels:
     population = Population(clients)
     examples: dict[Any, int] = {}
     found: dict[str, list[dict[int, int]]] = {}
-    for client in population.ids:
-        arrays = population.load(client)
-        examples[client] = count_examples(arrays, f" of client {client!r}")
-        y = arrays[1]
-        for task, labels in (y if isinstance(y, Mapping) else {"label": y}).items():
-            labels = class_of(labels)
-            if labels is not None:
-                present = labels >= 0 if labels.dtype.kind in "iub" else labels != ""
-                values, counts = np.unique(labels[present], return_counts=True)
-                own = dict(zip(values.tolist(), counts.tolist(), strict=True))
-                found.setdefault(task, [{}] * (len(examples) - 1)).append(own)
-        for own in found.values():  # a client without this task
-            own += [{}] * (len(examples) - len(own))
+    with Progress("Clients loaded", len(population.ids), "auto" if verbose else 0) as progress:
+        for client in population.ids:
+            arrays = population.load(client)
+            examples[client] = count_examples(arrays, f" of client {client!r}")
+            y = arrays[1]
+            for task, labels in (y if isinstance(y, Mapping) else {"label": y}).items():
+                labels = class_of(labels)
+                if labels is not None:
+                    present = labels >= 0 if labels.dtype.kind in "iub" else labels != ""
+                    values, counts = np.unique(labels[present], return_counts=True)
+                    own = dict(zip(values.tolist(), counts.tolist(), strict=True))
+                    found.setdefault(task, [{}] * (len(examples) - 1)).append(own)
+            for own in found.values():  # a client without this task
+                own += [{}] * (len(examples) - len(own))
+            progress.step()
     classes = {task: np.unique([c for own in each for c in own]) for task, each in found.items()}
     counts = {
         task: np.array([[own.get(c, 0) for c in classes[task].tolist()] for own in each])
