@@ -27,6 +27,7 @@ from keras_lp.federated.head import fit_head
 from keras_lp.federated.running import print_restarts, print_round, validation
 from keras_lp.model import checks
 from keras_lp.model.absent import with_unknown_hidden
+from keras_lp.tasks.heads import tasks
 from keras_lp.utils.arguments import check_choice, check_positive
 
 Callbacks = keras.callbacks.Callback | Sequence[keras.callbacks.Callback]
@@ -251,7 +252,7 @@ al., 2021 (arXiv:2003.00295) |
                     self._unknown.clear()
                     self._unknown |= self._rounds.unknown | unknown
                     if verbose:
-                        print_round(self.rounds_done, last, logs)
+                        print_round(self.rounds_done, last, logs, tasks(self.model))
                     self._logs.append(dict(logs))
                     history.on_epoch_end(self.rounds_done - 1, logs)
                     self._save(checkpoints, checkpoint_freq, last)

@@ -41,6 +41,8 @@ class LearningRates(ShownAsText):
     def plot(self, path: str | os.PathLike | None = None) -> Any:
         """Draws the losses over the rates, with both suggestions.
 
+        Where the loss diverges at the end, the axis ends above the fall and its label says so.
+
         Args:
             path: where to write the picture. Defaults to None, which writes none.
 
@@ -61,6 +63,12 @@ class LearningRates(ShownAsText):
             loss = np.interp(np.log(rate), np.log(self.rates), self.losses)
             axes.plot(rate, loss, marker, label=f"{name}: {rate:.2g}")
         axes.set(xscale="log", xlabel="learning rate", ylabel="loss, smoothed")
+        least = int(np.argmin(self.losses))
+        fall = self.losses[: least + 1].max() - self.losses[least]
+        top = self.losses[least] + 1.5 * fall
+        if fall > 0 and self.losses.max() > top:  # diverged: the fall would hardly be seen
+            axes.set_ylim(self.losses[least] - 0.1 * fall, top)
+            axes.set_ylabel("loss, smoothed; cut off above")
         axes.legend()
         if path is not None:
             figure.savefig(path, dpi=120)
