@@ -108,16 +108,17 @@ def _items(logs: Mapping[str, Any], tasks: Collection[str]) -> Iterator[list[str
             metric = name.removeprefix(f"{prefix}{task}_")
             grouped.setdefault(f"{prefix}{metric}", {})[task] = figures.pop(name)
     metrics = dict.fromkeys(name.removeprefix("val_") for name in ("loss", *figures))
-    for metric in metrics:
-        for name in (metric, f"val_{metric}"):
-            if name in figures:
-                yield [f"{name}: {_figure(figures[name])}"]
+    pairs = [name for metric in metrics for name in (metric, f"val_{metric}") if name in figures]
     validated = any(name.startswith("val_") for name in grouped)
+    if validated:
+        pairs.sort(key=lambda name: name != "val_loss")
+    single = [[f"{name}: {_figure(figures[name])}"] for name in pairs]
+    yield from single[:1]
     for metric, by_task in grouped.items():
         if metric.startswith("val_") == validated and not metric.endswith("loss"):
             yield _forms(metric, by_task)
-    for name, value in last.items():
-        yield [f"{name}: {_figure(value)}"]
+    yield from single[1:]
+    yield from ([f"{name}: {_figure(value)}"] for name, value in last.items())
 
 
 def _forms(metric: str, by_task: Mapping[str, float]) -> list[str]:
