@@ -29,6 +29,7 @@ test-slow: install
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 format: install
 	$(BIN)/ruff check --fix .
@@ -38,4 +39,4 @@ bench: install
 	$(BIN)/python benchmarks/paradigms.py --data digits --seeds 3
 
 clean:
-	rm -rf $(VENV) build *.egg-info runs .pytest_cache .ruff_cache
+	rm -rf $(VENV) build *.egg-info runs .pytest_cache .ruff_cache .mypy_cache

@@ -28,7 +28,7 @@ from keras_lp.tasks.regression import Regression
 from keras_lp.transfer.linear_probe import fit_head
 from keras_lp.transfer.transfer import transfer_model
 
-if TYPE_CHECKING:  # loaded when first used, see below; editors see them at once
+if TYPE_CHECKING:  # for editors; imported on first use, see below
     from keras_lp.datasets import load_dataset
     from keras_lp.federated import FederatedAveraging, describe_clients, partition
     from keras_lp.tflite import (
@@ -41,7 +41,7 @@ if TYPE_CHECKING:  # loaded when first used, see below; editors see them at once
 
 __version__ = "0.1.0"
 
-# Loaded when first used: these stand on packages that are heavy or optional.
+# Imported on first use: they need heavy or optional packages.
 _LAZY = {
     "FederatedAveraging": "keras_lp.federated",
     "describe_clients": "keras_lp.federated",

@@ -1,4 +1,4 @@
-"""Data sets by name, in the form that the builders take: `(input, labels)`."""
+"""Loads data sets by name as `(input, labels)`, the form that the builders take."""
 
 from __future__ import annotations
 
@@ -21,34 +21,34 @@ def load_dataset(
     name: str,
     *,
     split: str,
-    data_dir: str | os.PathLike | None = None,
+    data_dir: str | os.PathLike[str] | None = None,
     batch_size: int | None = 32,
     download: bool = True,
 ) -> Any:
     """Loads a data set of TensorFlow Datasets (TFDS), or the embedded `"digits"`.
 
     Args:
-        name: a TFDS name such as `"fashion_mnist"` or `"glue/sst2"`; or `"digits"`, the 1,797
-            handwritten digits of scikit-learn, which need no network: 1,437 to train and 360 to
-            test, both in the same share of each digit.
-        split: `"train"`, `"test"`, ... or with TFDS a slice such as `"train[:10%]"`.
-        data_dir: where TFDS keeps its data. Defaults to None: the environment variable
+        name: a TFDS name such as `"fashion_mnist"` or `"glue/sst2"`, or `"digits"`: the 1,797
+            handwritten digits of scikit-learn, which need no network. They are split into 1,437
+            training and 360 test examples, stratified by digit.
+        split: `"train"`, `"test"`, ..., or for TFDS also a slice such as `"train[:10%]"`.
+        data_dir: folder of the TFDS data. Defaults to None: the environment variable
             `TFDS_DATA_DIR`, else TFDS's own folder.
-        batch_size: a number gives batches, as `fit` takes them; None gives single examples, as
-            `lp.partition` and `lp.mix` take them; and -1 gives the whole split as a pair of NumPy
-            arrays, as in TFDS. Defaults to 32.
+        batch_size: a number returns batches, as `fit` takes them. None returns single examples,
+            as `lp.partition` and `lp.mix` take them. -1 returns the whole split as a pair of
+            NumPy arrays, as in TFDS. Defaults to 32.
         download: whether to download a data set that is not in `data_dir`. Defaults to True.
 
     Returns:
-        A `tf.data.Dataset` of `(input, labels)`, or arrays for `batch_size=-1`. Images are as
-        they are stored, `(height, width, channels)` uint8 from 0 to 255, and texts are strings.
-        One label feature gives class numbers; several give a dict by name, in which a dash of
-        the name is an underscore (`label-coarse` of trec is `label_coarse`).
+        A `tf.data.Dataset` of `(input, labels)`, or arrays for `batch_size=-1`. Images are
+        `(height, width, channels)` uint8 from 0 to 255, as stored; texts are strings. One label
+        feature gives class numbers. Several give a dict by name, in which dashes become
+        underscores (`label-coarse` of trec is `label_coarse`).
 
     Raises:
-        ValueError: an unknown name or split, or a data set without class labels.
-        ConnectionError: a data set to download, and no network.
-        ImportError: a package of the extra `data` is not installed.
+        ValueError: if the name or split is unknown, or the data set has no class labels.
+        ConnectionError: if a data set has to be downloaded and there is no network.
+        ImportError: if a package of the extra `data` is not installed.
 
     Example:
 
@@ -86,7 +86,7 @@ def _digits(split: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _from_tfds(
-    name: str, split: str, data_dir: str | os.PathLike | None, download: bool
+    name: str, split: str, data_dir: str | os.PathLike[str] | None, download: bool
 ) -> tf.data.Dataset:
     try:
         import tensorflow_datasets as tfds
@@ -107,8 +107,8 @@ def _from_tfds(
         builder.download_and_prepare()
     if not builder.info.splits:
         raise ValueError(
-            f"The data set must be prepared where it is not downloaded. Received: name={name!r} "
-            f"with download=False, and it is not in {builder.data_dir}."
+            "A data set must be prepared if download=False. Received: "
+            f"name={name!r}, which is not in {builder.data_dir}."
         )
     base = split.split("[")[0]
     check_choice("split", base, [*builder.info.splits, "all"])
@@ -123,24 +123,24 @@ def _from_tfds(
 
 
 def _check_network(name: str, folder: str) -> None:
-    """Raises at once where nothing can be downloaded: TFDS would try for minutes."""
+    """Raises at once if there is no network: TFDS would retry for minutes."""
     if urllib.request.getproxies():
         return
     try:
         socket.create_connection((_HOST, 443), timeout=_SECONDS).close()
     except OSError as error:
         raise ConnectionError(
-            f"A data set that is not prepared is downloaded. Received: name={name!r}, which is not "
-            f"in {folder}, and no network ({_HOST}: {error}). Prepare it where there is one and "
-            "pass its `data_dir`, or set TFDS_DATA_DIR."
+            f"A data set that is not prepared has to be downloaded. Received: name={name!r}, which "
+            f"is not in {folder}, and no network ({_HOST}: {error}). Prepare it on a machine with "
+            "a network and pass its `data_dir`, or set TFDS_DATA_DIR."
         ) from error
 
 
 def _roles(name: str, features: Any) -> tuple[str, list[str]]:
-    """Returns the name of the input feature and those of the labels.
+    """Returns the name of the input feature and the names of the label features.
 
-    Labels are class labels, and integers with their name (`intent` and `intent_name` in
-    clinc_oos).
+    Label features are class labels, and integers with a name feature (`intent` and
+    `intent_name` in clinc_oos).
     """
     import tensorflow_datasets as tfds
 

@@ -54,7 +54,8 @@ def modules():
 
 
 @pytest.mark.parametrize("name", modules())
-def test_examples_in_docstrings_run(name):
+def test_examples_in_docstrings_run(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # examples write files
     results = doctest.testmod(importlib.import_module(name))
     assert results.failed == 0
 

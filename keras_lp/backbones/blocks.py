@@ -73,8 +73,8 @@ def _block_names(leaves: Sequence[keras.Layer]) -> list[str | None]:
             key = next((match.group(1) for match in matches if match), None)
             if key is not None:
                 numbered.setdefault(key, []).append(i)
-            elif _WORD.match(name):
-                key = _WORD.match(name).group(1)
+            elif word := _WORD.match(name):
+                key = word.group(1)
         names.append(key)
     # What Keras named lies within the block around it (the shortcuts of Xception).
     for key, indices in numbered.items():

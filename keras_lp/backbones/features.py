@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal, cast
 
 import keras
 import numpy as np
 import tensorflow as tf
-from keras.src.backend import get_keras_mask, set_keras_mask
+from keras.src.backend.common.masking import get_keras_mask, set_keras_mask
 from keras.src.models.functional import Functional
 
 from keras_lp.backbones.freezing import is_frozen, run_layer
@@ -19,6 +19,8 @@ from keras_lp.utils.arguments import check_choice, check_positive
 # A batch whose input is a dict with this key holds features instead of inputs.
 KEY = "keras_lp_features"
 MASK = "keras_lp_mask"  # next to them, if the features carry one
+
+CacheFeatures = bool | Literal["auto"]
 
 CACHE_MEMORY = 2 * 2**30
 
@@ -35,7 +37,7 @@ class Features(keras.layers.Identity):
     """
 
     def __init__(
-        self, cache: str | bool = "auto", memory: int = CACHE_MEMORY, **kwargs: Any
+        self, cache: CacheFeatures = "auto", memory: int = CACHE_MEMORY, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
         if not isinstance(cache, bool):
@@ -56,7 +58,7 @@ def features_layer(model: keras.Model) -> Features | None:
 
 def feature_model(model: keras.Model) -> keras.Model:
     """Returns the part of a model from its inputs to the features; layers are shared."""
-    return keras.Model(model.input, features_layer(model).output)
+    return keras.Model(model.input, cast(Features, features_layer(model)).output)
 
 
 def are_features(inputs: Any) -> bool:
@@ -113,7 +115,7 @@ def obstacle(model: keras.Model, weightless: bool = False) -> str | None:
 
 def feature_function(model: keras.Model) -> Callable[[Any], dict[str, Any]]:
     """Returns what computes `{KEY: features}`, and a mask of theirs; traced once a model."""
-    kept = vars(model)
+    kept = model.__dict__
     if "_feature_function" not in kept:
         below = feature_model(model)
 

@@ -9,15 +9,16 @@ Whatever else is frozen runs in inference mode too: a frozen Dropout is off.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import keras
 from keras.src.models.functional import Functional
 
 from keras_lp.utils.names import near
 
-# "head", "all", the number of top blocks, or names of layers.
-Trainable = str | int | Sequence[str]
+Part = Literal["head", "all"]
+# A part, the number of top blocks, or names of layers: a `Sequence[str]` could be a misspelt part.
+Trainable = Part | int | list[str] | tuple[str, ...]
 
 
 def leaf_layers(layer: keras.Layer) -> Iterator[keras.Layer]:
@@ -105,7 +106,7 @@ def choose(
         TypeError: anything else.
     """
     leaves = [leaf for layer in below for leaf in leaf_layers(layer)]
-    if isinstance(trainable, str) and trainable in ("head", "all"):
+    if isinstance(trainable, str) and trainable in get_args(Part):
         return {id(leaf) for leaf in leaves} if trainable == "all" else set()
     if isinstance(trainable, int) and not isinstance(trainable, bool):
         if not 0 <= trainable <= len(blocks):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, get_args
 
 import keras
 import numpy as np
 
 from keras_lp.utils.arguments import check_choice
+
+Preset = Literal["light", "strong"]
+AugmentationLike = Preset | keras.Layer
 
 
 @keras.saving.register_keras_serializable("keras_lp")
@@ -73,7 +76,7 @@ def augment(inputs: Any, augmentation: Any) -> Any:
             '`augmentation` must be "light", "strong", a Keras layer or None. Received: '
             f"augmentation={augmentation!r}."
         )
-    check_choice("augmentation", augmentation, ["light", "strong"])
+    check_choice("augmentation", augmentation, get_args(Preset))
     if len(inputs.shape) != 4:
         raise ValueError(
             f"augmentation={augmentation!r} is for pictures, inputs of (height, width, channels). "

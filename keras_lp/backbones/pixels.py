@@ -20,7 +20,7 @@ def warn_of_scaled_pictures(model: keras.Model, x: Any, what: str = "x") -> None
         x: inputs: arrays or tensors, or a data set of batches of them, with labels or without.
         what: the name of the argument.
     """
-    if vars(model).get("_pictures_checked") or not _takes_0_to_255(model):
+    if model.__dict__.get("_pictures_checked") or not _takes_0_to_255(model):
         return
     if isinstance(x, tf.data.Dataset):
         x = next(iter(x.take(1)), ())
@@ -28,7 +28,7 @@ def warn_of_scaled_pictures(model: keras.Model, x: Any, what: str = "x") -> None
     arrays = [leaf for leaf in keras.tree.flatten(x) if hasattr(leaf, "shape")]
     if not arrays or not isinstance(arrays[0], (np.ndarray, tf.Tensor)):
         return
-    vars(model)["_pictures_checked"] = True
+    model.__dict__["_pictures_checked"] = True
     for leaf in arrays:
         if len(leaf.shape) != 4 or not keras.backend.is_float_dtype(leaf.dtype):
             continue

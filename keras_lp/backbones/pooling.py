@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal, get_args
 
 import keras
 from keras import ops
 
 from keras_lp.utils.arguments import check_choice
+
+Pooling = Literal["auto", "avg", "max", "flatten"]
 
 FLAT = 4096  # numbers of a feature map, see benchmarks/results/pooling.md
 
@@ -73,7 +75,7 @@ class MaskedMaxPooling1D(keras.layers.GlobalMaxPooling1D):
         """Returns None: no steps are left."""
 
 
-def pool(features: Any, pooling: str | None, padding_mask: Any = None) -> Any:
+def pool(features: Any, pooling: Pooling | None, padding_mask: Any = None) -> Any:
     """Adds the layer for the argument `pooling` of a builder.
 
     Args:
@@ -86,7 +88,7 @@ def pool(features: Any, pooling: str | None, padding_mask: Any = None) -> Any:
     Raises:
         ValueError: an unknown word, or features of another rank or of an open size.
     """
-    check_choice("pooling", pooling, ["auto", "avg", "max", "flatten", None])
+    check_choice("pooling", pooling, [*get_args(Pooling), None])
     rank = len(features.shape)
     if pooling == "auto":
         sizes = features.shape[1:]

@@ -18,12 +18,13 @@ import numpy as np
 from keras_lp.backbones import hub
 from keras_lp.backbones.freezing import leaf_layers
 from keras_lp.backbones.images import check_image_size, fit_images
-from keras_lp.backbones.sharing import warn_if_trained
+from keras_lp.backbones.sharing import own_copy, warn_if_trained
 from keras_lp.tasks.heads import backbone_of
 from keras_lp.utils.files import check_archive
 from keras_lp.utils.names import near
 
-BackboneLike = str | os.PathLike | keras.Model
+BackboneLike = str | os.PathLike[str] | keras.Model
+Weights = str | os.PathLike[str] | None  # "imagenet", a file, or untrained
 
 _SOURCES = (
     'a name from keras.applications, "hub:" and a KerasHub preset, a headless keras.Model, a '
@@ -36,9 +37,10 @@ def resolve_backbone(
     *,
     input_shape: Sequence[int | None] | None = None,
     image_size: int | Sequence[int] | None = None,
-    weights: Any = "imagenet",
+    weights: Weights = "imagenet",
     backbone_kwargs: Mapping[str, Any] | None = None,
     pretrained: bool | None = None,
+    trains: bool = False,
 ) -> tuple[keras.Model, bool]:
     """Returns a headless model and whether it is pretrained.
 
@@ -51,6 +53,7 @@ def resolve_backbone(
         backbone_kwargs: for a name: arguments of its constructor.
         pretrained: whether the weights are worth keeping. Defaults to what `weights` says for a
             name, and to True for a model.
+        trains: whether it will train. A model is then copied. Defaults to False.
 
     Raises:
         ValueError: an unknown name, a shape that the backbone cannot take, a model with a head.
@@ -83,6 +86,8 @@ def resolve_backbone(
         warn_if_trained(backbone)
     model = backbone_of(backbone) or backbone
     _check_headless(model)
+    if trains:
+        model = own_copy(model)
     model = _functional(model, input_shape, image_size)
     return model, True if pretrained is None else pretrained
 
@@ -119,7 +124,8 @@ def _application(
             f"input_shape={input_shape!r}."
         )
     images = keras.Input(shape, name="image")
-    fitted = fit_images(images, shape[-1] if weights is None else 3, image_size)
+    channels: Any = shape[-1] if weights is None else 3
+    fitted = fit_images(images, channels, image_size)
     weights = os.fspath(weights) if isinstance(weights, os.PathLike) else weights
     try:
         preprocessed = _preprocess(build, fitted)
@@ -208,7 +214,7 @@ def _check_headless(model: keras.Model) -> None:
             f"A backbone must be headless. Received: {type(model).__name__} {model.name!r}, which "
             "has a head. Pass its `.backbone`."
         )
-    last = list(leaf_layers(model))[-1] if model.layers else None
+    last: Any = list(leaf_layers(model))[-1] if model.layers else None
     softmax = getattr(last, "activation", None) is keras.activations.softmax
     named = isinstance(last, keras.layers.Dense) and last.name in ("predictions", "logits")
     if softmax or named or isinstance(last, keras.layers.Softmax):

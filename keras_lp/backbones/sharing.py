@@ -1,4 +1,8 @@
-"""Backbone objects on which several models are built: what trains one changes the others."""
+"""Backbone objects on which several models are built.
+
+A frozen backbone is shared. A backbone that trains is copied, so that its model changes neither
+the object that the user gave nor the other models that are built on it.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,8 @@ import warnings
 import weakref
 
 import keras
+
+from keras_lp.backbones.copying import copy_model
 
 _TRAINED: weakref.WeakSet[keras.Layer] = weakref.WeakSet()
 
@@ -19,15 +25,23 @@ def note_training(model: keras.Model) -> None:
     )
 
 
+def own_copy(backbone: keras.Model) -> keras.Model:
+    """Returns a copy of a backbone that will train, or the backbone if it cannot be copied."""
+    try:
+        return copy_model(backbone)
+    except Exception:  # layers of users raise what they like in `from_config`
+        return backbone
+
+
 def warn_if_trained(backbone: keras.Model) -> None:
     """Warns where layers of a backbone train, or trained, in a model that keras_lp built."""
     found = [layer.name for layer in backbone._flatten_layers() if layer in _TRAINED]
     if found:
         warnings.warn(
-            "Models that are built on one backbone object share its weights: this one starts from "
-            "what another has learned, and training it changes the other. Received: backbone "
-            f"{backbone.name!r}, whose layers {found[:3]}{' and more' if len(found) > 3 else ''} "
-            "train in another model. To start from the same weights each time, as a search must, "
-            'pass a file: backbone.save("backbone.keras").',
+            "A backbone object should have its pretrained weights: a model that is built on it "
+            f"starts from what others have learned. Received: backbone {backbone.name!r}, whose "
+            f"layers {found[:3]}{' and more' if len(found) > 3 else ''} train in another model, "
+            "which shares its weights. To start from the same weights each time, as a search "
+            'must, pass a file: backbone.save("backbone.keras").',
             stacklevel=5,
         )

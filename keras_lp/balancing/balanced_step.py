@@ -7,7 +7,7 @@ Gramian of these, weights from it, one weighted sum. Heads keep the gradient of 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import keras
 import tensorflow as tf
@@ -66,7 +66,8 @@ def shared_variables(model: keras.Model) -> list[int]:
     Raises:
         ValueError: there are none.
     """
-    below = {id(variable) for variable in backbone_of(model).trainable_variables}
+    backbone = cast(keras.Model, backbone_of(model))
+    below = {id(variable) for variable in backbone.trainable_variables}
     shared = [i for i, variable in enumerate(model.trainable_variables) if id(variable) in below]
     if not shared:
         raise ValueError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
 import keras
 import numpy as np
@@ -342,7 +342,12 @@ class IMTLG(Balancing):
         return of_gramian.imtl_weights(gramian)
 
 
-METHODS = {
+BalancingName = Literal[
+    "equal", "sum", "uncertainty", "dwa", "gradnorm", "pcgrad", "cagrad", "mgda", "imtl_g"
+]
+BalancingLike = BalancingName | Mapping[str, float] | Balancing
+
+METHODS: dict[str, type[Balancing]] = {
     "uncertainty": Uncertainty,
     "dwa": DWA,
     "gradnorm": GradNorm,
@@ -353,9 +358,7 @@ METHODS = {
 }
 
 
-def as_balancing(
-    balancing: str | Mapping[str, float] | Balancing, tasks: Mapping[str, Task]
-) -> Balancing | None:
+def as_balancing(balancing: BalancingLike, tasks: Mapping[str, Task]) -> Balancing | None:
     """Returns a new layer for these tasks; None where their losses add up by fixed weights.
 
     Raises:
@@ -381,13 +384,11 @@ def as_balancing(
             "`balancing` must be a name, a dict of weights by task or an lp.Balancing(). "
             f"Received: balancing={balancing!r}."
         )
-    check_choice("balancing", balancing, ["equal", "sum", *METHODS])
+    check_choice("balancing", balancing, get_args(BalancingName))
     return None if balancing in ("equal", "sum") else METHODS[balancing](tasks=tasks)
 
 
-def fixed_weights(
-    balancing: str | Mapping[str, float] | Balancing, tasks: Mapping[str, Task]
-) -> dict[str, float]:
+def fixed_weights(balancing: BalancingLike, tasks: Mapping[str, Task]) -> dict[str, float]:
     """Returns what the mean loss of each task counts in `loss`, besides the task's own weight."""
     if isinstance(balancing, str) and balancing == "sum":
         return dict.fromkeys(tasks, 1.0)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import keras
 import numpy as np
@@ -28,8 +28,10 @@ from keras_lp.federated.running import print_restarts, print_round, validation
 from keras_lp.model import checks
 from keras_lp.model.absent import with_unknown_hidden
 from keras_lp.tasks.heads import tasks
-from keras_lp.utils.arguments import check_choice, check_positive
+from keras_lp.utils.arguments import Verbose, check_choice, check_positive
+from keras_lp.utils.progress import bar_only
 
+Weighting = Literal["examples", "uniform"]
 Callbacks = keras.callbacks.Callback | Sequence[keras.callbacks.Callback]
 
 
@@ -116,7 +118,7 @@ al., 2021 (arXiv:2003.00295) |
         batch_size: int | None = 20,
         server_optimizer: str | keras.optimizers.Optimizer | None = None,
         proximal_strength: float = 0.0,
-        weighting: str = "examples",
+        weighting: Weighting = "examples",
         seed: int = 0,
     ) -> None:
         if clients_per_round is not None:
@@ -126,7 +128,7 @@ al., 2021 (arXiv:2003.00295) |
             check_positive("batch_size", batch_size, integer=True)
         if proximal_strength != 0:
             check_positive("proximal_strength", proximal_strength)
-        check_choice("weighting", weighting, ["examples", "uniform"])
+        check_choice("weighting", weighting, get_args(Weighting))
         if not isinstance(seed, (int, np.integer)) or seed < 0:
             raise ValueError(f"`seed` must be an integer of 0 or more. Received: seed={seed!r}.")
         check_model(model)
@@ -165,9 +167,9 @@ al., 2021 (arXiv:2003.00295) |
         validation_data: Any = None,
         validation_freq: int | Sequence[int] = 1,
         callbacks: Callbacks | None = None,
-        checkpoint_dir: str | os.PathLike | None = None,
+        checkpoint_dir: str | os.PathLike[str] | None = None,
         checkpoint_freq: int = 1,
-        verbose: str | int = "auto",
+        verbose: Verbose = "auto",
     ) -> keras.callbacks.History:
         """Runs rounds of federated averaging; afterwards the model holds the global weights.
 
@@ -236,7 +238,7 @@ al., 2021 (arXiv:2003.00295) |
             history = self._begin(callbacks, first, last)
             if verbose and self.rounds_done == 0:
                 print_restarts(self.model)
-            bar = "auto" if verbose in ("auto", 1) else 0  # the lines of the rounds are below
+            bar = bar_only(verbose)  # the lines of the rounds are below
             compiled = self.model._compile_config  # a new object with each `compile`
             try:
                 while self.rounds_done < last and not self.model.stop_training:
@@ -267,9 +269,9 @@ al., 2021 (arXiv:2003.00295) |
         *,
         l2: float = 1e-3,
         tolerance: float = 1e-6,
-        checkpoint_dir: str | os.PathLike | None = None,
+        checkpoint_dir: str | os.PathLike[str] | None = None,
         validation_data: Any = None,
-        verbose: str | int = "auto",
+        verbose: Verbose = "auto",
     ) -> keras.callbacks.History:
         """Finds the best heads on a frozen backbone, whatever the spread of examples over clients.
 
@@ -345,7 +347,7 @@ al., 2021 (arXiv:2003.00295) |
             verbose=verbose,
         )
 
-    def evaluate(self, clients: Clients, *, verbose: str | int = "auto") -> dict[str, float]:
+    def evaluate(self, clients: Clients, *, verbose: Verbose = "auto") -> dict[str, float]:
         """Evaluates the model on each client's own data.
 
         Args:
@@ -436,7 +438,9 @@ al., 2021 (arXiv:2003.00295) |
                 stacklevel=3,
             )
 
-    def _resume(self, directory: str | os.PathLike | None, source: Source) -> Checkpoints | None:
+    def _resume(
+        self, directory: str | os.PathLike[str] | None, source: Source
+    ) -> Checkpoints | None:
         """Opens the folder of checkpoints, and takes up the newest if it is ahead."""
         if directory is None:
             return None

@@ -38,7 +38,7 @@ class Checkpoints:
 
     def __init__(
         self,
-        directory: str | os.PathLike,
+        directory: str | os.PathLike[str],
         settings: dict[str, Any],
         kept: int | None = _KEPT,
     ) -> None:
@@ -57,7 +57,7 @@ class Checkpoints:
         """
         text = json.dumps({"settings": self._settings, "about": about, "round": round_number})
         buffer = io.BytesIO()
-        numbered = {f"array_{i}": array for i, array in enumerate(arrays)}
+        numbered: dict[str, Any] = {f"array_{i}": array for i, array in enumerate(arrays)}
         np.savez(buffer, header=np.frombuffer(text.encode(), "uint8"), **numbered)
         content = buffer.getvalue()
         path = self._directory / f"round_{round_number:07d}.ckpt"

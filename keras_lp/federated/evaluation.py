@@ -48,4 +48,4 @@ def _better(model: keras.Model, name: str) -> int:
         if name == metric.name or name.endswith(f"_{metric.name}")
     ]
     direction = next((d for m in found if (d := getattr(m, "_direction", None))), None)
-    return {"up": 1, "down": -1}.get(direction, 0)
+    return {"up": 1, "down": -1}.get(direction or "", 0)

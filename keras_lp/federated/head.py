@@ -28,8 +28,8 @@ from keras_lp.model.compiled import loss_weights
 from keras_lp.model.linear_heads import linear_heads
 from keras_lp.tasks.heads import Head, tasks
 from keras_lp.tasks.regression import Regression
-from keras_lp.utils.arguments import check_positive
-from keras_lp.utils.progress import Progress
+from keras_lp.utils.arguments import Verbose, check_positive
+from keras_lp.utils.progress import Progress, bar_only
 
 _MOST_STEPS = 500  # of the solver, mostly a round each
 
@@ -41,9 +41,9 @@ def fit_head(
     *,
     l2: float,
     tolerance: float,
-    checkpoint_dir: str | os.PathLike | None,
+    checkpoint_dir: str | os.PathLike[str] | None,
     validation_data: Any,
-    verbose: str | int,
+    verbose: Verbose,
 ) -> keras.callbacks.History:
     """Does the work of `FederatedAveraging.fit_head`, where the arguments are described."""
     check_positive("l2", l2)
@@ -98,10 +98,10 @@ class _Rounds:
         source: Source,
         folder: Path,
         checkpoints: Checkpoints | None,
-        verbose: str | int,
+        verbose: Verbose,
     ) -> None:
-        bar = "auto" if verbose in ("auto", 1) else 0  # the lines of the rounds are below
-        with Progress("Clients loaded", source.waiting(source.ids), bar) as progress:
+        waiting = source.waiting(source.ids)
+        with Progress("Clients loaded", waiting, bar_only(verbose)) as progress:
             data = source.load_all(source.ids, progress)
         self._sums = Sums(data, folder)
         self.read_rows = self._sums.read_rows
@@ -168,7 +168,7 @@ def _minimize(
     objective: Callable[[np.ndarray], tuple[float, np.ndarray]],
     start: np.ndarray,
     tolerance: float,
-    verbose: str | int,
+    verbose: Verbose,
 ) -> np.ndarray:
     """Returns the minimum of a smooth convex function."""
     from scipy.optimize import minimize
@@ -187,7 +187,7 @@ def _minimize(
 def _vector_heads(model: keras.Model) -> dict[str, Head]:
     """Returns the heads of a model by name; raises unless features are a vector an example."""
     known = linear_heads(model)
-    shape = features.features_layer(model).output.shape
+    shape = features.feature_model(model).output_shape
     if len(shape) != 2:
         raise ValueError(
             "Clients solve heads on one vector of features an example. Received: features of shape "
@@ -197,7 +197,7 @@ def _vector_heads(model: keras.Model) -> dict[str, Head]:
 
 
 def _open(
-    directory: str | os.PathLike | None, model: keras.Model, source: Source, l2: float
+    directory: str | os.PathLike[str] | None, model: keras.Model, source: Source, l2: float
 ) -> Checkpoints | None:
     """Opens the folder of checkpoints, one per round."""
     if directory is None:

@@ -15,7 +15,9 @@ from keras_lp.backbones.sharing import note_training
 from keras_lp.finetuning.layerwise import check_layerwise
 from keras_lp.finetuning.lora import LoRA, add_adapters, check_adapted, fold_adapters
 from keras_lp.finetuning.rates import check_decay, decay_between, layerwise
-from keras_lp.model.assemble import HEAD, build_model, compile_tasks, make_optimizer
+from keras_lp.model.assemble import HEAD, build_model, compile_tasks
+from keras_lp.model.optimizers import make_optimizer
+from keras_lp.model.options import Options
 from keras_lp.model.scaling import fold_scales
 from keras_lp.tasks.classification import as_task
 from keras_lp.tasks.task import TaskLike
@@ -60,8 +62,8 @@ def finetune_model(
     Args:
         model: a model from any builder, or any compiled Keras model with a loss. With `task`: a
             backbone as in `lp.transfer_model`.
-        task: gives a backbone a new head for this task first, with `"avg"` pooling. Defaults to
-            None, which keeps the model's head.
+        task: gives a backbone a new head for this task first, as `lp.transfer_model` does. Defaults
+            to None, which keeps the model's head.
         trainable: `"all"`; a number n for the top n blocks besides the head; a list of layer
             names; or `"head"`. Defaults to `"all"`.
         learning_rate: the head's rate, or a Keras schedule of it, for an optimizer given by
@@ -115,9 +117,9 @@ def finetune_model(
     base_optimizer = _with_decay(optimizer, high, weight_decay)
     check_layerwise(base_optimizer)
     if task is not None:
-        base, _ = resolve_backbone(model)
-        model = compile_tasks(build_model(base, {HEAD: as_task(task)}), "sgd")
-    _check_compiled(model)
+        base, _ = resolve_backbone(model, trains=trainable not in ("head", 0))
+        model = compile_tasks(build_model(base, {HEAD: as_task(task)}, Options()), "sgd")
+    model = _check_compiled(model)
 
     below = below_head(model)
     blocks = blocks_of(below)
@@ -236,7 +238,8 @@ def _with_decay(optimizer: Any, learning_rate: Any, weight_decay: Any) -> Any:
     return type(made).from_config({**made.get_config(), "weight_decay": decay})
 
 
-def _check_compiled(model: Any) -> None:
+def _check_compiled(model: Any) -> keras.Model:
+    """Returns the model; raises unless it can be compiled again."""
     if not isinstance(model, keras.Model):
         raise TypeError(
             "finetune_model without `task` takes a compiled Keras model. Received: "
@@ -253,3 +256,4 @@ def _check_compiled(model: Any) -> None:
             "finetune_model takes a model with weights. Received: model "
             f"{model.name!r}, which is not built. Call it on a batch first."
         )
+    return model

@@ -8,14 +8,19 @@ not survive saving in nested models, the order does.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
 from keras import ops
 
+if TYPE_CHECKING:
+    _Base = keras.optimizers.Optimizer
+else:
+    _Base = object
 
-class _Layerwise:
+
+class _Layerwise(_Base):
     """Mixin over a concrete Keras optimizer."""
 
     def __init__(self, *args: Any, multipliers: Sequence[float] = (), **kwargs: Any) -> None:
@@ -120,7 +125,7 @@ class LayerwiseLion(_Layerwise, keras.optimizers.Lion):
     """`keras.optimizers.Lion` with a multiplier of the rate for each variable."""
 
 
-_LAYERWISE = {
+_LAYERWISE: dict[type[keras.optimizers.Optimizer], type[keras.optimizers.Optimizer]] = {
     keras.optimizers.SGD: LayerwiseSGD,
     keras.optimizers.Adam: LayerwiseAdam,
     keras.optimizers.AdamW: LayerwiseAdamW,
@@ -152,7 +157,9 @@ def check_layerwise(optimizer: keras.optimizers.Optimizer) -> None:
     _layerwise_class(optimizer)
 
 
-def _layerwise_class(optimizer: keras.optimizers.Optimizer) -> type:
+def _layerwise_class(
+    optimizer: keras.optimizers.Optimizer,
+) -> type[keras.optimizers.Optimizer]:
     for plain, cls in _LAYERWISE.items():
         if type(optimizer) in (plain, cls):
             return cls

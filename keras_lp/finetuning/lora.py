@@ -101,7 +101,7 @@ def add_adapters(model: keras.Model, lora: LoRA) -> None:
     revive_adapters(model)
 
 
-def save_adapters(model: keras.Model, path: str | os.PathLike) -> None:
+def save_adapters(model: keras.Model, path: str | os.PathLike[str]) -> None:
     """Saves the adapters and the head of a model, and nothing else, exactly.
 
     A `.keras` file holds the whole model, with the adapters folded into its kernels; this file
@@ -121,12 +121,12 @@ def save_adapters(model: keras.Model, path: str | os.PathLike) -> None:
     lp.save_adapters(model, "style.npz")
     ```
     """
-    arrays = {name: np.asarray(variable) for name, variable in _saved(model).items()}
+    arrays: dict[str, Any] = {name: np.asarray(v) for name, v in _saved(model).items()}
     with whole_file(path) as file:
         np.savez(file, **arrays)
 
 
-def load_adapters(model: keras.Model, path: str | os.PathLike) -> keras.Model:
+def load_adapters(model: keras.Model, path: str | os.PathLike[str]) -> keras.Model:
     """Loads what `lp.save_adapters` saved into a model, and returns it.
 
     Args:

@@ -14,7 +14,7 @@ import tensorflow as tf
 from keras_lp.model.data import as_numbers
 from keras_lp.tasks.heads import heads
 from keras_lp.tasks.regression import standardize
-from keras_lp.utils.arguments import check_positive
+from keras_lp.utils.arguments import Verbose, check_positive
 from keras_lp.utils.progress import Progress
 from keras_lp.utils.text_table import ShownAsText
 
@@ -38,7 +38,7 @@ class LearningRates(ShownAsText):
     def __str__(self) -> str:
         return f"learning rates: valley {self.valley:.2g}, steepest {self.steepest:.2g}"
 
-    def plot(self, path: str | os.PathLike | None = None) -> Any:
+    def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
         """Draws the losses over the rates, with both suggestions.
 
         Where the loss diverges at the end, the axis ends above the fall and its label says so.
@@ -84,7 +84,7 @@ def find_learning_rate(
     steps: int = 100,
     batch_size: int = 32,
     seed: int = 0,
-    verbose: str | int = "auto",
+    verbose: Verbose = "auto",
 ) -> LearningRates:
     """Trains a moment at rising learning rates, and suggests one; the model stays as it was.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import keras
 import numpy as np
@@ -14,7 +14,8 @@ from keras_lp.finetuning.finetune import finetune_model
 from keras_lp.finetuning.rate_finder import find_learning_rate
 from keras_lp.model.linear_heads import can_be_solved
 from keras_lp.transfer.linear_probe import fit_head
-from keras_lp.utils.arguments import check_positive
+from keras_lp.utils.arguments import Verbose, check_positive
+from keras_lp.utils.progress import bar_only
 from keras_lp.utils.text_table import text_table
 
 _USUAL = 1e-3  # the rate of heads that are trained, and from which the rates of layers are scaled
@@ -26,14 +27,14 @@ def fit_two_phase(
     *,
     head_epochs: int | None = None,
     epochs: int,
-    learning_rate: float | str = "auto",
+    learning_rate: float | Literal["auto"] = "auto",
     layer_decay: float = 0.7,
     weight_decay: float | None = 1e-4,
     batch_size: int = 32,
     validation_data: Any = None,
     restore_best: bool = True,
     callbacks: Sequence[keras.callbacks.Callback] | None = None,
-    verbose: Any = "auto",
+    verbose: Verbose = "auto",
 ) -> keras.callbacks.History:
     """Solves the head with the backbone frozen, then trains all layers at layerwise rates.
 
@@ -116,7 +117,7 @@ def fit_two_phase(
         for name, values in part.history.items():
             history.history.setdefault(name, []).extend(values)
 
-    settings = {"optimizer": "adamw", "weight_decay": weight_decay, "layer_decay": layer_decay}
+    settings: Any = {"optimizer": "adamw", "weight_decay": weight_decay, "layer_decay": layer_decay}
     if head_epochs != 0:
         rate = _USUAL if learning_rate == "auto" else learning_rate
         finetune_model(model, trainable="head", learning_rate=rate, **settings)
@@ -134,8 +135,9 @@ def fit_two_phase(
         fit(0, head_epochs)
     if learning_rate == "auto":
         finetune_model(model, trainable="all", learning_rate=_USUAL, **settings)
-        bar = "auto" if verbose in ("auto", 1) else 0
-        found = find_learning_rate(model, _pairs(data), batch_size=batch_size, verbose=bar)
+        found = find_learning_rate(
+            model, _pairs(data), batch_size=batch_size, verbose=bar_only(verbose)
+        )
         learning_rate = 2 * found.valley
         if verbose not in (0, False):
             print(f"Learning rate by find_learning_rate: {learning_rate:.1e}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import Any
+from typing import Any, cast
 
 import keras
 
@@ -56,12 +56,13 @@ class GradualUnfreezing(keras.callbacks.Callback):
             )
         self._optimizer = optimizer
         self._depths = depths(self.model)
-        last, needed = self._joined(self.params["epochs"] - 1), max(self._depths)
+        epochs = cast("dict[str, int]", self.params)["epochs"]
+        last, needed = self._joined(epochs - 1), max(self._depths)
         if last < needed:
             enough = needed * self.epochs_per_block + 1
             warnings.warn(
                 f"The lowest {needed - last} of {needed} blocks would never learn: their turn is "
-                f"after the last epoch. Received: epochs={self.params['epochs']}, "
+                f"after the last epoch. Received: epochs={epochs}, "
                 f"epochs_per_block={self.epochs_per_block}. Train for {math.ceil(enough)} epochs "
                 "or more, or give a smaller `epochs_per_block`.",
                 stacklevel=2,

@@ -8,19 +8,19 @@ from typing import Any
 import keras
 
 from keras_lp.backbones.blocks import blocks_of
-from keras_lp.backbones.features import CACHE_MEMORY, Features, obstacle
-from keras_lp.backbones.freezing import Trainable, choose, freeze
+from keras_lp.backbones.features import Features, obstacle
+from keras_lp.backbones.freezing import choose, freeze
 from keras_lp.backbones.images import augment
 from keras_lp.backbones.pooling import pool
 from keras_lp.backbones.resolve import BackboneLike, resolve_backbone
 from keras_lp.backbones.sharing import note_training
 from keras_lp.balancing.ways import Balancing
 from keras_lp.model.model import Model, input_structure
+from keras_lp.model.options import Options
 from keras_lp.model.scaling import is_on_features
 from keras_lp.tasks.classification import Classification
 from keras_lp.tasks.heads import Head, heads, tasks
-from keras_lp.tasks.task import Task, check_hidden_units
-from keras_lp.utils.arguments import check_choice, check_positive
+from keras_lp.tasks.task import Task
 
 HEAD = "predictions"  # the name of the head of a model with one task
 
@@ -28,74 +28,54 @@ HEAD = "predictions"  # the name of the head of a model with one task
 def build_and_compile(
     backbone: BackboneLike,
     new_tasks: Mapping[str, Task],
+    options: Options,
     *,
     single: bool,
-    input_shape: Sequence[int | None] | None,
-    image_size: int | Sequence[int] | None,
-    weights: Any,
-    backbone_kwargs: Mapping[str, Any] | None,
-    pretrained: bool | None,
-    trainable: Trainable,
-    pooling: str | None,
-    augmentation: str | keras.Layer | None,
-    hidden_units: Sequence[int],
-    dropout: float,
-    cache_features: str | bool,
-    cache_memory: int,
     balancing: Balancing | None = None,
-    learning_rate: Any,
-    optimizer: Any,
 ) -> Model:
-    """Does the work of `transfer_model` and `multitask_model`."""
-    _check_head(hidden_units, dropout)
-    by_width = learning_rate is None and optimizer in ("adam", "sgd")
-    if not by_width:  # raises before anything is built
-        optimizer = make_optimizer(optimizer, 1e-3 if learning_rate is None else learning_rate)
+    """Does the work of `transfer_model` and `multitask_model`.
+
+    Args:
+        backbone: as in `lp.transfer_model`.
+        new_tasks: as in `build_model`.
+        options: the arguments that both builders share.
+        single: as in `build_model`.
+        balancing: as in `build_model`.
+    """
     base, pretrained = resolve_backbone(
         backbone,
-        input_shape=input_shape,
-        image_size=image_size,
-        weights=weights,
-        backbone_kwargs=backbone_kwargs,
-        pretrained=pretrained,
+        input_shape=options.input_shape,
+        image_size=options.image_size,
+        weights=options.weights,
+        backbone_kwargs=options.backbone_kwargs,
+        pretrained=options.pretrained,
+        trains=options.trains_backbone,
     )
-    if not pretrained and trainable != "all":
+    if not pretrained and options.trainable != "all":
         raise ValueError(
             "A backbone that is not pretrained must train: frozen, it is a random net. Received: "
-            f"trainable={trainable!r} with "
+            f"trainable={options.trainable!r} with "
             f"{'weights=None' if isinstance(backbone, str) else 'pretrained=False'}. Give it "
             'weights, or say trainable="all" to train from scratch.'
         )
-    chosen = choose([base], blocks_of([base]), trainable)
+    chosen = choose([base], blocks_of([base]), options.trainable)
     model = build_model(
-        base,
-        new_tasks,
-        input_shape=None if image_size else input_shape,
-        pooling=pooling,
-        augmentation=augmentation,
-        hidden_units=hidden_units,
-        dropout=dropout,
-        cache_features=cache_features,
-        cache_memory=cache_memory,
-        balancing=balancing,
-        single=single,
-        frozen=not chosen,
+        base, new_tasks, options, balancing=balancing, single=single, frozen=not chosen
     )
     freeze([base], chosen, keep_statistics=pretrained)
     reason = obstacle(model)
-    if cache_features is True and reason is not None:
+    if options.cache_features is True and reason is not None:
         raise ValueError(
             "cache_features=True needs features that are the same in every epoch. Received: a "
             f"model where {reason}. Leave out `augmentation`, freeze the whole backbone "
             '(trainable="head"), or leave cache_features="auto".'
         )
-    if by_width:
-        optimizer = make_optimizer(optimizer, _default_rate(optimizer, model, frozen=not chosen))
-    return compile_tasks(model, optimizer)
+    rate = _default_rate(options.optimizer, model, frozen=not chosen)
+    return compile_tasks(model, options.make_optimizer(rate))
 
 
-def _default_rate(optimizer: str, model: Model, frozen: bool) -> float:
-    """Returns the rate of Adam or SGD for a new model.
+def _default_rate(optimizer: Any, model: Model, frozen: bool) -> float:
+    """Returns the rate of an optimizer given by name for a new model.
 
     A step of Adam moves each weight by about the rate, so it moves an output of a linear head by
     the rate times the number of features. The largest rate of SGD that is stable goes by their
@@ -105,20 +85,16 @@ def _default_rate(optimizer: str, model: Model, frozen: bool) -> float:
     linear = frozen and width is not None and all(map(is_on_features, heads(model).values()))
     if optimizer == "adam":
         return min(max(0.5 / width, 3e-4), 1e-2) if linear else 1e-3
-    return min(max(20 / width, 0.02), 0.3) if linear else 1e-2
+    if optimizer == "sgd":
+        return min(max(20 / width, 0.02), 0.3) if linear else 1e-2
+    return 1e-3
 
 
 def build_model(
     backbone: keras.Model,
     new_tasks: Mapping[str, Task],
+    options: Options,
     *,
-    input_shape: Sequence[int | None] | None = None,
-    pooling: str | None = "auto",
-    augmentation: str | keras.Layer | None = None,
-    hidden_units: Sequence[int] = (),
-    dropout: float = 0.0,
-    cache_features: str | bool = "auto",
-    cache_memory: int = CACHE_MEMORY,
     balancing: Balancing | None = None,
     single: bool = True,
     frozen: bool = False,
@@ -128,18 +104,14 @@ def build_model(
     Args:
         backbone: a headless model with one output of rank 2, 3 or 4.
         new_tasks: the tasks by name; a head, its output and its metrics carry the name.
-        input_shape: shape of an example, where the backbone leaves sizes open.
-        pooling: as in `pooling.pool`.
-        augmentation: what changes the inputs at random in training, a preset or a layer.
-        hidden_units: sizes of the dense layers (relu) of each head.
-        dropout: rate of the dropout before each head's last layer.
-        cache_features: whether `fit` computes frozen features once.
-        cache_memory: bytes that they may take in memory.
+        options: what the builders share, of which the inputs, the pooling, the augmentation, the
+            heads' layers and the caching count here.
         balancing: the layer that balances the tasks, if any.
         single: whether the output is a tensor; else it is a dict by task.
         frozen: whether the backbone will be frozen: heads of one layer then start at 0, where
             each class is as probable as any other, and scale their inputs. Defaults to False.
     """
+    input_shape = None if options.image_size else options.input_shape
     inputs = _inputs(backbone, input_shape)
     taken = {
         backbone.name,
@@ -155,13 +127,13 @@ def build_model(
             f"{sorted(taken & set(new_tasks))}. Call the task otherwise."
         )
     seen = inputs
-    if augmentation is not None:
+    if options.augmentation is not None:
         if keras.tree.is_nested(inputs):
             raise ValueError(
                 "`augmentation` needs a backbone with one input. Received: the model "
                 f"{backbone.name!r} with {len(backbone.inputs)} inputs."
             )
-        seen = augment(inputs, augmentation)
+        seen = augment(inputs, options.augmentation)
     try:
         features = backbone(seen)
     except ValueError as error:
@@ -171,18 +143,18 @@ def build_model(
         ) from error
     (features,) = keras.tree.flatten(features)
     mask = inputs.get("padding_mask") if isinstance(inputs, Mapping) else None
-    features = pool(features, pooling, mask)
-    features = Features(cache_features, cache_memory, name="features")(features)
+    features = pool(features, options.pooling, mask)
+    features = Features(options.cache_features, options.cache_memory, name="features")(features)
     if balancing is not None:
         features = balancing(features)
     outputs = {}
     for name, task in new_tasks.items():
         x = features
-        own = hidden_units if task.hidden_units is None else task.hidden_units
+        own = options.hidden_units if task.hidden_units is None else task.hidden_units
         for i, units in enumerate(own):
             x = keras.layers.Dense(units, activation="relu", name=f"{name}_hidden_{i}")(x)
-        if dropout:
-            x = keras.layers.Dropout(dropout, name=f"{name}_dropout")(x)
+        if options.dropout:
+            x = keras.layers.Dropout(options.dropout, name=f"{name}_dropout")(x)
         linear = frozen and not own
         outputs[name] = Head(
             task,
@@ -206,9 +178,9 @@ def _bias(task: Task, zero_kernel: bool) -> str:
 def compile_tasks(model: Model, optimizer: Any) -> Model:
     """Compiles a model with the losses and metrics of its tasks, and returns it."""
     known = tasks(model)
-    losses = {name: task.make_loss() for name, task in known.items()}
-    metrics = {name: task.make_metrics() for name, task in known.items()}
-    weights = {name: float(task.weight) for name, task in known.items()}
+    losses: Any = {name: task.make_loss() for name, task in known.items()}
+    metrics: Any = {name: task.make_metrics() for name, task in known.items()}
+    weights: Any = {name: float(task.weight) for name, task in known.items()}
     if not isinstance(model.output, Mapping):
         losses, metrics, weights = (
             next(iter(part.values())) for part in (losses, metrics, weights)
@@ -224,47 +196,6 @@ def compile_tasks(model: Model, optimizer: Any) -> Model:
     # Built now, so that a model saved before it has trained loads without a warning.
     model.optimizer.build(model.trainable_variables)
     return model
-
-
-def make_optimizer(optimizer: Any, learning_rate: Any) -> keras.optimizers.Optimizer:
-    """Returns a Keras optimizer from its name, or the optimizer given as it is.
-
-    Args:
-        optimizer: the name of a Keras optimizer, or an optimizer with a rate of its own.
-        learning_rate: the rate, for a name.
-
-    Raises:
-        ValueError: an unknown name.
-        TypeError: neither a name nor an optimizer.
-    """
-    if isinstance(optimizer, keras.optimizers.Optimizer):
-        return optimizer
-    if not isinstance(optimizer, str):
-        raise TypeError(
-            "`optimizer` must be the name of a Keras optimizer or an instance of one. Received: "
-            f"optimizer={optimizer!r}."
-        )
-    if not isinstance(learning_rate, keras.optimizers.schedules.LearningRateSchedule):
-        check_positive("learning_rate", learning_rate)
-        learning_rate = float(learning_rate)
-    known = {
-        name.lower(): value
-        for name, value in vars(keras.optimizers).items()
-        if isinstance(value, type)
-        and issubclass(value, keras.optimizers.Optimizer)
-        and name not in ("Optimizer", "LossScaleOptimizer", "MultiOptimizer")
-    }
-    check_choice("optimizer", optimizer.lower(), sorted(known))
-    return known[optimizer.lower()](learning_rate=learning_rate)
-
-
-def _check_head(hidden_units: Any, dropout: Any) -> None:
-    """Raises unless heads can be built from these arguments of a builder."""
-    check_hidden_units(hidden_units)
-    if not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
-        raise ValueError(
-            f"`dropout` must be a number from 0 to below 1. Received: dropout={dropout!r}."
-        )
 
 
 def _inputs(backbone: keras.Model, input_shape: Sequence[int | None] | None) -> Any:

@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import keras
 import numpy as np
@@ -19,12 +19,14 @@ import tensorflow as tf
 from keras.src.trainers.data_adapters.array_slicing import train_validation_split
 
 from keras_lp.backbones.features import (
+    Features,
     feature_batch_size,
     feature_function,
     features_layer,
     obstacle,
 )
 from keras_lp.model.data import is_arrays, is_batches
+from keras_lp.utils.arguments import Verbose
 from keras_lp.utils.files import named_errors
 
 
@@ -38,11 +40,11 @@ class FeatureCache:
         verbose: whether to show progress.
     """
 
-    def __init__(self, model: keras.Model, verbose: Any = "auto") -> None:
-        self._compute = feature_function(model)
+    def __init__(self, model: keras.Model, verbose: Verbose = "auto") -> None:
+        self._compute: Any = feature_function(model)
         self._batch_size = feature_batch_size(model)
         self._traced = model.run_eagerly
-        self._left = features_layer(model).memory
+        self._left = cast(Features, features_layer(model)).memory
         self._verbose = 1 if verbose == "auto" else int(verbose)
         self._folder: str | None = None
         self._in_files: list[np.ndarray] = []
@@ -176,7 +178,7 @@ class _Rows:
 
     def __init__(self, cache: FeatureCache) -> None:
         self._cache = cache
-        self._array: np.ndarray | None = None
+        self._array: Any = None  # an array, from the first batch on
         self._count = 0
         self._file: Any = None
         self._path = ""
@@ -248,7 +250,8 @@ def computed_once(model: keras.Model, arguments: dict[str, Any]) -> Iterator[dic
             new.update(x=x, y=y, sample_weight=weight, batch_size=size)
 
         in_arrays = isinstance(validation, (tuple, list)) and _fit_together(validation)
-        if in_arrays or (features_layer(model).cache is True and is_batches(validation)):
+        is_told = cast(Features, features_layer(model)).cache is True
+        if in_arrays or (is_told and is_batches(validation)):
             parts, own_size = cache.take(validation)
             size = arguments["validation_batch_size"] or own_size or size
             if cache.wrote_files:
@@ -280,7 +283,7 @@ def _several_steps_a_call(model: keras.Model, arguments: dict[str, Any]) -> Iter
         return
     functions = model.train_function, model.test_function
     # Those of the last `fit`, unless the model was compiled since, which makes a new tracker.
-    tracker, *several = vars(model).get("_several_steps", (None, None, None))
+    tracker, *several = model.__dict__.get("_several_steps", (None, None, None))
     if tracker is not model._loss_tracker:
         several = [None, None]
     model.train_function, model.test_function = several
@@ -288,7 +291,7 @@ def _several_steps_a_call(model: keras.Model, arguments: dict[str, Any]) -> Iter
     try:
         yield
     finally:
-        vars(model)["_several_steps"] = (
+        model.__dict__["_several_steps"] = (
             model._loss_tracker, model.train_function, model.test_function
         )  # fmt: skip
         model.steps_per_execution = 1

@@ -92,7 +92,7 @@ def check_weights(weights: Any, where: str = "") -> None:
 
 
 def check_label_names(
-    tasks: Mapping[str, Task], y: Any, where: str = "", argument: str = "y"
+    tasks: Mapping[str, Any], y: Any, where: str = "", argument: str = "y"
 ) -> None:
     """Raises `ValueError` unless labels, or another argument, are a dict by names of tasks."""
     if not isinstance(y, Mapping):
@@ -160,8 +160,8 @@ def checked_dataset(model: keras.Model, dataset: tf.data.Dataset) -> tf.data.Dat
 
     def check(x: Any, y: Any, *rest: Any) -> Any:
         def look(*flat: Any) -> np.bool_:
-            flat = [tensor.numpy() for tensor in flat]
-            xs, ys, weights = tf.nest.pack_sequence_as((x, y, rest), flat)
+            arrays = [tensor.numpy() for tensor in flat]
+            xs, ys, weights = tf.nest.pack_sequence_as((x, y, rest), arrays)
             try:
                 check_examples(model, xs, ys)
                 check_weights(weights)
@@ -174,8 +174,8 @@ def checked_dataset(model: keras.Model, dataset: tf.data.Dataset) -> tf.data.Dat
 
         seen = tf.py_function(look, tf.nest.flatten((x, y, rest)), tf.bool)
         with tf.control_dependencies([seen]):
-            x, y, *rest = tf.nest.map_structure(tf.identity, (x, y, *rest))
-        return x, label_numbers(tasks(model), y), *rest
+            x, y, *others = tf.nest.map_structure(tf.identity, (x, y, *rest))
+        return x, label_numbers(tasks(model), y), *others
 
     return dataset.map(check, num_parallel_calls=1).prefetch(tf.data.AUTOTUNE)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import keras
 import numpy as np
@@ -57,7 +57,7 @@ def balance_classes(known: Mapping[str, Head], batches: Iterable[Any]) -> None:
 
 def set_weights(head: Head, sums: np.ndarray) -> None:
     """Sets the weights of the classes of a head from what `class_sums` gave for all labels."""
-    head.class_weight.assign(head.task.balanced_weights(*np.asarray(sums, "float64")))
+    head.class_weight.assign(_classes(head).balanced_weights(*np.asarray(sums, "float64")))
 
 
 def check(known: Mapping[str, Head], class_weight: Any) -> None:
@@ -80,10 +80,10 @@ def check(known: Mapping[str, Head], class_weight: Any) -> None:
 def resolve(known: Mapping[str, Head], class_weight: Any, batches: Iterable[Any]) -> Any:
     """Returns the weight of each class of the one head; `"balanced"` by batches of labels."""
     ((name, head),) = known.items()
-    given = dataclasses.replace(head.task, class_weight=class_weight).class_weight
+    given = dataclasses.replace(_classes(head), class_weight=class_weight).class_weight
     if not isinstance(given, str):
         return given
-    return head.task.balanced_weights(*_sums(known, batches)[name])
+    return _classes(head).balanced_weights(*_sums(known, batches)[name])
 
 
 def with_class_weight(
@@ -112,6 +112,10 @@ def with_class_weight(
     x, y, weight = weigh(x, y, weight)
     new = {"x": x, "y": y, "sample_weight": weight, "validation_data": validation}
     return {**arguments, **new, "validation_split": 0.0}
+
+
+def _classes(head: Head) -> ClassTask:
+    return cast(ClassTask, head.task)  # see `check`
 
 
 class _Weighted(keras.utils.PyDataset):
@@ -147,7 +151,7 @@ def _weigher(head: Head, class_weight: Any) -> Callable[..., Any]:
         labels = ops.convert_to_tensor(y)
         if len(labels.shape) == rank and labels.shape[-1] == 1 and head.task.units > 1:
             labels = labels[..., 0]
-        weight = head.task.weights_of_labels(labels, class_weight, rank)
+        weight = _classes(head).weights_of_labels(labels, class_weight, rank)
         if sample_weight is not None:
             own = ops.cast(sample_weight, "float32")
             if len(own.shape) > len(weight.shape):  # (batch, 1) for (batch,)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import keras
 
@@ -12,7 +12,7 @@ from keras_lp.tasks.heads import tasks
 
 def has_own_losses(model: keras.Model) -> bool:
     """Whether the compiled losses are those of the tasks, with weights by name at most."""
-    losses, weights = model.loss, _config(model)["loss_weights"]
+    weights, losses = _config(model)["loss_weights"], cast(Any, model.loss)
     losses = losses if isinstance(losses, Mapping) else dict.fromkeys(tasks(model), losses)
     return (weights is None or isinstance(weights, (Mapping, int, float))) and all(
         type(losses.get(name)) is type(task.make_loss()) for name, task in tasks(model).items()
@@ -51,7 +51,7 @@ def trace_again(model: keras.Model) -> None:
         model.make_train_function(force=True)
     if model.test_function is not None:
         model.make_test_function(force=True)
-    vars(model).pop("_several_steps", None)  # of `caching`, from the last `fit`
+    model.__dict__.pop("_several_steps", None)  # of `caching`, from the last `fit`
     compiled = model._compile_config  # a federation looks whether it is a new one
     model._compile_config = type(compiled)(**compiled.config)
 

@@ -38,11 +38,8 @@ def linear_heads(model: keras.Model) -> dict[str, Head]:
             f"{hidden} with other layers below them. Build them with hidden_units=(), or train "
             "them with `fit`."
         )
-    other = {
-        name: head.task.loss
-        for name, head in known.items()
-        if getattr(head.task, "loss", "crossentropy") != "crossentropy"
-    }
+    losses = {name: getattr(head.task, "loss", "crossentropy") for name, head in known.items()}
+    other = {name: loss for name, loss in losses.items() if loss != "crossentropy"}
     if other:
         raise ValueError(
             f"fit_head minimises the crossentropy. Received: the losses {other}. Train the heads "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -25,6 +25,12 @@ from keras_lp.model.scaling import scale_features
 from keras_lp.model.short_runs import fast_statistics, unfinished
 from keras_lp.tasks.heads import heads, tasks
 from keras_lp.tasks.regression import label_batches, standardize
+from keras_lp.tasks.task import ClassWeight
+from keras_lp.utils.arguments import Verbose
+
+Callbacks = (
+    keras.callbacks.Callback | Sequence[keras.callbacks.Callback] | keras.callbacks.CallbackList
+)
 
 
 @keras.saving.register_keras_serializable("keras_lp")
@@ -61,18 +67,18 @@ class Model(keras.Model):
         y: Any = None,
         batch_size: int | None = None,
         epochs: int = 1,
-        verbose: Any = "auto",
-        callbacks: Any = None,
+        verbose: Verbose = "auto",
+        callbacks: Callbacks | None = None,
         validation_split: float = 0.0,
         validation_data: Any = None,
         shuffle: bool = True,
-        class_weight: Any = None,
+        class_weight: ClassWeight | None = None,
         sample_weight: Any = None,
         initial_epoch: int = 0,
         steps_per_epoch: int | None = None,
         validation_steps: int | None = None,
         validation_batch_size: int | None = None,
-        validation_freq: Any = 1,
+        validation_freq: int | Sequence[int] = 1,
     ) -> keras.callbacks.History:
         """Trains as `keras.Model.fit` does, after checking what it is given.
 
@@ -157,7 +163,7 @@ class Model(keras.Model):
         x: Any = None,
         y: Any = None,
         batch_size: int | None = None,
-        verbose: Any = "auto",
+        verbose: Verbose = "auto",
         sample_weight: Any = None,
         *args: Any,
         **kwargs: Any,
@@ -359,4 +365,5 @@ def _mask_missing(
             masked[name] = head.task.for_metrics(*masked[name])
     if not isinstance(y_pred, Mapping):
         return next(iter(masked.values()))
-    return tuple({name: parts[i] for name, parts in masked.items()} for i in range(3))
+    y, y_pred, weight = ({name: parts[i] for name, parts in masked.items()} for i in range(3))
+    return y, y_pred, weight

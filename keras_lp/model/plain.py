@@ -172,8 +172,8 @@ def _copy_weights(original: keras.Layer, copy: keras.Layer) -> None:
 
 def _compile(model: keras.Model, plain: keras.Model) -> None:
     known = tasks(model)
-    losses = {name: task.make_loss() for name, task in known.items()}
-    metrics = {name: [_metric(task)] for name, task in known.items()}
+    losses: Any = {name: task.make_loss() for name, task in known.items()}
+    metrics: Any = {name: [_metric(task)] for name, task in known.items()}
     if not isinstance(model.output, Mapping):
         losses, metrics = (next(iter(part.values())) for part in (losses, metrics))
     optimizer = _plain_optimizer(model.optimizer)
@@ -202,5 +202,5 @@ def _plain_optimizer(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.
     """Returns Keras's own optimizer with the same settings, without rates of layers."""
     config = optimizer.get_config()
     config.pop("multipliers", None)
-    kind = next(c for c in type(optimizer).__mro__ if c.__module__.startswith("keras."))
+    kind: Any = next(c for c in type(optimizer).__mro__ if c.__module__.startswith("keras."))
     return kind.from_config(config)

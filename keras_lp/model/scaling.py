@@ -79,7 +79,8 @@ def fold_scales(model: keras.Model) -> None:
 
 
 def _has_no_scale(head: Head) -> bool:
-    return head.scales_inputs and not np.any(head.input_mean) and np.all(head.input_scale == 1)
+    unset = not np.any(head.input_mean) and np.all(head.input_scale == 1)
+    return head.scales_inputs and bool(unset)
 
 
 def is_on_features(head: Head) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import keras
 import numpy as np
@@ -106,15 +106,15 @@ def set_thresholds(model: keras.Model, thresholds: Mapping[str, Any]) -> None:
     """Sets thresholds of tasks by name, in the heads and in the metrics of a compiled model."""
     known = heads(model)
     for name, values in thresholds.items():
-        head = known[name]
-        head.task = dataclasses.replace(head.task, thresholds=values)
+        task = cast(MultiLabel, known[name].task)
+        known[name].task = dataclasses.replace(task, thresholds=values)
     if not getattr(model, "compiled", False):
         return
     changed = False
     for name in thresholds:
         for metric in metrics_of(model, name):
             if isinstance(metric, MacroF1) and metric.name == "f1":
-                metric.thresholds = known[name].task.thresholds
+                metric.thresholds = cast(MultiLabel, known[name].task).label_thresholds
                 changed = True
     if changed:
         trace_again(model)

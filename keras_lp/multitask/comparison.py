@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import keras
 import numpy as np
@@ -16,7 +16,7 @@ from keras_lp.model.data import with_numbers
 from keras_lp.model.model import Model
 from keras_lp.tasks.heads import backbone_of, tasks
 from keras_lp.tasks.missing import is_present
-from keras_lp.utils.arguments import check_positive
+from keras_lp.utils.arguments import Verbose, check_positive
 from keras_lp.utils.progress import Progress
 from keras_lp.utils.text_table import ShownAsText, text_table
 
@@ -61,7 +61,7 @@ def compare_single_tasks(
     epochs: int,
     seeds: int = 3,
     batch_size: int = 32,
-    verbose: str | int = "auto",
+    verbose: Verbose = "auto",
 ) -> Comparison:
     """Trains a multitask model and a single-task twin for each task, and prints the gains.
 
@@ -228,13 +228,15 @@ def _labels_of(name: str, x: Any, y: Any, *weight: Any) -> tuple[Any, ...]:
 
 def _has_label(task: Any, y: Any) -> np.ndarray:
     y = np.asarray(y)
-    return np.asarray(is_present(task, y)).reshape(len(y), -1).any(axis=1)
+    present: np.ndarray = np.asarray(is_present(task, y)).reshape(len(y), -1)
+    return np.any(present, axis=1)
 
 
 def _again(model: Model) -> Model:
     """Returns the same model with new heads, compiled as it is."""
     again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(model))
-    backbone_of(again).set_weights(backbone_of(model).get_weights())
+    new, old = (cast(keras.Model, backbone_of(one)) for one in (again, model))
+    new.set_weights(old.get_weights())
     return again
 
 

@@ -8,13 +8,16 @@ from typing import Any
 
 import keras
 
-from keras_lp.backbones.features import CACHE_MEMORY
+from keras_lp.backbones.features import CACHE_MEMORY, CacheFeatures
 from keras_lp.backbones.freezing import Trainable
-from keras_lp.backbones.resolve import BackboneLike
+from keras_lp.backbones.images import AugmentationLike
+from keras_lp.backbones.pooling import Pooling
+from keras_lp.backbones.resolve import BackboneLike, Weights
 from keras_lp.balancing.balanced_step import shared_variables
-from keras_lp.balancing.ways import Balancing, as_balancing, fixed_weights
+from keras_lp.balancing.ways import BalancingLike, as_balancing, fixed_weights
 from keras_lp.model.assemble import build_and_compile
 from keras_lp.model.model import Model
+from keras_lp.model.options import Options
 from keras_lp.tasks.classification import as_task
 from keras_lp.tasks.task import TaskLike
 
@@ -25,17 +28,17 @@ def multitask_model(
     *,
     input_shape: Sequence[int | None] | None = None,
     image_size: int | Sequence[int] | None = None,
-    weights: Any = "imagenet",
+    weights: Weights = "imagenet",
     backbone_kwargs: Mapping[str, Any] | None = None,
     pretrained: bool | None = None,
     trainable: Trainable = "all",
-    pooling: str | None = "auto",
-    augmentation: str | keras.Layer | None = None,
+    pooling: Pooling | None = "auto",
+    augmentation: AugmentationLike | None = None,
     hidden_units: Sequence[int] = (),
     dropout: float = 0.0,
-    cache_features: str | bool = "auto",
+    cache_features: CacheFeatures = "auto",
     cache_memory: int = CACHE_MEMORY,
-    balancing: str | Mapping[str, float] | Balancing = "equal",
+    balancing: BalancingLike = "equal",
     learning_rate: float | keras.optimizers.schedules.LearningRateSchedule | None = None,
     optimizer: str | keras.optimizers.Optimizer = "adam",
 ) -> Model:
@@ -142,10 +145,7 @@ def multitask_model(
         name: dataclasses.replace(task, weight=task.weight * shares[name])
         for name, task in known.items()
     }
-    model = build_and_compile(
-        backbone,
-        known,
-        single=False,
+    options = Options(
         input_shape=input_shape,
         image_size=image_size,
         weights=weights,
@@ -158,10 +158,10 @@ def multitask_model(
         dropout=dropout,
         cache_features=cache_features,
         cache_memory=cache_memory,
-        balancing=layer,
         learning_rate=learning_rate,
         optimizer=optimizer,
     )
+    model = build_and_compile(backbone, known, options, single=False, balancing=layer)
     if layer is not None and layer.uses_gradients and len(known) > 1:
         shared_variables(model)
     return model

@@ -1,1 +1,1 @@
-"""What a head predicts: tasks with their losses, metrics and missing labels, and the heads."""
+"""Tasks (what a head predicts, with losses, metrics and missing labels), and the heads."""

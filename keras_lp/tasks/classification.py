@@ -1,10 +1,10 @@
-"""The classification task: one class of several."""
+"""The classification task: one of several classes."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Literal, get_args
 
 import keras
 import numpy as np
@@ -16,40 +16,49 @@ from keras_lp.tasks.missing import is_soft, mask_labels
 from keras_lp.tasks.task import REDUCTION, ClassTask, Task
 from keras_lp.utils.names import near
 
+LossName = Literal["crossentropy", "focal"]
+MetricName = Literal["f1", "balanced_accuracy", "auc"]
+
 
 @keras.saving.register_keras_serializable("keras_lp")
 @dataclasses.dataclass(frozen=True)
 class Classification(ClassTask):
-    """One class of several: the head gives logits, exports add the softmax.
+    """One of several classes. The head outputs logits; exported files add the softmax.
 
-    Labels are class numbers, `(batch,)` integers from 0 to `classes - 1`, where -1 is a missing
-    label; or names of classes, `(batch,)` strings, where an empty one is missing; or one-hot or
-    soft labels, `(batch, classes)` distributions that sum to 1, where a row of NaN or -1 is
-    missing. The loss is the crossentropy, the metric is `accuracy`, of soft labels by their most
+    Labels have one of these forms:
+
+    - class numbers, `(batch,)` integers from 0 to `classes - 1`; -1 is a missing label
+    - class names, `(batch,)` strings; an empty string is a missing label
+    - one-hot or soft labels, `(batch, classes)` distributions that sum to 1; a row of NaN or -1
+      is a missing label
+
+    The loss is the crossentropy. The metric is `accuracy`; for soft labels it uses their most
     probable class.
 
     Args:
         classes: number of classes (2 or more), or their names in the order of the numbers.
-        weight: what the loss is multiplied by in the sum of the tasks; that of `MultiLabel` is
-            the sum over its labels there. Defaults to 1.
-        class_weight: dict of weights by the number or name of a class; a class that is not in it
-            weighs 1. `"balanced"`: n / (classes * examples of the class), from the labels of the
-            first `fit`. The loss is the weighted mean; metrics are not weighted. Defaults to None.
-        loss: `"crossentropy"`; `"focal"`, which counts examples less that are already classified
-            well, with a gamma of 2 (Lin et al., 2017, arXiv:1708.02002); or a loss of Keras on
+        weight: factor of the task's loss in the sum over the tasks. For `MultiLabel`, the loss in
+            that sum is the sum over its labels. Defaults to 1.
+        class_weight: dict of weights by class number or name; classes that are not in the dict
+            have weight 1. `"balanced"` computes n / (classes * examples of the class) from the
+            labels of the first `fit`. The loss is the weighted mean; metrics are not weighted.
+            Defaults to None.
+        loss: `"crossentropy"`; `"focal"`, which down-weights examples that are already classified
+            well, with a gamma of 2 (Lin et al., 2017, arXiv:1708.02002); or a Keras loss on
             logits (`from_logits=True`). Defaults to `"crossentropy"`.
-        label_smoothing: share of each label that is spread over all classes, from 0 to below 1.
-            Defaults to 0.
-        metrics: more metrics: of Keras, which see labels `(batch,)`, logits and the weights; or by
-            name what uneven classes need: `"f1"` and `"balanced_accuracy"`, averaged over the
-            classes, and `"auc"`, the area under the ROC curve, of each class against the rest.
-            Defaults to none.
-        hidden_units: sizes of dense layers (relu) of this head. Defaults to None, which is what
+        label_smoothing: share of each label that is spread over all classes, at least 0 and below
+            1. Defaults to 0.
+        metrics: additional metrics: Keras metrics, which get labels `(batch,)`, logits and
+            weights; or names of metrics for imbalanced classes: `"f1"` and
+            `"balanced_accuracy"`, averaged over the classes, and `"auc"`, the area under the ROC
+            curve of each class against the rest. Defaults to none.
+        hidden_units: sizes of dense layers (relu) of this head. Defaults to None: the value that
             the builder was given.
 
     Raises:
-        ValueError: fewer than two classes, a name twice, or a weight or smoothing out of range.
-        TypeError: neither a number nor names; metrics that are not objects of Keras.
+        ValueError: if there are fewer than two classes, a name occurs twice, or a weight or the
+            smoothing is out of range.
+        TypeError: if `classes` is neither a number nor names, or metrics are not Keras objects.
 
     Example:
 
@@ -69,7 +78,10 @@ class Classification(ClassTask):
         "auc": ClassAUC,
     }
 
-    loss: str | keras.losses.Loss = dataclasses.field(default="crossentropy", kw_only=True)
+    loss: LossName | keras.losses.Loss = dataclasses.field(default="crossentropy", kw_only=True)
+    metrics: Sequence[keras.metrics.Metric | MetricName] = dataclasses.field(
+        default=(), kw_only=True
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -77,15 +89,15 @@ class Classification(ClassTask):
         if isinstance(loss, keras.losses.Loss):
             if self.label_smoothing:
                 raise ValueError(
-                    "A loss of Keras has its own label smoothing. Received: "
+                    "A Keras loss has its own label smoothing. Received: "
                     f"label_smoothing={self.label_smoothing} with loss={loss!r}."
                 )
             if loss.get_config().get("from_logits") is False:
                 raise ValueError(
-                    "The outputs are logits, so a loss needs from_logits=True. Received: "
+                    "The outputs are logits, so a Keras loss needs from_logits=True. Received: "
                     f"loss={type(loss).__name__} with from_logits=False."
                 )
-        elif loss not in ("crossentropy", "focal"):
+        elif loss not in get_args(LossName):
             raise ValueError(
                 '`loss` of Classification must be "crossentropy", "focal" or a keras.losses '
                 f"object. Received: loss={loss!r}."
@@ -117,7 +129,7 @@ class Classification(ClassTask):
         return np.array([0, 1], "int32")
 
     def balanced_weights(self, positives: np.ndarray, negatives: np.ndarray) -> np.ndarray:
-        """Returns n / (classes * examples of the class), 1 for a class without any."""
+        """Returns n / (classes * examples of the class), and 1 for a class without examples."""
         present = positives > 0
         mean = positives.sum() / max(present.sum(), 1)
         return np.where(present, mean / np.where(present, positives, 1), 1)
@@ -144,7 +156,7 @@ class Classification(ClassTask):
 
     def for_metrics(self, y: Any, y_pred: Any, weight: Any) -> tuple[Any, Any, Any]:
         if is_soft(y, y_pred):
-            y = tf.argmax(y, axis=-1, output_type=tf.int32)  # Keras's has no builtin of LiteRT
+            y = tf.argmax(y, axis=-1, output_type=tf.int32)  # Keras's is no LiteRT builtin
         return y, y_pred, weight
 
     def loss_on(self, loss: keras.losses.Loss, y: Any, y_pred: Any) -> keras.losses.Loss:
@@ -157,14 +169,18 @@ class Classification(ClassTask):
     def to_numbers(self, y: np.ndarray, name: str = "y") -> np.ndarray:
         if y.dtype.kind not in "OSU":
             return y
-        known = {**{one: i for i, one in enumerate(self.class_names)}, "": -1, None: -1}
+        known: dict[Any, int] = {
+            **{one: i for i, one in enumerate(self.class_names)},
+            "": -1,
+            None: -1,
+        }
         given = [one.decode() if isinstance(one, bytes) else one for one in y.ravel().tolist()]
         unknown = next((one for one in given if one not in known), None)
         if unknown is not None:
             hint = near(unknown, self.class_names) if isinstance(unknown, str) else ""
             raise ValueError(
-                f"Labels that are names must be names of classes, {list(self.class_names[:20])}"
-                f"{' and more' if self.units > 20 else ''}, or empty where the label is missing. "
+                f"Labels that are names must be class names, {list(self.class_names[:20])}"
+                f"{' and more' if self.units > 20 else ''}, or empty if the label is missing. "
                 f"Received: {name} with {unknown!r}.{hint}"
             )
         return np.array([known[one] for one in given], "int32").reshape(y.shape)
@@ -191,7 +207,7 @@ class Classification(ClassTask):
         wrong = ~np.isin(y, np.arange(-1, self.units))
         if wrong.any():
             raise ValueError(
-                f"Labels must be class numbers from 0 to {self.units - 1}, or -1 where the label "
+                f"Labels must be class numbers from 0 to {self.units - 1}, or -1 if the label "
                 f"is missing. Received: {name} with the label {y[wrong].flat[0]!s} "
                 f"({wrong.sum()} of {y.size} labels are outside). Renumber the labels or build "
                 "the model with more classes."
@@ -205,21 +221,21 @@ class Classification(ClassTask):
         wrong = ~(missing | fits)
         if wrong.any():
             raise ValueError(
-                "Labels with one number for each class must be 0 or more and sum to 1, or all be "
-                f"NaN or -1 where the label is missing. Received: {name} with "
-                f"{rows[wrong][0][:20].tolist()}. Use lp.MultiLabel where an example has several "
+                "Labels with one number per class must be 0 or more and sum to 1, or all be "
+                f"NaN or -1 if the label is missing. Received: {name} with "
+                f"{rows[wrong][0][:20].tolist()}. Use lp.MultiLabel if an example can have several "
                 "classes."
             )
 
 
 def as_task(task: Any) -> Task:
-    """Returns the task itself; an int or a list of names is short for `Classification`."""
+    """Returns a task as it is, and `Classification` of an int or a list of names."""
     if isinstance(task, Task):
         return task
     if isinstance(task, Mapping) or task is None:
         raise TypeError(
             "A task must be lp.Classification, lp.MultiLabel, lp.Regression, a number of classes "
-            f"or a list of class names. Received: task={task!r}. Several tasks in one model: "
-            "lp.multitask_model."
+            f"or a list of class names. Received: task={task!r}. For several tasks in one model, "
+            "use lp.multitask_model."
         )
     return Classification(task)

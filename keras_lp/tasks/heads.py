@@ -1,4 +1,4 @@
-"""Heads: the last layer of each task, and what its outputs mean.
+"""Heads: the last layer of each task, and the decoding of its outputs.
 
 A head carries its task in its config, so the class names survive saving, loading and cloning.
 """
@@ -21,16 +21,16 @@ from keras_lp.tasks.task import ClassTask, Task
 
 @keras.saving.register_keras_serializable("keras_lp")
 class Head(keras.layers.Dense):
-    """The last layer of one task: its logits (or values), and the task itself.
+    """The last layer of one task. It outputs logits (or values) and stores the task.
 
-    The head of a `Regression` also has the `mean` and `std` of the labels as weights that do not
-    train: its outputs are in the units of the labels, its loss is in units of `std`. A head that
-    scales its inputs has their `input_mean` and `input_scale`.
+    The head of a `Regression` also has the `mean` and `std` of the labels as non-trainable
+    weights: its outputs are in the units of the labels, its loss is in units of `std`. A head that
+    scales its inputs has the weights `input_mean` and `input_scale`.
 
     Args:
         task: the `Task` that this layer predicts.
         scales_inputs: whether `call` subtracts a mean from each input column and multiplies by a
-            scale, which `scale_inputs` sets; 0 and 1 at first. Defaults to False.
+            scale, which `scale_inputs` sets; initially 0 and 1. Defaults to False.
         **kwargs: arguments of `keras.layers.Dense`, except `units` and `activation`.
     """
 
@@ -39,7 +39,7 @@ class Head(keras.layers.Dense):
         super().__init__(task.units, **{"dtype": "float32", **kwargs})
         self.task = task
         self.scales_inputs = scales_inputs
-        # The loss over all labels of an epoch: Keras averages batches by their size.
+        # The loss over all labels of an epoch; Keras would average batches by their size.
         self.loss_mean = keras.metrics.Mean(name=f"{self.name}_loss")
 
     def build(self, input_shape: Any) -> None:
@@ -71,18 +71,18 @@ class Head(keras.layers.Dense):
 
     @property
     def is_balanced(self) -> bool:
-        """Whether the weights of the classes come from the labels of the first `fit`."""
+        """Whether the class weights are computed from the labels of the first `fit`."""
         given = getattr(self.task, "class_weight", None)
         return isinstance(given, str)  # "balanced"
 
     def set_by_fit(self) -> dict[str, Any]:
-        """Returns the weights that the first `fit` sets by name, besides those of `Regression`."""
+        """Returns the weights that the first `fit` sets, by name, except those of `Regression`."""
         names = ("input_mean", "input_scale") if self.scales_inputs else ()
         names = (*names, "class_weight") if self.is_balanced else names
         return {name: getattr(self, name) for name in names}
 
     def for_loss(self, y: Any, y_pred: Any, weight: Any) -> tuple[Any, Any, Any]:
-        """Returns what the task's `mask_missing` gave as its loss takes it, classes weighed."""
+        """Returns the output of the task's `mask_missing` for the loss, with class weights."""
         return self.task.for_loss(
             y, y_pred, weight, self.class_weight if self.is_balanced else None
         )
@@ -97,11 +97,11 @@ class Head(keras.layers.Dense):
         return outputs
 
     def scale_inputs(self, mean: np.ndarray, scale: np.ndarray) -> None:
-        """Sets what is done to the inputs; kernel and bias follow, so that no output changes.
+        """Sets the scaling of the inputs and adapts kernel and bias: the outputs do not change.
 
         Args:
-            mean: what to subtract from each column, `(columns,)`.
-            scale: what to multiply it by then, above 0.
+            mean: value to subtract from each column, `(columns,)`.
+            scale: factor that is applied after the subtraction, above 0.
         """
         kernel, bias = (np.asarray(weight, "float64") for weight in self.raw_weights())
         self.input_mean.assign(mean)
@@ -110,7 +110,7 @@ class Head(keras.layers.Dense):
         self.bias.assign(bias + mean @ kernel)
 
     def raw_weights(self) -> tuple[np.ndarray, np.ndarray]:
-        """Returns kernel and bias for inputs as they are."""
+        """Returns kernel and bias for unscaled inputs."""
         kernel, bias = (np.asarray(weight, "float64") for weight in (self.kernel, self.bias))
         if self.scales_inputs:
             kernel = kernel * np.asarray(self.input_scale, "float64")[:, None]
@@ -118,7 +118,7 @@ class Head(keras.layers.Dense):
         return kernel, bias
 
     def set_raw_weights(self, kernel: np.ndarray, bias: np.ndarray) -> None:
-        """Sets kernel and bias for inputs as they are, which are not scaled then."""
+        """Sets kernel and bias for unscaled inputs, and turns scaling off."""
         self.kernel.assign(kernel)
         self.bias.assign(bias)
         if self.scales_inputs:
@@ -138,7 +138,7 @@ class Head(keras.layers.Dense):
         return value, total
 
     def save_own_variables(self, store: Any) -> None:
-        """Saves the weights; `Dense` would save its own only."""
+        """Saves all weights; `Dense` would save only its own."""
         super().save_own_variables(store)
         if isinstance(self.task, Regression):
             store["mean"], store["std"] = self.mean, self.std
@@ -163,7 +163,7 @@ class Head(keras.layers.Dense):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Head:
-        """Makes the layer again from `get_config()`."""
+        """Creates the layer from `get_config()`."""
         task = keras.saving.deserialize_keras_object(config["task"])
         return cls(**{**config, "task": task})
 
@@ -188,23 +188,24 @@ def backbone_of(model: keras.Model) -> keras.Model | None:
 
 
 def decode_predictions(model: keras.Model, predictions: Any, top: int | None = 1) -> Any:
-    """Turns the outputs of a model into names and probabilities.
+    """Converts the outputs of a model to class names and probabilities.
 
     Args:
         model: a model that keras_lp built.
-        predictions: what `model.predict` returned: logits `(examples, classes)`, or a dict of
+        predictions: output of `model.predict`: logits `(examples, classes)`, or a dict of
             them for a multitask model.
-        top: how many classes to give for each example, the most probable first, whatever the
-            thresholds. None gives the answer: for `MultiLabel` all labels whose probability is
-            above their threshold (`lp.choose_thresholds`, else 0.5), perhaps none; for
-            `Classification` the most probable class. Defaults to 1.
+        top: number of classes per example, the most probable first, regardless of thresholds.
+            None returns the answer: for `MultiLabel` all labels whose probability is above their
+            threshold (`lp.choose_thresholds`, else 0.5), possibly none; for `Classification` the
+            most probable class. Defaults to 1.
 
     Returns:
-        For each example a list of pairs `(class name, probability)`, the most probable first; for
-        `Regression` the values as they are; for a multitask model a dict of these by task.
+        For each example a list of pairs `(class name, probability)`, the most probable first. For
+        `Regression` the unchanged values. For a multitask model a dict of these by task.
 
     Raises:
-        ValueError: a model without tasks, predictions of another shape or name, `top` below 1.
+        ValueError: if the model has no tasks, predictions have another shape or name, or `top`
+            is below 1.
 
     Example:
 

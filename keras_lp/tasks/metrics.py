@@ -1,6 +1,6 @@
-"""Metrics that rare labels and classes cannot flatter: each counts the same.
+"""Metrics for rare labels and classes: each label or class counts the same.
 
-Their states are sums over examples, so the states of several clients may be added up.
+Their states are sums over examples, so the states of several clients can be added.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from keras import ops
 
 _HALF_RANGE = 8.0  # half of the steps of LabelAUC lie between -8 and 8
-_LARGEST = 1e30  # infinite logits, such as those of masked classes, are taken for this
+_LARGEST = 1e30  # replaces infinite logits, such as those of masked classes
 
 
 def cutoffs(thresholds: Any) -> np.ndarray:
@@ -23,7 +23,7 @@ def cutoffs(thresholds: Any) -> np.ndarray:
 
 
 class _LabelMetric(keras.metrics.Metric):
-    """Base class: the state is a sum of numbers of this shape for each label."""
+    """Base class: the state is a sum with this shape for each label."""
 
     def __init__(
         self,
@@ -42,7 +42,7 @@ class _LabelMetric(keras.metrics.Metric):
         )
 
     def _flat(self, y: Any, y_pred: Any, sample_weight: Any) -> tuple[Any, Any, Any]:
-        """Returns logits and the weights of positives and negatives, `(n, labels)`."""
+        """Returns logits and the weights of positives and negatives, each `(n, labels)`."""
         y, y_pred = (
             ops.reshape(ops.cast(part, self.dtype), (-1, self.num_labels)) for part in (y, y_pred)
         )
@@ -55,7 +55,7 @@ class _LabelMetric(keras.metrics.Metric):
         return y_pred, weight * y, weight * (1 - y)
 
     def _add(self, sums: Any, step: Any, values: Any) -> None:
-        """Adds values `(n, labels, ...)` to sums by label and step, a whole number each."""
+        """Adds values `(n, labels, ...)` to sums by label and step, both integers."""
         width = sums.shape[1]
         places = ops.cast(step, "int32") + width * ops.arange(self.num_labels)
         rows = ops.reshape(values, (-1, *sums.shape[2:]))
@@ -64,7 +64,7 @@ class _LabelMetric(keras.metrics.Metric):
         sums.assign_add(ops.reshape(added, sums.shape))
 
     def _mean(self, values: Any) -> Any:
-        """Returns the mean over the labels that have a positive, 0 without one."""
+        """Returns the mean over the labels that have a positive example, 0 if none has."""
         present = ops.cast(ops.sum(self.positives, axis=-1) > 0, values.dtype)
         return ops.sum(values * present) / ops.maximum(ops.sum(present), 1)
 
@@ -81,9 +81,9 @@ class MacroF1(_LabelMetric):
 
     Args:
         num_labels: number of labels.
-        thresholds: probabilities between 0 and 1, one for each label; an entry is positive above
-            its own. Defaults to None, 0.5 for all. `lp.choose_thresholds` sets those of the metric
-            named `"f1"`.
+        thresholds: probabilities between 0 and 1, one per label; an entry is positive if it is
+            above its threshold. Defaults to None, 0.5 for all. `lp.choose_thresholds` sets those
+            of the metric named `"f1"`.
         name: name of the metric. Defaults to `"f1"`.
         dtype: dtype of the sums. Defaults to float32.
 
@@ -107,7 +107,7 @@ class MacroF1(_LabelMetric):
         self.thresholds = thresholds if thresholds is None else tuple(map(float, thresholds))
 
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
-        """Counts labels `(batch, ..., labels)` and logits of as many entries."""
+        """Counts labels `(batch, ..., labels)` and logits with the same number of entries."""
         y_pred, positive, negative = self._flat(y_true, y_pred, sample_weight)
         chosen = ops.cast(y_pred > ops.convert_to_tensor(self._cutoffs(), self.dtype), self.dtype)
         for sums, weight in ((self.positives, positive), (self.negatives, negative)):
@@ -130,7 +130,7 @@ class MacroF1(_LabelMetric):
         return {**super().get_config(), "thresholds": thresholds}
 
     def _cutoffs(self) -> np.ndarray:
-        """Returns the logits of the thresholds, rounded down: no float32 logit lies between."""
+        """Returns the logits of the thresholds, rounded down so that no float32 lies between."""
         if self.thresholds is None:
             return np.zeros(self.num_labels, "float32")
         exact = cutoffs(self.thresholds)
@@ -142,9 +142,9 @@ class MacroF1(_LabelMetric):
 class MeanAveragePrecision(_LabelMetric):
     """The area under the precision-recall curve of each label, averaged over the labels.
 
-    Average precision as scikit-learn defines it, with logits from -12 to 12 counted in `bins`
-    steps: entries within a step count as equal. With well spread logits that is within 0.005 of
-    the exact value. A label without a positive example is left out.
+    Average precision as scikit-learn defines it. Logits from -12 to 12 are counted in `bins`
+    steps, and entries within a step count as equal. With well spread logits the result is within
+    0.005 of the exact value. A label without a positive example is left out.
 
     Args:
         num_labels: number of labels.
@@ -160,14 +160,14 @@ class MeanAveragePrecision(_LabelMetric):
         self.bins = bins
 
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
-        """Counts labels `(batch, ..., labels)` and logits of as many entries."""
+        """Counts labels `(batch, ..., labels)` and logits with the same number of entries."""
         y_pred, *weights = self._flat(y_true, y_pred, sample_weight)
         step = ops.clip(ops.floor((y_pred + 12) / 24 * self.bins), 0, self.bins - 1)
         for sums, weight in zip((self.positives, self.negatives), weights, strict=True):
             self._add(sums, step, weight)
 
     def result(self) -> Any:
-        """Returns the mean of the sums of precision times what recall gains at each step."""
+        """Returns the mean of the sums of precision times increase in recall over the steps."""
         gained = ops.flip(self.positives, axis=-1)
         found = ops.cumsum(gained, axis=-1)
         chosen = found + ops.cumsum(ops.flip(self.negatives, axis=-1), axis=-1)
@@ -185,11 +185,12 @@ class MeanAveragePrecision(_LabelMetric):
 class LabelAUC(_LabelMetric):
     """The area under the ROC curve of each label, averaged over the labels.
 
-    As scikit-learn's `roc_auc_score(..., average="macro")`, within 1e-6 where the logits spread
-    over 1 or more, 1e-4 over 0.1. Logits are counted in `bins` steps, which are narrow where
-    logits are small. Of the positive entries of a step the metric knows number, mean and spread,
-    and takes them for two points that have these; of the negative ones too. So one or two entries
-    are exactly where they were. A label without a positive and a negative entry is left out.
+    Agrees with scikit-learn's `roc_auc_score(..., average="macro")` within 1e-6 if the logits
+    spread over 1 or more, and within 1e-4 if they spread over 0.1. Logits are counted in `bins`
+    steps, which are narrow for small logits. For the positive entries of a step, and separately
+    for the negative ones, the metric stores number, mean and spread, and treats them as two points
+    with this mean and spread. One or two entries are therefore exact. A label that lacks positive
+    or negative entries is left out.
 
     Args:
         num_labels: number of labels.
@@ -206,7 +207,7 @@ class LabelAUC(_LabelMetric):
         super().__init__(num_labels, name, (self.bins, 3), dtype, "float64")
 
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
-        """Counts labels `(batch, ..., labels)` and logits of as many entries."""
+        """Counts labels `(batch, ..., labels)` and logits with the same number of entries."""
         y_pred, *weights = self._flat(y_true, y_pred, sample_weight)
         y_pred = ops.clip(ops.cast(y_pred, "float64"), -_LARGEST, _LARGEST)
         place = (y_pred / (_HALF_RANGE + ops.abs(y_pred)) + 1) / 2 * self.bins
@@ -217,9 +218,9 @@ class LabelAUC(_LabelMetric):
             self._add(sums, step, ops.cast(weight, "float64")[..., None] * moments)
 
     def result(self) -> Any:
-        """Returns the mean share of pairs of a positive and a negative that are in order."""
+        """Returns the mean share of (positive, negative) pairs that are in order."""
         (positives, *high), (negatives, *low) = map(_two_points, (self.positives, self.negatives))
-        # Points closer than 1e-5 of a step are one: sums in another order differ as little.
+        # Points closer than 1e-5 of a step are one point: sums in another order differ as little.
         in_order = sum(
             (1 + ops.clip((above - below) * 1e5, -1, 1)) / 2 for above in high for below in low
         )
@@ -235,7 +236,7 @@ class LabelAUC(_LabelMetric):
 
 
 def _two_points(sums: Any) -> tuple[Any, Any, Any]:
-    """Returns the weight, and two points of the mean and the spread, of what was added up."""
+    """Returns the weight of the sums, and two points with their mean and spread."""
     weight = sums[..., 0]
     known = ops.where(weight > 0, weight, 1)
     mean = sums[..., 1] / known
@@ -247,15 +248,15 @@ def _two_points(sums: Any) -> tuple[Any, Any, Any]:
 class ClassAUC(LabelAUC):
     """The area under the ROC curve of each class against the rest, averaged over the classes.
 
-    As scikit-learn's `roc_auc_score(..., multi_class="ovr")`; of two classes the area of the
-    second. See `LabelAUC` for the precision and the arguments.
+    Agrees with scikit-learn's `roc_auc_score(..., multi_class="ovr")`; for two classes, the area
+    of the second. See `LabelAUC` for the precision and the arguments.
     """
 
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
         """Counts class numbers `(batch, ...)` and logits `(batch, ..., classes)`."""
         y_pred = ops.cast(y_pred, self.dtype)
         own = ops.one_hot(ops.cast(y_true, "int32"), self.num_labels)
-        # The logit of the probability of a class: its own one against those of all others.
+        # The log odds of a class: its logit against those of all other classes.
         others = ops.where(ops.eye(self.num_labels) > 0, -float("inf"), y_pred[..., None, :])
         super().update_state(own, y_pred - ops.logsumexp(others, axis=-1), sample_weight)
 
@@ -293,7 +294,7 @@ class _ClassMetric(keras.metrics.Metric):
 class ClassF1(_ClassMetric):
     """The F1 score of each class, averaged over the classes that occur.
 
-    As scikit-learn's `f1_score(..., average="macro")`.
+    Agrees with scikit-learn's `f1_score(..., average="macro")`.
 
     Args:
         num_classes: number of classes.
@@ -314,9 +315,9 @@ class ClassF1(_ClassMetric):
 
 @keras.saving.register_keras_serializable("keras_lp")
 class BalancedAccuracy(_ClassMetric):
-    """The share of each class's examples that are found, averaged over the classes with examples.
+    """The recall of each class, averaged over the classes with examples.
 
-    As scikit-learn's `balanced_accuracy_score`.
+    Agrees with scikit-learn's `balanced_accuracy_score`.
 
     Args:
         num_classes: number of classes.

@@ -1,4 +1,4 @@
-"""Missing labels: replaced by a valid value of weight 0, before a loss or a metric sees them."""
+"""Missing labels: replaced by a valid value of weight 0 before a loss or metric gets them."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from keras import ops
 
 
 def is_present(task: Any, y: Any) -> Any:
-    """Returns a boolean tensor, False where a label is missing: NaN, and -1 of classes."""
+    """Returns a boolean tensor, False for missing labels: NaN, and -1 for class labels."""
     if math.isnan(task.missing):
         return ops.logical_not(ops.isnan(y))
     return ops.greater_equal(y, ops.zeros_like(y))
 
 
 def is_soft(y: Any, y_pred: Any) -> bool:
-    """Whether labels of a `Classification` are distributions over the classes, as outputs are."""
+    """Whether labels of a `Classification` are distributions, of the same rank as the outputs."""
     shape = tuple(y.shape)
     return len(shape) == len(y_pred.shape) and shape[-1] == y_pred.shape[-1]
 
@@ -26,7 +26,7 @@ def is_soft(y: Any, y_pred: Any) -> bool:
 def mask_labels(task: Any, y: Any, y_pred: Any, sample_weight: Any) -> tuple[Any, Any, Any]:
     """Masks whole labels of `(batch, ..., units)` outputs.
 
-    Class numbers, or names, come back as `(batch, ...)` numbers; distributions as they are.
+    Returns class numbers or names as `(batch, ...)` numbers, and distributions unchanged.
     """
     if y is not None:
         y = name_numbers(task, ops.convert_to_tensor(y))
@@ -46,8 +46,8 @@ def mask_labels(task: Any, y: Any, y_pred: Any, sample_weight: Any) -> tuple[Any
 def mask_entries(task: Any, y: Any, y_pred: Any, sample_weight: Any) -> tuple[Any, Any, Any]:
     """Masks single entries of `(batch, ..., units)` labels.
 
-    Losses and metrics average the last axis before they weigh, so each entry gets an axis of its
-    own: labels and outputs come back as `(batch, ..., units, 1)`.
+    Losses and metrics average over the last axis before they apply weights, so each entry gets
+    its own axis: labels and outputs are returned as `(batch, ..., units, 1)`.
     """
     y = _labels(task, y, y_pred.shape, ops.shape(y_pred))
     y = ops.cast(y, y_pred.dtype)
@@ -57,9 +57,9 @@ def mask_entries(task: Any, y: Any, y_pred: Any, sample_weight: Any) -> tuple[An
 
 
 def _distributions(y: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
-    """Returns distributions for labels of either form.
+    """Returns labels of either form as distributions.
 
-    Keras traces a step for labels of any rank once a model was trained with both forms.
+    Keras traces a step for labels of any rank if a model is trained with both forms.
     """
     shape = tf.shape(y_pred)
 
@@ -73,7 +73,7 @@ def _distributions(y: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
 
 
 def _labels(task: Any, y: Any, expected: Any, shape: Any) -> Any:
-    """Returns labels in the shape of the outputs; a last axis of 1 may be there or not."""
+    """Returns labels in the shape of the outputs, with or without a last axis of 1."""
     if y is None:
         return ops.full(shape, task.missing)
     y = ops.convert_to_tensor(y)
@@ -94,7 +94,7 @@ def _is_string(y: Any) -> bool:
 
 
 def name_numbers(task: Any, y: Any) -> Any:
-    """Returns class numbers for names, -1 for an empty one; other labels as they are."""
+    """Returns class numbers for class names, -1 for an empty one; other labels unchanged."""
     if not _is_string(y):
         return y
     equal = tf.equal(y[..., None], tf.constant(task.class_names))

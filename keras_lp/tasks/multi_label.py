@@ -1,10 +1,10 @@
-"""The multi-label task: any number of labels at once."""
+"""The multi-label task: any number of labels per example."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, cast
 
 import keras
 import numpy as np
@@ -18,34 +18,34 @@ from keras_lp.tasks.task import REDUCTION, ClassTask, is_number
 @keras.saving.register_keras_serializable("keras_lp")
 @dataclasses.dataclass(frozen=True)
 class MultiLabel(ClassTask):
-    """Any number of labels at once: the head gives logits, exports add the sigmoid.
+    """Any number of labels per example. The head outputs logits; exported files add the sigmoid.
 
-    Labels are `(batch, classes)` of 0 and 1; an entry of -1 is missing, entry by entry. The loss
-    is the binary crossentropy, its mean over the entries; with other tasks the mean counts once
-    for each label, `classes` times. The metrics are `f1`, the F1 score above the thresholds,
-    and `map`, the average precision, both averaged over the labels that have a positive example.
+    Labels are `(batch, classes)` of 0 and 1; single entries may be missing (-1). The loss is the
+    mean binary crossentropy over the entries. With other tasks, the mean counts once per label,
+    `classes` times in total. The metrics are `f1`, the F1 score above the thresholds, and `map`,
+    the average precision, both averaged over the labels that have a positive example.
 
     Args:
         classes: number of labels, or their names in order.
         weight: as in `lp.Classification`.
-        class_weight: dict of weights of the positive entries by the number or name of a label;
-            negative ones weigh 1. `"balanced"`: negative entries / positive ones of the label,
-            from the labels of the first `fit`. Defaults to None.
-        label_smoothing: moves the targets from 0 and 1 to half of it and 1 less half of it.
-            Defaults to 0.
-        thresholds: the probability above which a label is predicted, between 0 and 1: a number
-            for all labels, a list with one for each label, or a dict by the number or name of a
-            label, where those not in it have 0.5. The loss does not use them; `f1`,
+        class_weight: dict of weights of the positive entries by label number or name; negative
+            entries have weight 1. `"balanced"` computes negative entries / positive entries of
+            the label from the labels of the first `fit`. Defaults to None.
+        label_smoothing: s moves the targets from 0 and 1 to s / 2 and 1 - s / 2. Defaults to 0.
+        thresholds: probability between 0 and 1 above which a label is predicted: a number for all
+            labels, a list with one number per label, or a dict by label number or name (labels
+            that are not in the dict have 0.5). The loss does not use them; `f1`,
             `lp.decode_predictions` and exported files do, and `lp.choose_thresholds` sets them.
             Defaults to None, 0.5 for all.
-        metrics: more metrics: of Keras, which see single entries, labels and logits of shape
-            `(batch, classes, 1)`; or `"auc"`, the area under the ROC curve, averaged over the
-            labels. Defaults to none.
+        metrics: additional metrics: Keras metrics, which get single entries, labels and logits of
+            shape `(batch, classes, 1)`; or `"auc"`, the area under the ROC curve, averaged over
+            the labels. Defaults to none.
         hidden_units: as in `lp.Classification`.
 
     Raises:
-        ValueError: no label, a name twice, or a weight, smoothing or threshold out of range.
-        TypeError: neither a number nor names; metrics that are not objects of Keras.
+        ValueError: if there is no label, a name occurs twice, or a weight, the smoothing or a
+            threshold is out of range.
+        TypeError: if `classes` is neither a number nor names, or metrics are not Keras objects.
 
     Example:
 
@@ -60,8 +60,11 @@ class MultiLabel(ClassTask):
     activation: ClassVar[str] = "sigmoid"
     named_metrics: ClassVar[Mapping[str, Callable[[int], keras.metrics.Metric]]] = {"auc": LabelAUC}
 
-    thresholds: float | Mapping[int | str, float] | Sequence[float] | None = dataclasses.field(
+    thresholds: float | Mapping[Any, float] | Sequence[float] | None = dataclasses.field(
         default=None, kw_only=True
+    )
+    metrics: Sequence[keras.metrics.Metric | Literal["auc"]] = dataclasses.field(
+        default=(), kw_only=True
     )
 
     def __post_init__(self) -> None:
@@ -78,7 +81,7 @@ class MultiLabel(ClassTask):
         )
 
     def make_metrics(self) -> list[keras.metrics.Metric]:
-        own = [MacroF1(self.units, self.thresholds), MeanAveragePrecision(self.units)]
+        own = [MacroF1(self.units, self.label_thresholds), MeanAveragePrecision(self.units)]
         return [*own, *self._new_metrics()]
 
     def is_predicted(self, logits: Any) -> np.ndarray:
@@ -89,7 +92,7 @@ class MultiLabel(ClassTask):
         return mask_entries(self, y, y_pred, sample_weight)
 
     def balanced_weights(self, positives: np.ndarray, negatives: np.ndarray) -> np.ndarray:
-        """Returns negative entries / positive ones of each label, 1 without one of either."""
+        """Returns negative / positive entries of each label, 1 if it lacks either."""
         both = (positives > 0) & (negatives > 0)
         return np.where(both, negatives / np.where(both, positives, 1), 1)
 
@@ -109,19 +112,24 @@ class MultiLabel(ClassTask):
         super().check_labels(y, name)
         if y.ndim < 2 or y.shape[-1] != self.units:
             raise ValueError(
-                f"Labels of MultiLabel have one entry a class, shape (examples, {self.units}). "
+                f"Labels of MultiLabel have one entry per class, shape (examples, {self.units}). "
                 f"Received: {name} of shape {y.shape}."
             )
         wrong = ~((y == -1) | ((y >= 0) & (y <= 1)))
         if wrong.any():
             raise ValueError(
-                "Labels of MultiLabel must be 0 or 1, or -1 where the label is missing. "
+                "Labels of MultiLabel must be 0 or 1, or -1 if the label is missing. "
                 f"Received: {name} with the value {y[wrong].flat[0]!s}."
             )
 
     @property
+    def label_thresholds(self) -> tuple[float, ...] | None:
+        """The threshold of each label, None where none are set."""
+        return cast("tuple[float, ...] | None", self.thresholds)  # see `__post_init__`
+
+    @property
     def probability_thresholds(self) -> np.ndarray:
-        """The thresholds as an array, `(classes,)`, 0.5 where none are set."""
+        """The thresholds as an array, `(classes,)`; 0.5 if none are set."""
         given = (0.5,) * self.units if self.thresholds is None else self.thresholds
         return np.array(given, "float64")
 
@@ -137,7 +145,7 @@ class MultiLabel(ClassTask):
             if len(values) != self.units:
                 raise ValueError(
                     "`thresholds` of MultiLabel must be a number for all labels, a list with one "
-                    "for each label, or a dict by the number or name of a label. Received: "
+                    "number per label, or a dict by label number or name. Received: "
                     f"thresholds={given!r} for {self.units} labels."
                 )
             given = dict(enumerate(values))
@@ -145,6 +153,6 @@ class MultiLabel(ClassTask):
             given,
             0.5,
             lambda value: 0 < value < 1,
-            "`thresholds` of MultiLabel must be probabilities above 0 and below 1, by the number "
-            "or name of the label.",
+            "`thresholds` of MultiLabel must be probabilities above 0 and below 1, by label number "
+            "or name.",
         )

@@ -1,4 +1,4 @@
-"""Numbers as a task, standardised inside: the head speaks in the units of the labels."""
+"""The regression task: targets are standardised, outputs are in the units of the labels."""
 
 from __future__ import annotations
 
@@ -19,32 +19,34 @@ from keras_lp.tasks.task import REDUCTION, Task
 @keras.saving.register_keras_serializable("keras_lp")
 @dataclasses.dataclass(frozen=True)
 class Regression(Task):
-    """Numbers: the head gives them in the units of the labels.
+    """One or more numbers. The head outputs them in the units of the labels.
 
-    Labels are `(batch,)` or `(batch, units)` floats; NaN is a missing label, entry by entry. The
+    Labels are `(batch,)` or `(batch, units)` floats; single entries may be missing (NaN). The
     metric is `mae`, the mean absolute error in the units of the labels. The loss is the squared
-    error in units of the labels' standard deviation, so that it is of the size of other tasks'
-    losses and the head has little to learn of the scale: 1 is what the best constant prediction
-    has. It is the mean over the units, also with other tasks: squared errors of many numbers
-    would drown them.
+    error in units of the labels' standard deviation; the best constant prediction has a loss of
+    1. It is therefore comparable with the losses of other tasks, and the head does not need to
+    learn the scale. The loss is the mean over the units, also with other tasks: a sum of many
+    squared errors would dominate them.
 
-    Mean and deviation of each unit are taken from the training labels by the first `fit` (of
-    arrays, a data set or a `PyDataset`; data sets are gone through once for it) and stay; they are
-    weights of the head. What does not call `fit` (`train_on_batch`, a generator, clients of a
-    federation) needs them given, else the labels are taken as they are.
+    The first `fit` computes mean and standard deviation of each unit from the training labels
+    (arrays, a data set or a `PyDataset`; a data set is read once for this). They are weights of
+    the head and do not change afterwards. Without such a `fit` (`train_on_batch`, a generator,
+    clients of a federation), pass `mean` and `std`; otherwise the labels are not standardised.
 
     Args:
         units: how many numbers the head predicts. Defaults to 1.
-        mean: mean of the labels, a number or one per unit, if you know it. Defaults to None.
-        std: their standard deviation, above 0; given together with `mean`. Defaults to None.
+        mean: mean of the labels if it is known, a number or one per unit. Defaults to None.
+        std: standard deviation of the labels, above 0; passed together with `mean`. Defaults to
+            None.
         weight: as in `lp.Classification`.
-        metrics: more Keras metrics; they see single entries, labels and outputs of
+        metrics: additional Keras metrics; they get single entries, labels and outputs of
             shape `(batch, units, 1)`. Defaults to none.
         hidden_units: as in `lp.Classification`.
 
     Raises:
-        ValueError: `units` below 1; `mean` without `std`, or not as many as units.
-        TypeError: metrics that are not objects of Keras.
+        ValueError: if `units` is below 1, `mean` is passed without `std`, or their length differs
+            from `units`.
+        TypeError: if metrics are not Keras objects.
 
     Example:
 
@@ -55,8 +57,8 @@ class Regression(Task):
 
     missing: ClassVar[float] = float("nan")
 
-    # The property of the base class is a field here.
-    units: int = 1  # type: ignore[assignment]
+    # A property in the base class, a field here.
+    units: int = 1
     mean: float | Sequence[float] | None = dataclasses.field(default=None, kw_only=True)
     std: float | Sequence[float] | None = dataclasses.field(default=None, kw_only=True)
 
@@ -79,7 +81,7 @@ class Regression(Task):
             fits = False
         if not fits:
             raise ValueError(
-                "Regression takes `mean` and `std` (above 0) together, numbers or one for each of "
+                "Regression takes `mean` and `std` (above 0) together, numbers or one per unit for "
                 f"its {self.units} units. Received: mean={self.mean!r}, std={self.std!r}."
             )
         object.__setattr__(self, "mean", tuple(mean.tolist()))
@@ -98,18 +100,18 @@ class Regression(Task):
         super().check_labels(y, name)
         if np.isinf(y).any():
             raise ValueError(
-                f"Labels of Regression must be finite, or NaN where the label is missing. "
+                f"Labels of Regression must be finite, or NaN if the label is missing. "
                 f"Received: {name} with {np.isinf(y).sum()} infinite values."
             )
 
 
 def standardize(heads: Mapping[str, Any], batches: Iterable[Any]) -> None:
-    """Sets mean and deviation of regression heads from labels.
+    """Sets mean and standard deviation of regression heads from labels.
 
     Args:
-        heads: the heads of a model by task; those of another task, or with a mean and deviation
-            already, stay.
-        batches: batches of labels: arrays, or dicts of them by task.
+        heads: the heads of a model by task. Heads of other tasks, and heads that already have a
+            mean and standard deviation, are unchanged.
+        batches: batches of labels: arrays, or dicts of arrays by task.
     """
     waiting = {name: head for name, head in heads.items() if _is_waiting(head)}
     if not waiting:
@@ -122,7 +124,7 @@ def standardize(heads: Mapping[str, Any], batches: Iterable[Any]) -> None:
             if labels.get(name) is None:
                 continue
             y = np.asarray(labels[name], "float64").reshape(-1, head.task.units)
-            # Around a value near the mean: squares of the labels themselves would cancel.
+            # Shifted by a value near the mean to avoid cancellation of large squares.
             shift = shifts.setdefault(name, _first_present(y))
             y = y - shift
             sums[name] += [(~np.isnan(y)).sum(0), np.nansum(y, 0), np.nansum(y**2, 0)]
@@ -136,9 +138,9 @@ def standardize(heads: Mapping[str, Any], batches: Iterable[Any]) -> None:
 
 
 def label_batches(arguments: Mapping[str, Any]) -> Iterable[Any]:
-    """Yields the labels that a `fit` with these arguments trains on.
+    """Yields the labels that `fit` trains on with these arguments.
 
-    Nothing comes from what can be read only once.
+    Yields nothing for data that can be read only once.
     """
     x, y, split = (arguments[name] for name in ("x", "y", "validation_split"))
     if y is not None:
@@ -155,14 +157,14 @@ def label_batches(arguments: Mapping[str, Any]) -> Iterable[Any]:
 
 
 def _is_waiting(head: Any) -> bool:
-    """Whether a head could be standardised and is not yet."""
+    """Whether a head is to be standardised and has not been yet."""
     task = head.task
     if not isinstance(task, Regression) or task.mean is not None:
         return False
-    return not np.any(head.mean) and np.all(np.equal(head.std, 1))
+    return bool(not np.any(head.mean) and np.all(np.equal(head.std, 1)))
 
 
 def _first_present(y: np.ndarray) -> np.ndarray:
-    """Returns the first label present of each unit, 0 where none is."""
+    """Returns the first label that is present of each unit, 0 if there is none."""
     rows = np.argmax(~np.isnan(y), axis=0)
     return np.nan_to_num(y[rows, np.arange(y.shape[1])]) if len(y) else np.zeros(y.shape[1])

@@ -1,4 +1,4 @@
-"""Tasks: what one head predicts, with its loss, its metrics and its missing labels.
+"""Tasks: what one head predicts, with its loss, metrics and missing labels.
 
 A task is a small immutable object; the head layer of a model carries it in its config.
 """
@@ -9,7 +9,7 @@ import abc
 import dataclasses
 import numbers
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, TypeGuard
 
 import keras
 import numpy as np
@@ -18,16 +18,17 @@ from keras import ops
 from keras_lp.utils.names import near
 
 Classes = int | Sequence[str]
+ClassWeight = Mapping[Any, float] | Literal["balanced"]
 
-REDUCTION = "mean_with_sample_weight"  # the mean over the labels present
+REDUCTION = "mean_with_sample_weight"  # the mean over the labels that are present
 
 
 @dataclasses.dataclass(frozen=True)
 class Task(abc.ABC):
     """Base class of `Classification`, `MultiLabel` and `Regression`."""
 
-    activation: ClassVar[str] = "linear"  # what an export adds to the head's output
-    missing: ClassVar[float] = -1  # the value of a label that is not known
+    activation: ClassVar[str] = "linear"  # what an export applies to the head's output
+    missing: ClassVar[float] = -1  # the value of a missing label
     named_metrics: ClassVar[Mapping[str, Callable[[int], keras.metrics.Metric]]] = {}
 
     weight: float = dataclasses.field(default=1.0, kw_only=True)
@@ -46,15 +47,15 @@ class Task(abc.ABC):
         if not listed or not all(isinstance(metric, known) for metric in metrics):
             raise TypeError(
                 f"The `metrics` of {kind} must be a list of keras.metrics objects, or of the names "
-                f"{list(self.named_metrics)}. Received: metrics={metrics!r}. Its own metric is "
-                "there without being named."
+                f"{list(self.named_metrics)}. Received: metrics={metrics!r}. The task's own metric "
+                "is always included."
             )
         for name in metrics:
             if isinstance(name, str) and name not in self.named_metrics:
                 raise ValueError(
-                    f"Metrics of {kind} by name are {list(self.named_metrics)}. Received: "
-                    f"{name!r}.{near(name, self.named_metrics)} Others are objects of "
-                    "keras.metrics."
+                    f"Metric names of {kind} are {list(self.named_metrics)}. Received: "
+                    f"{name!r}.{near(name, self.named_metrics)} Pass other metrics as "
+                    "keras.metrics objects."
                 )
         object.__setattr__(self, "metrics", tuple(metrics))
         if self.hidden_units is not None:
@@ -68,12 +69,12 @@ class Task(abc.ABC):
 
     @property
     def label_count(self) -> int:
-        """How often the mean loss counts in the sum over tasks."""
+        """How many times the mean loss counts in the sum over tasks."""
         return 1
 
     @abc.abstractmethod
     def make_loss(self) -> keras.losses.Loss:
-        """Returns the loss on what `for_loss` gives, averaged over the labels present."""
+        """Returns the loss for the output of `for_loss`, averaged over the labels present."""
 
     @abc.abstractmethod
     def make_metrics(self) -> list[keras.metrics.Metric]:
@@ -84,9 +85,9 @@ class Task(abc.ABC):
         """Replaces missing labels by a valid value of weight 0.
 
         Args:
-            y: labels, or None where the whole batch lacks this task.
+            y: labels, or None if the whole batch lacks this task.
             y_pred: the head's output, `(batch, ..., units)`.
-            sample_weight: weights, `(batch,)` or one for each label. Defaults to 1.
+            sample_weight: weights, `(batch,)` or one per label. Defaults to 1.
 
         Returns:
             `(y, y_pred, weight)`, shaped for the loss and the metrics of this task.
@@ -95,40 +96,40 @@ class Task(abc.ABC):
     def for_loss(
         self, y: Any, y_pred: Any, weight: Any, class_weight: Any = None
     ) -> tuple[Any, Any, Any]:
-        """Returns what `mask_missing` gave as the loss takes it, with the weights of classes.
+        """Returns the output of `mask_missing` in the form for the loss, with class weights.
 
         Args:
             y: labels.
             y_pred: outputs.
             weight: their weights.
-            class_weight: weights of the classes, `(classes,)`. Defaults to None, the task's own.
+            class_weight: weights of the classes, `(classes,)`. Defaults to None: the task's own.
         """
         return y, y_pred, weight
 
     def for_metrics(self, y: Any, y_pred: Any, weight: Any) -> tuple[Any, Any, Any]:
-        """Returns what `mask_missing` gave as the metrics take it."""
+        """Returns the output of `mask_missing` in the form for the metrics."""
         return y, y_pred, weight
 
     def loss_on(self, loss: keras.losses.Loss, y: Any, y_pred: Any) -> keras.losses.Loss:
-        """Returns a loss in the form that labels from `for_loss` need."""
+        """Returns the loss in the form that fits labels from `for_loss`."""
         return loss
 
     def to_numbers(self, y: np.ndarray, name: str = "y") -> np.ndarray:
-        """Returns labels as numbers, where they may be names; raises for an unknown one."""
+        """Converts labels that are names to numbers; raises an error for an unknown name."""
         return y
 
     def check_labels(self, y: np.ndarray, name: str = "y", steps: int = 0) -> None:
-        """Raises if an array of labels holds something that this task cannot learn from.
+        """Raises an error if an array contains labels that this task cannot learn from.
 
         Args:
             y: labels of any number of examples.
-            name: how the error calls the labels.
-            steps: how many axes an example's class numbers have, 1 for a label for each step of
+            name: name of the labels in the error.
+            steps: number of axes of an example's class numbers, 1 for a label per step of
                 a sequence. Defaults to 0.
 
         Raises:
-            ValueError: a label outside the classes, or not finite.
-            TypeError: labels that are not numbers.
+            ValueError: if a label is outside the classes, or not finite.
+            TypeError: if labels are not numbers.
         """
         if not np.issubdtype(y.dtype, np.number) and y.dtype != bool:
             raise TypeError(
@@ -147,7 +148,7 @@ class Task(abc.ABC):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Task:
-        """Makes the task again from `get_config()`."""
+        """Creates the task from `get_config()`."""
         metrics = [
             m if isinstance(m, str) else keras.saving.deserialize_keras_object(m)
             for m in config.get("metrics", ())
@@ -174,12 +175,12 @@ class Task(abc.ABC):
             metric.update_state(y, y_pred, weight)
             metric.result()
         except Exception as error:
-            by_name = f" By name there are {list(self.named_metrics)}." * bool(self.named_metrics)
+            by_name = f" Metric names are {list(self.named_metrics)}." * bool(self.named_metrics)
             raise ValueError(
                 f"A metric of {type(self).__name__} must take labels of shape {tuple(y.shape)} and "
                 f"outputs before any activation of shape {tuple(y_pred.shape)}, here for 2 "
-                f"examples. Received: {metric.name!r} of type {type(metric).__name__}, which says: "
-                f"{str(error).splitlines()[0]}.{by_name}"
+                f"examples. Received: {metric.name!r} of type {type(metric).__name__}, which fails "
+                f"with: {str(error).splitlines()[0]}.{by_name}"
             ) from error
 
     def _some_labels(self) -> np.ndarray:
@@ -198,7 +199,7 @@ class ClassTask(Task):
     """Base class of the tasks whose outputs are classes."""
 
     classes: Classes
-    class_weight: Mapping[int | str, float] | Sequence[float] | str | None = dataclasses.field(
+    class_weight: ClassWeight | Sequence[float] | None = dataclasses.field(
         default=None, kw_only=True
     )
     label_smoothing: float = dataclasses.field(default=0.0, kw_only=True)
@@ -210,8 +211,8 @@ class ClassTask(Task):
         kind = type(self).__name__
         classes = self.classes
         if isinstance(classes, numbers.Integral) and not isinstance(classes, bool):
-            object.__setattr__(self, "classes", int(classes))
-            number = self.classes
+            number = int(classes)
+            object.__setattr__(self, "classes", number)
         elif isinstance(classes, Sequence) and not isinstance(classes, (str, bytes)):
             if not all(isinstance(name, str) for name in classes):
                 raise TypeError(
@@ -253,28 +254,28 @@ class ClassTask(Task):
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The names given, else "0", "1", ..."""
+        """The given names, else "0", "1", ..."""
         if isinstance(self.classes, int):
             return tuple(str(i) for i in range(self.classes))
-        return self.classes
+        return tuple(self.classes)
 
     def _by_class(
         self, given: Mapping[Any, Any], default: float, fits: Callable[[Any], bool], rule: str
     ) -> tuple[float, ...]:
-        """Returns a number for each class from a dict by number or name.
+        """Returns one number per class from a dict by class number or name.
 
         Args:
             given: the dict.
-            default: for classes that are not in it.
-            fits: whether a value will do.
-            rule: the start of the error if not.
+            default: value of classes that are not in the dict.
+            fits: whether a value is valid.
+            rule: the start of the error message for an invalid value.
         """
         names = {name: i for i, name in enumerate(self.class_names)}
         values = [default] * self.units
         for key, value in given.items():
             index = names.get(key, key)
-            known = isinstance(index, numbers.Integral) and 0 <= index < self.units
-            if not known or not is_number(value) or not fits(value):
+            whole = isinstance(index, numbers.Integral)
+            if not whole or not 0 <= index < self.units or not is_number(value) or not fits(value):
                 raise ValueError(
                     f"{rule} Received: {key!r}: {value!r}; the classes are "
                     f"{list(self.class_names[:20])}."
@@ -284,11 +285,11 @@ class ClassTask(Task):
 
     @abc.abstractmethod
     def balanced_weights(self, positives: np.ndarray, negatives: np.ndarray) -> np.ndarray:
-        """Returns the weights of the classes that `class_weight="balanced"` stands for.
+        """Returns the class weights for `class_weight="balanced"`.
 
         Args:
-            positives: how many labels are of each class, `(classes,)`.
-            negatives: how many are not, `(classes,)`.
+            positives: number of labels of each class, `(classes,)`.
+            negatives: number of labels that are not of each class, `(classes,)`.
         """
 
     @abc.abstractmethod
@@ -298,18 +299,18 @@ class ClassTask(Task):
         Args:
             y: labels, a tensor.
             class_weight: weights of the classes, `(classes,)`.
-            rank: of the outputs.
+            rank: rank of the outputs.
         """
 
     def _weights(self, class_weight: Any) -> Any:
-        """Returns the weights of classes as a tensor, None where there are none."""
+        """Returns the class weights as a tensor, None if there are none."""
         given = self.class_weight if class_weight is None else class_weight
         if given is None or isinstance(given, str):
             return None
         return ops.convert_to_tensor(given, "float32")
 
     def _weights_of_classes(self) -> tuple[float, ...] | str | None:
-        """Returns the weight of each class; those not in a dict weigh 1."""
+        """Returns the weight of each class; classes that are not in the dict have weight 1."""
         given = self.class_weight
         if given is None or (isinstance(given, str) and given == "balanced"):
             return given
@@ -323,12 +324,12 @@ class ClassTask(Task):
             1.0,
             lambda weight: weight >= 0,
             f"`class_weight` of {type(self).__name__} must be a dict of weights of 0 or more by "
-            "the number or name of the class.",
+            "class number or name.",
         )
 
 
 def check_hidden_units(hidden_units: Any) -> None:
-    """Raises unless these are sizes of layers."""
+    """Raises an error unless these are layer sizes."""
     if not isinstance(hidden_units, Sequence) or isinstance(hidden_units, str):
         raise TypeError(
             "`hidden_units` must be a list of layer sizes, such as [128]. Received: "
@@ -342,6 +343,6 @@ def check_hidden_units(hidden_units: Any) -> None:
             )
 
 
-def is_number(value: Any) -> bool:
-    """Whether this is a real number, and not a bool."""
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether `value` is a real number and not a bool."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool)

@@ -1,4 +1,4 @@
-"""Models on a phone: LiteRT (TensorFlow Lite) files that run there, and that train there."""
+"""Exports models to LiteRT (TensorFlow Lite) files that run and train on a phone."""
 
 from keras_lp.tflite.device.aggregation import DeviceRound, aggregate_device_updates
 from keras_lp.tflite.device.device import DeviceTrainer

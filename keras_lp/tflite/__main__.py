@@ -1,4 +1,4 @@
-"""`python -m keras_lp.tflite inspect FILE`: what is in a `.tflite` file."""
+"""`python -m keras_lp.tflite inspect FILE` prints the contents of a `.tflite` file."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from keras_lp.tflite.contents import inspect
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints what is in each file; ends with status 1 where one cannot be read."""
+    """Prints the contents of each file; exits with status 1 if a file cannot be read."""
     parser = argparse.ArgumentParser(prog="python -m keras_lp.tflite")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    command = commands.add_parser("inspect", help="print what is in a .tflite file")
+    command = commands.add_parser("inspect", help="print the contents of a .tflite file")
     command.add_argument("files", nargs="+", metavar="FILE")
     for file in parser.parse_args(arguments).files:
         try:

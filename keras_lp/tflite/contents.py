@@ -1,4 +1,4 @@
-"""What is in a `.tflite` file: `python -m keras_lp.tflite inspect FILE` prints it."""
+"""The contents of a `.tflite` file, as printed by `python -m keras_lp.tflite inspect FILE`."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from keras_lp.tflite.metadata.metadata import (
 from keras_lp.utils.files import whole_file
 from keras_lp.utils.text_table import text_table
 
-_SHOWN = 12  # labels
+_SHOWN = 12  # number of labels shown
 
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """An input or output: its name in the signature, type, shape, and what metadata say of it."""
+    """An input or output: its name in the signature, dtype, shape and metadata."""
 
     name: str
     dtype: str
@@ -40,17 +40,17 @@ class Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class Contents:
-    """What is in a file.
+    """The contents of a file.
 
     Attributes:
-        size: bytes.
-        inputs: those of the first subgraph, in its order.
-        outputs: the same for outputs.
-        signatures: the inputs and the outputs of each, by its name.
-        operations: how often each stands in any subgraph.
-        int8_operations: how many of them give 8-bit numbers, without conversions.
-        subgraphs: how many.
-        files: the associated files: labels, thresholds, a vocabulary.
+        size: size of the file in bytes.
+        inputs: the inputs of the first subgraph, in its order.
+        outputs: the outputs of the first subgraph, in its order.
+        signatures: the inputs and the outputs of each signature, by name.
+        operations: the count of each operation over all subgraphs.
+        int8_operations: number of operations with 8-bit output, without conversions.
+        subgraphs: number of subgraphs.
+        files: the texts of the associated files (labels, thresholds, vocabulary), by name.
     """
 
     size: int
@@ -86,15 +86,15 @@ class Contents:
         return "\n".join(lines)
 
     def labels(self, tensor: Tensor) -> list[str]:
-        """The labels of an output, empty where the file has none."""
+        """Returns the labels of an output; empty if the file has none."""
         return read_labels(self.files, tensor.metadata.labels)
 
     def thresholds(self, tensor: Tensor) -> list[float]:
-        """The thresholds of an output's labels, empty where the file has none."""
+        """Returns the thresholds of the labels of an output; empty if the file has none."""
         return read_least_scores(self.files.get(tensor.metadata.calibration, ""))
 
     def _listed(self, tensors: list[Tensor]) -> str:
-        """Names, and types too where there are signatures that are not told above."""
+        """Lists names, with types if there are several signatures."""
         alone = len(self.signatures) == 1
         return ", ".join(one.name if alone else f"{one.name} {one}" for one in tensors)
 
@@ -119,10 +119,10 @@ def _table(rows: list[list[str]]) -> str:
 
 
 def read_contents(content: bytes) -> Contents:
-    """Reads a file's bytes.
+    """Reads the bytes of a file.
 
     Raises:
-        ValueError: bytes that are no `.tflite` file.
+        ValueError: the bytes are not a `.tflite` file.
     """
     model = _parsed(content)
     graph = model.Subgraphs(0)
@@ -131,10 +131,11 @@ def read_contents(content: bytes) -> Contents:
         takes = [one.Inputs(i) for i in range(one.InputsLength())]
         gives = [one.Outputs(i) for i in range(one.OutputsLength())]
         of = model.Subgraphs(one.SubgraphIndex())
-        signatures[one.SignatureKey().decode()] = tuple(
+        inputs, outputs = (
             [_tensor(of, entry.TensorIndex(), entry.Name().decode()) for entry in entries]
             for entries in (takes, gives)
         )
+        signatures[one.SignatureKey().decode()] = inputs, outputs
         if one.SubgraphIndex() == 0:
             names = {entry.TensorIndex(): entry.Name().decode() for entry in takes + gives}
     indices = (
@@ -165,26 +166,26 @@ def read_contents(content: bytes) -> Contents:
 
 
 def inspect(path: str) -> str:
-    """Returns what is in a file as text."""
+    """Returns the contents of a file as text."""
     content = Path(path).expanduser().read_bytes()
     check_whole(content, path)
     try:
         return f"{path}\n{read_contents(content)}"
-    except Exception as error:  # whatever damaged bytes make of the tables
+    except Exception as error:  # damaged tables can raise anything
         raise ValueError(
-            f"A .tflite file must be whole. Received: {path}, {len(content):,} bytes that break "
-            f"off or are damaged ({error or type(error).__name__}). Copy or export it again."
+            f"A .tflite file must be complete. Received: {path}, {len(content):,} bytes that are "
+            f"truncated or damaged ({error or type(error).__name__}). Copy or export it again."
         ) from error
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file, whose folder need not be there, at once: nobody sees half of it."""
+    """Writes a file atomically and creates its folder if needed."""
     with whole_file(path) as file:
         file.write(content)
 
 
 def foreign_operations(content: bytes) -> list[str]:
-    """The operations of any subgraph that no plain LiteRT runtime has."""
+    """Returns the operations of all subgraphs that are not builtin in LiteRT."""
     builtin = set(_operation_names().values())
     return sorted({name for name, _ in _operations(_parsed(content))} - builtin)
 
@@ -192,14 +193,14 @@ def foreign_operations(content: bytes) -> list[str]:
 def _parsed(content: bytes) -> schema.Model:
     if not schema.Model.ModelBufferHasIdentifier(content, 0):
         raise ValueError(
-            "A .tflite file has the mark TFL3 after its first 4 bytes. Received: "
+            "A .tflite file must have the identifier TFL3 after its first 4 bytes. Received: "
             f"{len(content):,} bytes that start with {content[:8]!r}."
         )
     return schema.Model.GetRootAs(content, 0)
 
 
 def _operations(model: schema.Model) -> list[tuple[str, int]]:
-    """The name of every operation of every subgraph, and the type of what it gives."""
+    """Returns the name and output type of every operation of every subgraph."""
     codes = [model.OperatorCodes(i) for i in range(model.OperatorCodesLength())]
     found = []
     for graph in (model.Subgraphs(i) for i in range(model.SubgraphsLength())):
@@ -212,7 +213,7 @@ def _operations(model: schema.Model) -> list[tuple[str, int]]:
 def _operation_name(code: schema.OperatorCode) -> str:
     if code.CustomCode():
         return code.CustomCode().decode()
-    # Files from before the 128th operation have only the older field.
+    # Files from before the 128th operation was added have only the older field.
     return _operation_names()[max(code.BuiltinCode(), code.DeprecatedBuiltinCode())]
 
 

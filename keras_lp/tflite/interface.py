@@ -1,4 +1,4 @@
-"""What a phone file takes and gives: inputs and outputs of a model, by name and in order."""
+"""Inputs and outputs of a `.tflite` file: the names and order of those of the model."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from keras_lp.tasks.task import ClassTask, Task
 
 @dataclasses.dataclass(frozen=True)
 class Output:
-    """One output of a model as its file gives it.
+    """An output of a model in its file.
 
     Attributes:
         name: its name in the signature.
-        task: what its head predicts; None where keras_lp made no head.
-        activation: what the export adds to the model's own output.
-        kind: `"classes"` (the largest entry is the answer), `"labels"` (each entry above its
-            threshold is) or `"values"`.
+        task: the task of its head; None if keras_lp did not build the head.
+        activation: the activation that the export adds to the output of the model.
+        kind: `"classes"` (the answer is the largest entry), `"labels"` (the answers are the
+            entries above their threshold) or `"values"`.
     """
 
     name: str
@@ -35,23 +35,23 @@ class Output:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The names of the entries, empty where nobody named them."""
+        """The class names; empty if there are none."""
         return self.task.class_names if isinstance(self.task, ClassTask) else ()
 
     @property
     def thresholds(self) -> tuple[float, ...]:
-        """The thresholds of the entries, empty where nobody set them."""
-        return (self.task.thresholds or ()) if isinstance(self.task, MultiLabel) else ()
+        """The thresholds of the entries; empty if there are none."""
+        return (self.task.label_thresholds or ()) if isinstance(self.task, MultiLabel) else ()
 
     def activate(self, raw: np.ndarray) -> np.ndarray:
-        """Adds the activation, in NumPy: a comparison must not stand on what it checks."""
+        """Applies the activation in NumPy, independent of the code under comparison."""
         if self.activation == "softmax":
             exponentials = np.exp(raw - raw.max(axis=-1, keepdims=True))
             return exponentials / exponentials.sum(axis=-1, keepdims=True)
         return 1 / (1 + np.exp(-raw)) if self.activation == "sigmoid" else raw
 
     def decide(self, values: np.ndarray) -> np.ndarray:
-        """The answers that probabilities stand for: class numbers, or a bool an entry."""
+        """Returns the answers for probabilities: class numbers, or one bool per entry."""
         if self.kind == "classes":
             return values.argmax(-1)
         return values > (np.array(self.thresholds) if self.thresholds else 0.5)
@@ -73,7 +73,7 @@ def outputs(model: keras.Model) -> list[Output]:
 
 
 def input_names(model: keras.Model) -> list[str]:
-    """The names of the inputs; "input" where the user gave none (Keras counts through)."""
+    """Returns the input names; "input" replaces the numbered default names of Keras."""
     several = len(model.inputs) > 1
     return [
         (f"input_{i}" if several else "input")
@@ -84,14 +84,14 @@ def input_names(model: keras.Model) -> list[str]:
 
 
 def call_flat(model: keras.Model, tensors: Sequence[Any]) -> list[Any]:
-    """Calls a model on its inputs in order; returns its outputs in order."""
+    """Calls a model on a flat list of inputs; returns a flat list of outputs."""
     packed = keras.tree.pack_sequence_as(input_structure(model), list(tensors))
     return keras.tree.flatten(model(packed, training=False))
 
 
 def vocabulary_sizes(model: keras.Model) -> dict[int, int]:
-    """How many ids an input may hold, by its number, for inputs that go into an `Embedding`."""
-    model = getattr(model, "_functional", None) or model  # what a Sequential model holds
+    """Returns the number of ids by input index, for inputs that go into an `Embedding`."""
+    model = getattr(model, "_functional", None) or model  # inside a Sequential model
     own = {id(tensor): i for i, tensor in enumerate(model.inputs)}
     sizes: dict[int, int] = {}
     for operation in model.operations:
@@ -104,15 +104,16 @@ def vocabulary_sizes(model: keras.Model) -> dict[int, int]:
 
 
 def check_model(model: Any, taken_by: str = "export_tflite") -> None:
-    """Raises unless a model can become a file: it knows its inputs, and they have sizes.
+    """Checks that a model can be exported.
 
     Args:
-        model: what was given.
-        taken_by: the function, for the errors. Defaults to `"export_tflite"`.
+        model: the argument of the user.
+        taken_by: name of the calling function, for errors. Defaults to `"export_tflite"`.
 
     Raises:
-        TypeError: anything else than a Keras model.
-        ValueError: a model that is not built, names that a file cannot have, an open size.
+        TypeError: `model` is not a Keras model.
+        ValueError: the model is not built, an input or output has a name that a file cannot have,
+            or an input has an unknown size.
     """
     if not isinstance(model, keras.Model):
         raise TypeError(
@@ -121,27 +122,27 @@ def check_model(model: Any, taken_by: str = "export_tflite") -> None:
         )
     if not model.built or not getattr(model, "inputs", None):
         raise ValueError(
-            f"{taken_by} takes a model that knows its inputs. Received: model "
-            f"{model.name!r} of type {type(model).__name__}, which does not. Build it as a "
+            f"{taken_by} takes a built model with known inputs. Received: model "
+            f"{model.name!r} of type {type(model).__name__} without them. Build it as a "
             "Functional or Sequential model."
         )
     for name in [*input_names(model), *(output.name for output in outputs(model))]:
         if not re.fullmatch(r"[A-Za-z0-9_.]+", name):
             raise ValueError(
-                "Inputs and outputs of a .tflite file have names of letters, digits, dots and "
-                f"underscores. Received: {name!r}. Build the model with other names."
+                "Input and output names of a .tflite file must consist of letters, digits, dots "
+                f"and underscores. Received: {name!r}. Build the model with other names."
             )
     for tensor in model.inputs:
         if None in tensor.shape[1:]:
             raise ValueError(
-                "A .tflite file has inputs of one size. Received: input "
+                "The inputs of a .tflite file must have a fixed size. Received: input "
                 f"{tensor.name!r} of shape {tuple(tensor.shape)}. Build the model with "
                 "`input_shape`."
             )
 
 
 def _last_activation(layer: Any) -> str:
-    """The name of what gave an output: an activation, or a layer or operation that is one."""
+    """Returns the name of the last activation, or of the last layer or operation."""
     activation = getattr(layer, "activation", None)
     return getattr(activation, "__name__", type(layer).__name__).lower()
 
@@ -156,7 +157,7 @@ def _output_names(model: keras.Model) -> list[str]:
 
 
 def _ids_read(operation: Any, arguments: int) -> dict[int, int]:
-    """The number of ids that an operation may be given, by the position of the argument."""
+    """Returns the number of ids that an operation accepts, by argument position."""
     if isinstance(operation, keras.Model) and getattr(operation, "inputs", None):
         return vocabulary_sizes(operation)
     layers = operation._flatten_layers() if isinstance(operation, keras.Layer) else []
@@ -165,7 +166,7 @@ def _ids_read(operation: Any, arguments: int) -> dict[int, int]:
 
 
 def _sources(tensor: Any) -> list[Any]:
-    """The tensor itself and all that it was computed from."""
+    """Returns a tensor and all tensors that it is computed from."""
     found, waiting = {}, [tensor]
     while waiting:
         one = waiting.pop()

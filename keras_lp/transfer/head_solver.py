@@ -245,7 +245,7 @@ def solve(
         weights = point[:size].reshape(shape) * scale
         bias = point[size:].reshape(shape[1:]) * scale_bias
         value, gradient, gradient_bias = _mean_loss(features, labels, weights, bias, folds)
-        value += l2 / 2 * np.vdot(weights, weights)
+        value += l2 / 2 * float(np.vdot(weights, weights))
         gradient = (gradient + l2 * weights) * scale
         return value, np.concatenate([gradient.ravel(), gradient_bias.ravel() * scale_bias])
 
@@ -338,7 +338,7 @@ def _search(
 ) -> tuple[float, float, Solution]:
     largest = labels.curvature * max(features.variances, default=1.0)
     top = np.ceil(2 * np.log10(largest)) / 2
-    best: tuple[float, float, Solution] | None = None
+    best: list[tuple[float, float, Solution]] = []  # one, once a strength is judged
     solution, worse = None, 0
     for exponent in np.arange(top, top - 8, -0.5):
         l2 = float(10.0**exponent)
@@ -347,14 +347,14 @@ def _search(
             score = _held_out_loss(features, labels, 1 - folds, solution)
         else:
             score = _loss_on(*held_out, solution)
-        if best is None or score < best[1]:
+        if not best or score < best[0][1]:
             mean = Solution(*(p.mean(-2, keepdims=True) for p in (solution.weights, solution.bias)))
-            best, worse = (l2, score, mean), 0
+            best, worse = [(l2, score, mean)], 0
         else:
             worse += 1
             if worse == 2:
                 break
-    return best
+    return best[0]
 
 
 def _held_out_loss(

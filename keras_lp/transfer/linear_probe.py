@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import keras
 import numpy as np
@@ -18,8 +18,9 @@ from keras_lp.model.linear_heads import linear_heads
 from keras_lp.tasks.classification import Classification
 from keras_lp.tasks.heads import Head
 from keras_lp.tasks.regression import Regression, standardize
+from keras_lp.tasks.task import ClassTask, ClassWeight
 from keras_lp.transfer.head_solver import Components, Labels, choose_l2, solve
-from keras_lp.utils.arguments import check_positive
+from keras_lp.utils.arguments import Verbose, check_positive
 from keras_lp.utils.moments import ROWS
 
 _FOLDS = 5
@@ -35,9 +36,9 @@ def fit_head(
     data: Any,
     *,
     validation_data: Any = None,
-    l2: float | str = "auto",
-    class_weight: Mapping[Any, float] | str | None = None,
-    verbose: Any = "auto",
+    l2: float | Literal["auto"] = "auto",
+    class_weight: ClassWeight | None = None,
+    verbose: Verbose = "auto",
 ) -> keras.callbacks.History:
     """Solves the heads of a model with a frozen backbone: a linear probe.
 
@@ -122,6 +123,7 @@ def fit_head(
                     "Each head needs a label of a weight above 0. Received: data without any for "
                     f"{name!r}."
                 )
+            strength: Any
             strength, score, start = l2, None, None
             if l2 == "auto" and judged is not None:
                 everything = np.ones((components.count, 1))
@@ -198,7 +200,7 @@ def _labels(head: Head, examples: _Examples, class_weight: Any) -> Labels:
         return Labels("softmax", values, weights.ravel(), task.units, task.label_smoothing)
     values = values.astype("float64").reshape(-1, task.units)
     weights = weights.reshape(values.shape)
-    if isinstance(task, Regression):
+    if not isinstance(task, ClassTask):
         return Labels("squared", values, weights, task.units)
     values = values * (1 - task.label_smoothing) + task.label_smoothing / 2
     return Labels("sigmoid", values, weights, task.units)

@@ -7,11 +7,14 @@ from typing import Any
 
 import keras
 
-from keras_lp.backbones.features import CACHE_MEMORY
+from keras_lp.backbones.features import CACHE_MEMORY, CacheFeatures
 from keras_lp.backbones.freezing import Trainable
-from keras_lp.backbones.resolve import BackboneLike
+from keras_lp.backbones.images import AugmentationLike
+from keras_lp.backbones.pooling import Pooling
+from keras_lp.backbones.resolve import BackboneLike, Weights
 from keras_lp.model.assemble import HEAD, build_and_compile
 from keras_lp.model.model import Model
+from keras_lp.model.options import Options
 from keras_lp.tasks.classification import as_task
 from keras_lp.tasks.task import TaskLike
 
@@ -22,15 +25,15 @@ def transfer_model(
     *,
     input_shape: Sequence[int | None] | None = None,
     image_size: int | Sequence[int] | None = None,
-    weights: Any = "imagenet",
+    weights: Weights = "imagenet",
     backbone_kwargs: Mapping[str, Any] | None = None,
     pretrained: bool | None = None,
     trainable: Trainable = "head",
-    pooling: str | None = "auto",
-    augmentation: str | keras.Layer | None = None,
+    pooling: Pooling | None = "auto",
+    augmentation: AugmentationLike | None = None,
     hidden_units: Sequence[int] = (),
     dropout: float = 0.0,
-    cache_features: str | bool = "auto",
+    cache_features: CacheFeatures = "auto",
     cache_memory: int = CACHE_MEMORY,
     learning_rate: float | keras.optimizers.schedules.LearningRateSchedule | None = None,
     optimizer: str | keras.optimizers.Optimizer = "adam",
@@ -125,10 +128,7 @@ def transfer_model(
     Reference: Yosinski et al., 2014, How transferable are features in deep neural networks?
     (arXiv:1411.1792).
     """
-    return build_and_compile(
-        backbone,
-        {HEAD: as_task(task)},
-        single=True,
+    options = Options(
         input_shape=input_shape,
         image_size=image_size,
         weights=weights,
@@ -144,3 +144,4 @@ def transfer_model(
         learning_rate=learning_rate,
         optimizer=optimizer,
     )
+    return build_and_compile(backbone, {HEAD: as_task(task)}, options, single=True)

@@ -1,1 +1,1 @@
-"""What every room uses: checks of single arguments, whole files, near names, tables."""
+"""Shared helpers: checks of single arguments, atomic file writes, similar names, tables."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from keras_lp.utils.names import near
+
+Verbose = bool | Literal["auto", 0, 1, 2]  # as in `keras.Model.fit`
 
 
 def check_choice(argument: str, value: Any, options: Iterable[Any]) -> None:

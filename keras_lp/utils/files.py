@@ -1,4 +1,4 @@
-"""Files that are written whole, or not at all."""
+"""Files that are written completely or not at all."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ _CHUNK = 2**20  # bytes
 
 
 @contextlib.contextmanager
-def named_errors(path: str | os.PathLike, what: str = "This file") -> Iterator[None]:
-    """Makes an `OSError` name the file that was being written, or the folder of such files."""
+def named_errors(path: str | os.PathLike[str], what: str = "This file") -> Iterator[None]:
+    """Makes an `OSError` name `path`, the file being written or the temporary folder."""
     try:
         yield
     except OSError as error:
@@ -23,29 +23,29 @@ def named_errors(path: str | os.PathLike, what: str = "This file") -> Iterator[N
         raise OSError(error.errno, f"{what} could not be written: {reason}", str(path)) from None
 
 
-def check_archive(path: str | os.PathLike) -> None:
-    """Raises a `ValueError` with the path unless a `.keras` file is whole, by its checksums."""
+def check_archive(path: str | os.PathLike[str]) -> None:
+    """Raises a `ValueError` with the path if the checksums of a `.keras` file do not match."""
     try:
         with zipfile.ZipFile(path) as archive:
             entry = archive.testzip()
-        reason = None if entry is None else f"{entry!r} in it does not fit its checksum"
-    except Exception as error:  # whatever damaged zip files raise
+        reason = None if entry is None else f"the checksum of {entry!r} in it does not match"
+    except Exception as error:  # damaged zip files raise various errors
         reason = str(error) or type(error).__name__
     if reason is not None:
         raise ValueError(
             f"A .keras file must be whole. Received: {os.fspath(path)}, which is damaged "
-            f"({reason}). Copy or save it again."
+            f"({reason}). Copy it or save it again."
         )
 
 
 @contextlib.contextmanager
-def whole_file(path: str | os.PathLike) -> Iterator[Any]:
-    """Yields a binary file that takes the place of `path` once all of it is written.
+def whole_file(path: str | os.PathLike[str]) -> Iterator[Any]:
+    """Yields a binary file that replaces `path` once it is completely written.
 
-    Its folder is made. Where writing fails, `path` stays as it was and nothing else is left.
+    Creates the parent folder. If writing fails, `path` is unchanged and nothing else is left.
 
     Raises:
-        OSError: with the path, where the disk is full or the like.
+        OSError: with the path, for example if the disk is full.
     """
     path = Path(path).expanduser()
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -62,13 +62,13 @@ def whole_file(path: str | os.PathLike) -> Iterator[Any]:
 
 
 def check_scratch_space(size: int) -> None:
-    """Raises an `OSError` with the folder of temporary files unless `size` bytes fit into it.
+    """Raises an `OSError` with the temporary folder unless `size` bytes fit into it.
 
-    TensorFlow writes such files while it converts a model, and its errors do not say that the
-    disk is full.
+    TensorFlow writes temporary files while it converts a model, and its errors do not mention a
+    full disk.
 
     Args:
-        size: in bytes; as many are written and removed again.
+        size: number of bytes, which are written and removed again.
     """
     with (
         named_errors(tempfile.gettempdir(), "Temporary files"),

@@ -1,4 +1,4 @@
-"""Mean and deviation of the columns of features."""
+"""Mean and standard deviation of feature columns."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ ROWS = 4096  # per step of a pass over features
 
 
 def moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the mean of the columns and their deviation, infinite for a constant column.
+    """Returns the mean and standard deviation of each column, infinite for a constant column.
 
     Args:
         features: `(rows, columns)`; a `np.memmap` is read in pieces.
     """
     total, squares = np.zeros((2, features.shape[1]))
-    first = np.asarray(features[:ROWS], np.float64).mean(0)  # against cancellation
+    first = np.asarray(features[:ROWS], np.float64).mean(0)  # avoids cancellation
     for start in range(0, len(features), ROWS):
         block = np.asarray(features[start : start + ROWS], np.float64) - first
         total += block.sum(0)

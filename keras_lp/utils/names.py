@@ -1,4 +1,4 @@
-"""Names that a user may have meant."""
+"""Suggestions for misspelled names."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 def near(name: str, options: Iterable[str]) -> str:
-    """Returns " Did you mean ...?" with the options most like `name`, else ""."""
+    """Returns " Did you mean ...?" with the options most similar to `name`, else ""."""
     options = list(options)
     lower = {option.lower(): option for option in options}
     close = difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.5)

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import threading
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from keras_lp.utils.arguments import Verbose
+
 _LINES = 20  # at most, where there is no bar
 _DELAY = 0.5  # seconds: work that is done by then shows no bar
 
 
-class Progress(contextlib.AbstractContextManager):
+def bar_only(verbose: Verbose) -> Verbose:
+    """Returns the `verbose` of work whose lines are printed elsewhere: a bar or nothing."""
+    return "auto" if verbose in ("auto", 1) else 0
+
+
+class Progress:
     """Shows how much of some work is done, while the context lasts.
 
     | `verbose` | in a terminal or a notebook with ipywidgets | elsewhere |
@@ -46,7 +52,7 @@ class Progress(contextlib.AbstractContextManager):
         self,
         label: str,
         total: int,
-        verbose: str | int = "auto",
+        verbose: Verbose = "auto",
         running: Callable[[], int] | None = None,
     ) -> None:
         self.done = 0

@@ -1,4 +1,4 @@
-"""Tables as plain text, and results that show themselves as theirs."""
+"""Plain-text tables, and results that are displayed as tables."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 
 class ShownAsText:
-    """Base class of results: at a prompt and in a notebook they look as printed."""
+    """Base class of results: their repr, at a prompt and in a notebook, is their printed text."""
 
     def __repr__(self) -> str:
         return str(self)
@@ -17,11 +17,11 @@ class ShownAsText:
 
 
 def text_table(rows: Sequence[Sequence[str]], left: int = 0) -> str:
-    """Returns rows of cells in aligned columns.
+    """Returns rows of cells as text in aligned columns.
 
     Args:
-        rows: as many cells each.
-        left: how many of the first columns start at the left; the others end at the right.
+        rows: rows with the same number of cells.
+        left: number of leading columns that are left-aligned; the others are right-aligned.
     """
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join(

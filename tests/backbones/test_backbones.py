@@ -412,6 +412,44 @@ def test_a_damaged_backbone_file_is_named(mlp, tmp_path, damage):
         lp.transfer_model(path, 3)
 
 
+def test_a_backbone_object_that_trains_is_copied(mlp):
+    """With its weights and the state of its dropout; a frozen one is shared."""
+    backbone = mlp()
+    assert lp.transfer_model(backbone, 3).layers[1] is backbone
+    before = backbone.get_weights()
+    x, y = np.random.default_rng(0).normal(size=(20, *backbone.input_shape[1:])), np.arange(20) % 3
+    for build in (
+        lambda: lp.transfer_model(backbone, 3, trainable="all"),
+        lambda: lp.transfer_model(backbone, 3, trainable=1),
+        lambda: lp.multitask_model(backbone, {"a": 3}),
+        lambda: lp.finetune_model(backbone, task=3),
+        lambda: lp.finetune_model(backbone, task=3, lora=lp.LoRA(rank=2)),
+    ):
+        model = build()
+        copy = model.get_layer(backbone.name)
+        assert copy is not backbone
+        np.testing.assert_allclose(copy(x), backbone(x), rtol=1e-6)
+        model.fit(x, {"a": y} if isinstance(model.output, dict) else y, verbose=0)
+        assert np.abs(np.asarray(copy(x)) - backbone(x)).max() > 0
+        for a, b in zip(before, backbone.get_weights(), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_a_backbone_that_cannot_be_copied_is_shared():
+    class Network(keras.Model):
+        def __init__(self, layers):
+            super().__init__()
+            self.inner = layers
+
+        def call(self, x):
+            return self.inner(x)
+
+    backbone = Network(keras.layers.Dense(4))
+    model = lp.transfer_model(backbone, 2, input_shape=(3,), trainable="all")
+    assert any(layer is backbone for layer in model._flatten_layers())
+    assert len(model.trainable_variables) == 4
+
+
 def test_a_backbone_object_that_trains_in_another_model_is_noticed(mlp, tmp_path):
     backbone = mlp()
     lp.transfer_model(backbone, 3)  # frozen: it stays as it is
@@ -422,7 +460,7 @@ def test_a_backbone_object_that_trains_in_another_model_is_noticed(mlp, tmp_path
         lambda: lp.multitask_model(backbone, {"a": 2}),
         lambda: lp.finetune_model(backbone, task=3),
     ):
-        with pytest.warns(UserWarning, match=r"share its weights.*'mlp'.*\['block0'\].*a file"):
+        with pytest.warns(UserWarning, match=r"shares its weights.*'mlp'.*\['block0'\].*a file"):
             build()
     lp.transfer_model(model, 4)  # to build on what a model has learned is meant
     backbone.save(tmp_path / "backbone.keras")

@@ -126,7 +126,7 @@ def test_adapters_of_quantised_layers_are_merged_as_keras_saves_them(xy, tmp_pat
     model.fit(x, y, verbose=0)
     kernel = backbone.layers[0]._kernel
     assert kernel.dtype == "int8"
-    with pytest.warns(UserWarning, match="share its weights"):
+    with pytest.warns(UserWarning, match="shares its weights"):
         other = lp.transfer_model(backbone, 3)
     lp.fit_head(other, (x, y), verbose=0)
 

@@ -153,7 +153,7 @@ def test_an_absent_task_costs_exactly_nothing(task, y_pred):
         (lp.Classification(3), np.array([0, 3]), ValueError, "from 0 to 2.*label 3"),
         (lp.Classification(3), np.array([0, -2]), ValueError, "label -2"),
         (lp.Classification(3), np.array([0.5]), ValueError, "label 0.5"),
-        (lp.Classification(3), np.array(["cat"]), ValueError, "names of classes.*'cat'"),
+        (lp.Classification(3), np.array(["cat"]), ValueError, "class names.*'cat'"),
         (lp.Classification(["cat", "dog"]), np.array(["cat", "dgo"]), ValueError, "mean 'dog'"),
         (lp.Classification(3), np.array([[0, 1, 1]]), ValueError, r"sum to 1.*\[0.0, 1.0, 1.0\]"),
         (lp.Classification(3), np.array([[0.5, 0.4, 0]]), ValueError, "sum to 1"),

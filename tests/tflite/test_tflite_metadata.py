@@ -379,15 +379,15 @@ def test_inspect_finds_flex_operations_in_every_subgraph(tmp_path):
     assert found.files == {}
 
 
-def test_inspect_says_what_is_no_such_file(tmp_path, capsys):
+def test_inspect_reports_files_that_it_cannot_read(tmp_path, capsys):
     path = tmp_path / "m.tflite"
     lp.export_tflite(lp.transfer_model(network(), 2), tmp_path / "whole.tflite", verify=False)
     cut = (tmp_path / "whole.tflite").read_bytes()[:500]
     for content, message in (
         (None, "No such file"),
-        (b"PK\x03\x04zip", "mark TFL3"),
+        (b"PK\x03\x04zip", "identifier TFL3"),
         (b"", "TFL3"),
-        (cut, "break off"),
+        (cut, "truncated or damaged"),
     ):
         if content is not None:
             path.write_bytes(content)

@@ -207,7 +207,9 @@ def test_the_report_says_what_trains_and_what_is_off(transferred):
     assert report.held_still == ("block1_bn",)
     assert report.check.step_difference < 1e-5
     assert "off on the device: predictions_dropout" in str(report)
-    assert "trains 90 numbers in 2 weights, sgd at 0.5, 16 examples a step" in str(report)
+    assert "trains 90 parameters in 2 weights, sgd with learning rate 0.5, batch size 16" in str(
+        report
+    )
 
 
 def test_training_on_features_equals_training_on_examples(transferred, digits):
@@ -375,7 +377,7 @@ def test_wrong_exports_are_refused(mlp, tmp_path):
         lp.export_trainable_tflite("model.keras", path)
     with pytest.raises(ValueError, match="compiled with a loss"):
         lp.export_trainable_tflite(mlp(), path)
-    with pytest.raises(ValueError, match="has one output"):
+    with pytest.raises(ValueError, match="must have one output"):
         lp.export_trainable_tflite(lp.multitask_model(mlp(), {"a": 2, "b": 3}), path)
     named = compiled(keras.Sequential([keras.Input((3,)), layers.Dense(2, name="my head")]))
     with pytest.raises(ValueError, match="'my head'"):
@@ -408,7 +410,7 @@ def test_weights_travel_exactly_and_only_to_their_model(transferred, digits, tmp
     good = trainer.get_weights()
     kernel = "w8_predictions_kernel"
     for wrong, reason in [
-        ({**good, "version": good["version"] + 1}, "of another model"),
+        ({**good, "version": good["version"] + 1}, "from another model"),
         ({**good, kernel: good[kernel][:3]}, r"of shape \(3, 10\)"),
         ({**good, kernel: good[kernel] * np.nan}, "not finite"),
         ({"version": good["version"]}, "without"),
@@ -433,12 +435,12 @@ def test_wrong_examples_are_refused_on_the_device(transferred, digits, tmp_path)
     x, y = pictures(digits)
     for arguments, reason in [
         ((x[:, :5], y), r"shape \(examples, 8, 8, 1\)"),
-        ((x[:5], y[:4]), "as many labels"),
-        ((x[:0], y[:0]), "one or more"),
+        ((x[:5], y[:4]), "same number of examples"),
+        ((x[:0], y[:0]), "at least one"),
         ((x[:5] * np.nan, y[:5]), "must be finite"),
         ((x[:5], y[:5] + 20), "from 0 to 9"),
-        ((x[:5], y[:5] + 0.5), "whole numbers"),
-        ((x[:5], y[:5] * np.nan), "whole numbers"),
+        ((x[:5], y[:5] + 0.5), "must be integers"),
+        ((x[:5], y[:5] * np.nan), "must be integers"),
         ((5, 5), "of shape"),
         (({"pixels": x}, y), r"Inputs must be \['x', 'y'\]"),
     ]:

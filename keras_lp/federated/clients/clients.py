@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import keras
 import numpy as np
@@ -19,8 +19,20 @@ from keras_lp.tasks.classification import Classification
 from keras_lp.tasks.heads import tasks
 from keras_lp.tasks.task import Task
 
+
+class ClientData(Protocol):
+    """What is used of TFF's `ClientData`."""
+
+    @property
+    def client_ids(self) -> Sequence[Any]:
+        """The ids of the clients."""
+
+    def create_tf_dataset_for_client(self, client_id: Any, /) -> Any:
+        """Returns the data set of one client."""
+
+
 # A mapping from ids to data, TFF's ClientData, or (ids, load).
-Clients = Mapping[Hashable, Any] | tuple[Sequence[Hashable], Callable[[Any], Any]] | Any
+Clients = Mapping[Any, Any] | tuple[Sequence[Any], Callable[[Any], Any]] | ClientData
 
 
 class Population:
@@ -39,19 +51,22 @@ class Population:
 
     def __init__(self, clients: Clients, model: keras.Model | None = None) -> None:
         self._model = model
+        self._load: Callable[[Any], Any]
+        ids: Any
+        given: Any = clients
         if isinstance(clients, Mapping):
-            self.ids, self._load = list(clients), clients.__getitem__
+            ids, self._load = clients, clients.__getitem__
         elif hasattr(clients, "create_tf_dataset_for_client"):  # TFF's ClientData
-            self.ids, self._load = clients.client_ids, clients.create_tf_dataset_for_client
+            ids, self._load = given.client_ids, given.create_tf_dataset_for_client
         elif isinstance(clients, (tuple, list)) and len(clients) == 2 and callable(clients[1]):
-            self.ids, self._load = clients
+            ids, self._load = clients
         else:
             raise TypeError(
                 "`clients` must map a client's id to its data, or be a pair (ids, load) or TFF's "
                 f"ClientData. Received: clients of type {type(clients).__name__}. Make a mapping "
                 "with lp.partition((x, y), clients=10)."
             )
-        self.ids = list(self.ids)
+        self.ids: list[Any] = list(ids)
         if not self.ids:
             raise ValueError(
                 f"`clients` must have at least one client. Received: clients={clients!r}."
@@ -134,23 +149,24 @@ def _check_inputs(model: keras.Model, x: Any, where: str) -> None:
             f"{expected}. Received: x{where} with {given}."
         )
     for array, tensor in zip(flat, tf.nest.flatten(structure), strict=True):
-        expected = tuple(tensor.shape[1:])
-        given = array.shape[1:]
-        fits = len(given) == len(expected) and all(
-            size is None or size == own for size, own in zip(expected, given, strict=True)
+        shape = tuple(tensor.shape[1:])
+        own_shape = array.shape[1:]
+        fits = len(own_shape) == len(shape) and all(
+            size is None or size == own for size, own in zip(shape, own_shape, strict=True)
         )
         if not fits:
             raise ValueError(
-                f"Inputs must have the shape that the model takes, {expected}. Received: x{where} "
-                f"of shape {given} an example. A batched data set must be unbatched: "
+                f"Inputs must have the shape that the model takes, {shape}. Received: x{where} "
+                f"of shape {own_shape} an example. A batched data set must be unbatched: "
                 "`dataset.unbatch()`."
             )
 
 
 def _labels(task: Task, y: np.ndarray | None, output_shape: tuple[int, ...]) -> np.ndarray:
     """Returns labels of one shape and type for every client, all missing where there are none."""
-    numbers = isinstance(task, Classification) and (y is None or len(output_shape) > y.ndim)
-    numbers = numbers or (isinstance(task, Classification) and y.shape[-1] == 1)
+    numbers = isinstance(task, Classification) and (
+        y is None or len(output_shape) > y.ndim or y.shape[-1] == 1
+    )
     shape = output_shape[:-1] if numbers else output_shape
     # A sequence of open length: as long as its labels, padded later.
     own = () if y is None else y.shape

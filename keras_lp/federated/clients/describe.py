@@ -53,7 +53,7 @@ class ClientLabels(ShownAsText):
             lines += self._rows(task)
         return "\n".join(lines)
 
-    def plot(self, path: str | os.PathLike | None = None) -> Any:
+    def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
         """Draws how many labels of each class the clients have, one panel per task.
 
         Up to 8 classes are stacked bars, one per client; more are a heat map of classes by
@@ -197,11 +197,11 @@ def describe_clients(clients: Clients, *, verbose: bool = True) -> ClientLabels:
                 labels = class_of(labels)
                 if labels is not None:
                     present = labels >= 0 if labels.dtype.kind in "iub" else labels != ""
-                    values, counts = np.unique(labels[present], return_counts=True)
-                    own = dict(zip(values.tolist(), counts.tolist(), strict=True))
+                    values, numbers = np.unique(labels[present], return_counts=True)
+                    own = dict(zip(values.tolist(), numbers.tolist(), strict=True))
                     found.setdefault(task, [{}] * (len(examples) - 1)).append(own)
-            for own in found.values():  # a client without this task
-                own += [{}] * (len(examples) - len(own))
+            for each in found.values():  # a client without this task
+                each += [{}] * (len(examples) - len(each))
             progress.step()
     classes = {task: np.unique([c for own in each for c in own]) for task, each in found.items()}
     counts = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import tensorflow as tf
@@ -78,9 +78,10 @@ def partition(
             "A data set is divided in one way: at most one of `alpha`, `shards` and `by`. "
             f"Received: {' and '.join(ways)}."
         )
+    count = cast(int, clients)  # None with `by` alone
     if clients is not None or by is None:
         check_positive("clients", clients, integer=True)
-        if clients > examples:
+        if count > examples:
             raise ValueError(
                 "Every client needs an example. Received: "
                 f"clients={clients} for {examples} examples. Ask for fewer clients."
@@ -89,12 +90,12 @@ def partition(
     if by is not None:
         named = _by_key(by, examples, clients)
     elif shards is not None:
-        named = _numbered(_shards(_classes(arrays[1], "shards"), clients, shards, rng))
+        named = _numbered(_shards(_classes(arrays[1], "shards"), count, shards, rng))
     elif alpha is not None:
         check_positive("alpha", alpha)
-        named = _numbered(_dirichlet(_classes(arrays[1], "alpha"), clients, alpha, rng))
+        named = _numbered(_dirichlet(_classes(arrays[1], "alpha"), count, alpha, rng))
     else:
-        named = _numbered(np.array_split(rng.permutation(examples), clients))
+        named = _numbered(np.array_split(rng.permutation(examples), count))
     return {
         name: tf.nest.map_structure(lambda array, rows=rows: array[rows], arrays)
         for name, rows in named.items()

@@ -17,7 +17,7 @@ from keras_lp.model.caching import FeatureCache
 from keras_lp.utils.progress import Progress
 
 
-class Source(contextlib.AbstractContextManager):
+class Source(contextlib.AbstractContextManager["Source", None]):
     """The clients of one call of `fit` or `evaluate`, checked, as the model trains on them.
 
     Arrays in a dict are checked at once; other clients when they are loaded. Where the model's
@@ -59,7 +59,7 @@ class Source(contextlib.AbstractContextManager):
         """Returns one client's arrays, with features instead of inputs where they are wanted."""
         if client not in self._features:
             data = self._kept[client] if client in self._kept else self._checked(client)
-            if not self.on_features:
+            if self._cache is None:
                 return data
             self._features[client] = replace_inputs(self._cache, data)
         return self._features[client]

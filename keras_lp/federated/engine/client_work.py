@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import keras
 import tensorflow as tf
@@ -91,7 +91,7 @@ class StatelessModel:
         data: Tensors, training: bool,
     ) -> tuple[tf.Tensor, Tensors, Tensors]:  # fmt: skip
         """Keras's step without the gradients: returns the loss, the states, the metrics."""
-        model = self.model
+        model: Any = self.model
         x, y, sample_weight = (*data, None)[:3]
         mapping = [
             *zip(model.trainable_variables, weights, strict=True),
@@ -369,7 +369,7 @@ def _state_outside(model: keras.Model) -> str:
 @contextlib.contextmanager
 def _over_examples(model: keras.Model, count: tf.Tensor) -> Iterator[None]:
     """Makes Keras's losses by output, which are means over batches, means over examples."""
-    means = model._compile_loss.metrics
+    means = cast(Any, model._compile_loss).metrics
     before = [(mean.total + 0.0, mean.count + 0.0) for mean in means]
     for mean in means:
         mean.reset_state()

@@ -60,7 +60,7 @@ def feature_moments(read_rows: Callable[[tf.Tensor], Any]) -> Callable[[Weights,
     """
 
     def add_up(_: Weights, block: Any) -> Any:
-        x, *_ = _unpack(read_rows(block["number"]))
+        x = _unpack(read_rows(block["number"]))[0]
         x = tf.reshape(x, [-1, x.shape[-1]])
         x = tf.boolean_mask(x, tf.reduce_all(tf.math.is_finite(x), -1))
         return collections.OrderedDict(

@@ -9,7 +9,7 @@ import keras
 from keras.src.optimizers.base_optimizer import BaseOptimizer
 
 from keras_lp.federated.engine.yogi import Yogi
-from keras_lp.model.assemble import make_optimizer
+from keras_lp.model.optimizers import make_optimizer
 from keras_lp.utils.names import near
 
 # Each is tested to equal Keras's own over three steps.
@@ -91,7 +91,8 @@ def stateless_optimizer(
         if name in vars(overlay) and getattr(cls, name) is vars(overlay)[name]
         if not name.startswith("__")
     }
-    twin = type(cls.__name__, (cls,), plain).from_config(optimizer.get_config())
+    made: Any = type(cls.__name__, (cls,), plain)
+    twin = made.from_config(optimizer.get_config())
     if optimizer.weight_decay is not None:  # what is excluded from it is not in the config
         decays = optimizer._use_weight_decay
         twin.exclude_from_weight_decay(var_list=[v for v in variables if not decays(v)])

@@ -33,6 +33,7 @@ from keras_lp.federated.engine.merging import find_merging
 from keras_lp.model import class_balance
 from keras_lp.model.scaling import waiting_heads
 from keras_lp.tasks.heads import heads
+from keras_lp.utils.arguments import Verbose
 from keras_lp.utils.progress import Progress
 
 _EVALUATED_AT_ONCE = 256  # clients
@@ -76,7 +77,7 @@ class Rounds:
         weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
 
     def progress(
-        self, label: str, source: Source, clients: Sequence[Hashable], verbose: str | int
+        self, label: str, source: Source, clients: Sequence[Hashable], verbose: Verbose
     ) -> Progress:
         """Returns the progress of clients: of those that must be loaded, then of their work."""
         self._done.clear()
@@ -188,7 +189,7 @@ class Rounds:
 
     def arrays(self) -> list[np.ndarray]:
         """Returns the state after a round: the weights that change, then the server optimizer's."""
-        return [*(variable.numpy() for variable in self._changing()), *self._slots]
+        return [*(variable.numpy() for variable in self._changing()), *(self._slots or ())]
 
     def restore(self, arrays: Sequence[np.ndarray]) -> None:
         """Takes up what `arrays` returned."""

@@ -50,18 +50,19 @@ def _install_placeholders() -> None:
     _import_dp_queries()
     # Its own `__init__` wants tf_keras; TFF uses one sub-package.
     spec = importlib.util.find_spec("tensorflow_model_optimization")
+    folders = None if spec is None else spec.submodule_search_locations
     _placeholder(
         "tensorflow_model_optimization",
-        __path__=list(spec.submodule_search_locations),
+        __path__=list(folders or ()),
         __spec__=spec,
     )
 
 
 def _import_dp_queries() -> None:
     """Imports tensorflow-privacy's queries alone; the rest of it wants TensorFlow 1 estimators."""
-    sys.skip_tf_privacy_import = True  # the package's own switch
+    vars(sys)["skip_tf_privacy_import"] = True  # the package's own switch
     privacy = importlib.import_module("tensorflow_privacy")
-    del sys.skip_tf_privacy_import
+    del vars(sys)["skip_tf_privacy_import"]
     queries = (
         "dp_query",
         "gaussian_query",

@@ -1,1 +1,1 @@
-"""What runs on a phone, and the server's half of a federation of phones."""
+"""Runs and trains files on a device, and averages the weights of devices on a server."""

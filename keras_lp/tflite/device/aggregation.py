@@ -1,4 +1,4 @@
-"""The server's half of a federation of real phones: their weights, averaged.
+"""Averages the weights of real phones on a server: the server side of federated averaging.
 
 McMahan et al., 2017, Communication-Efficient Learning of Deep Networks from Decentralized Data
 (arXiv:1602.05629).
@@ -11,38 +11,45 @@ import math
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import keras
 import numpy as np
 
 from keras_lp.tflite.device.device import mismatch, read_arrays, write_weights
-from keras_lp.tflite.device.exchange import HALF, VERSION, all_weights, find_weights, model_version
+from keras_lp.tflite.device.exchange import (
+    HALF,
+    VERSION,
+    Variables,
+    all_weights,
+    find_weights,
+    model_version,
+)
 from keras_lp.utils.arguments import check_positive
 from keras_lp.utils.text_table import ShownAsText
 
-Update = str | os.PathLike | Mapping[str, np.ndarray]
+Update = str | os.PathLike[str] | Mapping[str, np.ndarray]
 
 
 class _Refused(Exception):  # noqa: N818
-    """Why an update is not averaged."""
+    """Raised with the reason why an update is refused."""
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class DeviceRound(ShownAsText):
-    """What `aggregate_device_updates` made of a round.
+    """The result of `aggregate_device_updates`. Can be printed.
 
     Attributes:
-        weights: what the phones load next, by name, with the new `"version"`.
-        accepted: the positions of the updates that were averaged.
-        refused: why each of the others was not, by its position.
+        weights: the weights that the phones load next, by name, with the new `"version"`.
+        accepted: the indices of the averaged updates.
+        refused: the reason for each refused update, by its index.
     """
 
     weights: dict[str, np.ndarray]
     accepted: tuple[int, ...]
     refused: dict[int, str]
 
-    def save(self, path: str | os.PathLike) -> None:
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the weights to an `.npz` file for `DeviceTrainer.load_weights`."""
         write_weights(path, self.weights)
 
@@ -56,36 +63,45 @@ class DeviceRound(ShownAsText):
 def aggregate_device_updates(
     model: keras.Model, updates: Sequence[Update], *, weights: Sequence[float] | None = None
 ) -> DeviceRound:
-    """Averages what phones learned, writes it into the model, and returns what they load next.
+    """Averages the weights that phones trained and assigns the mean to the model.
 
-    An update is what `DeviceTrainer.get_weights` returned or `save_weights` wrote, after training
-    from the model's weights of now. One that is malformed, not finite, of another model or stale
-    (trained from other weights than the model has now) is refused: it is never averaged, a warning
-    names it, and the round goes on without it. No round number has to be kept: the version of the
-    weights is a digest of the model, so the model, saved and loaded, is the server's whole state.
+    An update is the result of `DeviceTrainer.get_weights` or `save_weights` after training from the
+    current weights of the model. Updates that are malformed, not finite, from another model or
+    stale (trained from weights other than the current ones) are refused: they are not averaged, a
+    warning names them, and the round continues without them. The server does not need to count
+    rounds: the version of the weights is a digest of the model, so the model is the whole state.
 
-    Files are read as arrays of numbers of the sizes that the model has, never unpickled.
+    Files are read as numeric arrays with the sizes of the model and are never unpickled.
 
     Args:
-        model: the Keras model that `export_trainable_tflite` wrote, with its present weights.
+        model: the Keras model that `export_trainable_tflite` exported, with its current weights.
         updates: paths of `.npz` files, or dicts of arrays by name.
-        weights: how much each update counts, above 0, such as the number of its examples.
-            Defaults to None: all the same.
+        weights: the weight of each update in the mean, above 0, for example its number of
+            examples. Defaults to None: equal weights.
 
     Returns:
-        A `DeviceRound`; `save(path)` writes what the phones load next.
+        A `DeviceRound`. Its `save(path)` writes the weights that the phones load next.
 
     Raises:
-        ValueError: no update, or none that is accepted (the model stays as it is); `weights` that
-            are not one number above 0 an update.
-        TypeError: anything else than a Keras model.
+        ValueError: there are no updates or all are refused (the model is not changed), or
+            `weights` does not have one number above 0 per update.
+        TypeError: `model` is not a Keras model.
 
     Example:
 
-    ```python
-    done = lp.aggregate_device_updates(model, ["a.npz", "b.npz"], weights=[120, 80])
-    done.save("round_1.npz")
-    ```
+    >>> import numpy as np, keras, keras_lp as lp
+    >>> backbone = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8, "relu")])
+    >>> model = lp.transfer_model(backbone, ["small", "large"])
+    >>> report = lp.export_trainable_tflite(model, "sums.tflite")
+    >>> x = np.random.default_rng(0).normal(size=(30, 4)).astype("float32")
+    >>> for name, rows in {"a.npz": slice(0, 20), "b.npz": slice(20, 30)}.items():
+    ...     phone = lp.DeviceTrainer("sums.tflite")
+    ...     losses = phone.fit(x[rows], x[rows].sum(1) > 0)
+    ...     phone.save_weights(name)
+    >>> done = lp.aggregate_device_updates(model, ["a.npz", "b.npz"], weights=[20, 10])
+    >>> print(done)
+    2 of 2 updates averaged
+    >>> done.save("round_1.npz")
     """
     if not isinstance(model, keras.Model):
         raise TypeError(f"aggregate_device_updates takes a Keras model. Received: model={model!r}.")
@@ -98,13 +114,13 @@ def aggregate_device_updates(
         try:
             read = _read(model, update, versions)
             if accepted and read.keys() != next(iter(accepted.values())).keys():
-                raise _Refused("it has other weights than the first that was accepted")
+                raise _Refused("it has other weights than the first accepted update")
             accepted[i] = read
         except _Refused as reason:
             refused[i] = str(reason)
     if not accepted:
         raise ValueError(
-            "A round needs an update that can be averaged. Received: "
+            "At least one update must be accepted. Received: "
             f"{len(updates)} updates, "
             + ("; ".join(f"update {i}: {reason}" for i, reason in refused.items()) or "none")
             + "."
@@ -113,10 +129,10 @@ def aggregate_device_updates(
         listed = "; ".join(f"update {i}: {reason}" for i, reason in refused.items())
         warnings.warn(f"Not averaged: {listed}.", stacklevel=2)
     total = sum(shares[i] for i in accepted)
-    exchanged = find_weights(model, next(iter(accepted.values())))
+    exchanged = cast(Variables, find_weights(model, next(iter(accepted.values()))))
     for name, variable in exchanged.items():
-        # In float64: the order of the updates must not matter.
-        mean = sum(shares[i] / total * update[name].astype("float64")
+        # In float64, so that the order of the updates does not matter.
+        mean: Any = sum(shares[i] / total * update[name].astype("float64")
                    for i, update in accepted.items())  # fmt: skip
         variable.assign(mean.astype("float32"))
     values = {name: keras.ops.convert_to_numpy(v).copy() for name, v in exchanged.items()}
@@ -130,7 +146,7 @@ def _checked_shares(weights: Any, count: int) -> list[float]:
     weights = list(weights)
     if len(weights) != count:
         raise ValueError(
-            "`weights` must have one number an update. Received: "
+            "`weights` must have one number per update. Received: "
             f"{len(weights)} weights for {count} updates."
         )
     for weight in weights:
@@ -147,8 +163,8 @@ def _read(
 
     Args:
         model: the model.
-        update: a path or arrays.
-        versions: the model's version by what is exchanged; new ones are added.
+        update: a path, or arrays by name.
+        versions: a cache of the versions of the model by the names of the exchanged weights.
     """
     if not isinstance(update, (str, os.PathLike, Mapping)):
         raise _Refused(f"it is a {type(update).__name__}, not a file or a dict of arrays")
@@ -184,7 +200,7 @@ def _checked(
         versions[key] = model_version(model, exchanged)
     same = np.equal(update[VERSION], versions[key])
     if not same[:HALF].all():
-        raise _Refused("it is of another model")
+        raise _Refused("it is from another model")
     if not same[HALF:].all():
-        raise _Refused("it is stale: trained from other weights than the model has now")
+        raise _Refused("it is stale: trained from weights other than the current ones")
     return {name: np.asarray(update[name]) for name in exchanged}

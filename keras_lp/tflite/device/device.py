@@ -1,6 +1,6 @@
-"""Training on a device: the LiteRT runtime and NumPy, nothing else.
+"""Training on a device with only the LiteRT runtime and NumPy.
 
-This file stands alone: copied to a device it needs neither keras_lp, Keras nor TensorFlow.
+This file is self-contained: on a device it needs neither keras_lp, Keras nor TensorFlow.
 """
 
 from __future__ import annotations
@@ -11,46 +11,52 @@ import os
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 VERSION = "version"
 
-CHECKSUM = "sha256.txt"  # among the files behind the model, the digest of what is before them
+CHECKSUM = "sha256.txt"  # associated file with the digest of the model before it
 
 Arrays = dict[str, np.ndarray]
 
-_HEADER = 4096  # bytes that a stored array may have before its numbers
+_HEADER = 4096  # maximum bytes of a stored array before its data
 
 
 class DeviceTrainer:
     """Runs and trains a file that `lp.export_trainable_tflite` wrote.
 
-    On a device it is `ai_edge_litert` and this file alone: copy
-    `keras_lp/tflite/device/device.py` and `from device import DeviceTrainer`. `docs/android.md`
-    shows the same calls in Kotlin.
+    A device needs only `ai_edge_litert`, NumPy and this module: copy
+    `keras_lp/tflite/device/device.py` and import it with `from device import DeviceTrainer`.
+    `docs/android.md` shows the same calls in Kotlin.
 
     Args:
-        path: the `.tflite` file.
-        num_threads: threads of the runtime. Defaults to 1.
+        path: path of the `.tflite` file.
+        num_threads: number of threads of the runtime. Defaults to 1.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: a file that is damaged, or does not train.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is damaged or is not trainable.
         ImportError: `ai-edge-litert` is not installed.
 
     Example:
 
-    ```python
-    trainer = lp.DeviceTrainer("digits.tflite")
-    trainer.fit(x, y, epochs=5)
-    trainer.evaluate(x_held_out, y_held_out)      # {"loss": 0.21, "accuracy": 0.94}
-    trainer.save_weights("update.npz")            # what a phone sends
-    ```
+    >>> import numpy as np, keras, keras_lp as lp
+    >>> backbone = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8, "relu")])
+    >>> model = lp.transfer_model(backbone, ["small", "large"])
+    >>> report = lp.export_trainable_tflite(model, "sums.tflite", learning_rate=0.1)
+    >>> x = np.random.default_rng(0).normal(size=(100, 4)).astype("float32")
+    >>> trainer = lp.DeviceTrainer("sums.tflite")
+    >>> losses = trainer.fit(x, x.sum(1) > 0, epochs=5)
+    >>> losses[-1] < losses[0]
+    True
+    >>> sorted(trainer.evaluate(x, x.sum(1) > 0))
+    ['accuracy', 'loss']
+    >>> trainer.save_weights("update.npz")  # sent to the server
     """
 
-    def __init__(self, path: str | os.PathLike, *, num_threads: int = 1) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, num_threads: int = 1) -> None:
         try:
             from ai_edge_litert.interpreter import Interpreter
         except ImportError as error:
@@ -59,7 +65,7 @@ class DeviceTrainer:
             ) from error
         path = Path(path).expanduser()
         if not path.is_file():
-            raise FileNotFoundError(f"There must be a .tflite file. Received: path={str(path)!r}.")
+            raise FileNotFoundError(f"`path` must be a .tflite file. Received: path={str(path)!r}.")
         check_whole(path.read_bytes(), path)
         try:
             self._interpreter = Interpreter(model_path=str(path), num_threads=num_threads)
@@ -76,23 +82,26 @@ class DeviceTrainer:
         self._train_inputs = self._run["train"].get_input_details()
         self.batch_size = int(self._train_inputs["mask"]["shape"][0])
 
-    def fit(self, x: Any, y: Any, *, epochs: int = 1, shuffle: bool = True, seed: int = 0) -> list:
-        """Trains, and returns the mean loss of each epoch, over the labels present as in Keras.
+    def fit(
+        self, x: Any, y: Any, *, epochs: int = 1, shuffle: bool = True, seed: int = 0
+    ) -> list[float]:
+        """Trains and returns the mean loss of each epoch, over the labels present as in Keras.
 
-        It is NaN where there is no label. The last batch of an epoch is filled up with examples
-        that do not count. Where the file has features, those of the frozen part are computed once.
+        The loss is NaN if there are no labels. The last batch of an epoch is padded with examples
+        that do not count. If the file has features, the frozen part is run only once per example.
 
         Args:
-            x: examples, an array `(examples, ...)`, or a dict of them by input (`x_<name>`).
-            y: class numbers `(examples,)` or one-hot labels `(examples, classes)`; soft labels,
-                where the file was exported with them; or one number per label or unit. Missing
-                labels as in Keras: -1, or NaN for numbers.
-            epochs: passes over the examples. Defaults to 1.
-            shuffle: whether each epoch has an order of its own. Defaults to True.
-            seed: of the orders. Defaults to 0.
+            x: examples, an array `(examples, ...)`, or a dict of arrays by input (`x_<name>`).
+            y: class numbers `(examples,)` or one-hot labels `(examples, classes)`; soft labels, if
+                the file was exported with `soft_labels=True`; or one number per label or unit.
+                Missing labels are as in Keras: -1, or NaN for numbers.
+            epochs: number of passes over the examples. Defaults to 1.
+            shuffle: whether to shuffle the examples in each epoch. Defaults to True.
+            seed: random seed of the shuffling. Defaults to 0.
 
         Raises:
-            ValueError: examples or labels of another shape, not finite, or outside the classes.
+            ValueError: examples or labels have the wrong shape, are not finite, or labels are
+                outside the classes.
         """
         data = self._checked(x, y)
         train = self._run["train"]
@@ -109,15 +118,14 @@ class DeviceTrainer:
         return losses
 
     def predict(self, x: Any) -> np.ndarray:
-        """Returns the outputs for examples: probabilities, or numbers."""
+        """Returns the outputs for `x`, as in `fit`: probabilities or numbers `(examples, ...)`."""
         (outputs,) = self._each("infer", self._inputs(self._checked(x))).values()
         return outputs
 
     def evaluate(self, x: Any, y: Any) -> dict[str, float]:
-        """Returns the `loss` and the `accuracy` (`mae` for numbers) over examples.
+        """Returns the `loss` and the `accuracy` (`mae` for numbers) over the examples.
 
-        A loss of the user's own has no metric. Without a label they are NaN. The arguments are
-        those of `fit`.
+        A custom loss has no metric. Without labels the values are NaN. See `fit` for the arguments.
         """
         data = self._checked(x, y)
         run = self._run["evaluate"]
@@ -130,38 +138,39 @@ class DeviceTrainer:
         }
 
     def get_weights(self) -> Arrays:
-        """Returns the weights by name, and under `"version"` that of the model they came from."""
+        """Returns the weights by name, and under `"version"` the version that they started from."""
         return {name: value.copy() for name, value in self._run["get_weights"]().items()}
 
     def set_weights(self, weights: Mapping[str, np.ndarray]) -> None:
-        """Takes up what `get_weights` or the server gave; the optimizer restarts.
+        """Sets weights from `get_weights` or from the server, and resets the optimizer.
 
         Raises:
-            ValueError: weights of another model, of other names or shapes, or not finite.
+            ValueError: the weights are from another model, have other names or shapes, or are not
+                finite.
         """
         reason = mismatch(weights, self._run["set_weights"].get_input_details())
         if reason is None:
             own, given = self._run["get_weights"]()[VERSION], np.asarray(weights[VERSION])
-            half = len(own) // 2  # the first says which model, the second which round
+            half = len(own) // 2  # the first identifies the model, the second the round
             if not np.array_equal(own[:half], given[:half]):
-                reason = "weights of another model"
+                reason = "weights from another model"
         if reason is not None:
             raise ValueError(
-                f"Weights must be those of this file's model. Received: {reason}. Load what "
-                "lp.aggregate_device_updates gave for it."
+                f"Weights must match the model of this file. Received: {reason}. Load weights "
+                "from lp.aggregate_device_updates for this model."
             )
         self._run["set_weights"](**{name: np.asarray(value) for name, value in weights.items()})
 
-    def save_weights(self, path: str | os.PathLike) -> None:
+    def save_weights(self, path: str | os.PathLike[str]) -> None:
         """Writes `get_weights()` to an `.npz` file."""
         write_weights(path, self.get_weights())
 
-    def load_weights(self, path: str | os.PathLike) -> None:
-        """Takes up an `.npz` file, as `set_weights` does.
+    def load_weights(self, path: str | os.PathLike[str]) -> None:
+        """Loads an `.npz` file and sets its weights with `set_weights`.
 
         Raises:
-            OSError: a file that is not there or cannot be opened.
-            ValueError: a file of something else, or of weights as in `set_weights`.
+            OSError: the file does not exist or cannot be opened.
+            ValueError: the file has other contents, or its weights do not match the model.
         """
         wanted = self._run["set_weights"].get_input_details()
         self.set_weights(read_arrays(path, {name: _bytes(one) for name, one in wanted.items()}))
@@ -178,7 +187,7 @@ class DeviceTrainer:
         counts = {name: len(array) for name, array in arrays.items()}
         if len(set(counts.values())) > 1 or not min(counts.values()):
             raise ValueError(
-                "There must be as many labels as examples, one or more. Received: "
+                "`x` and `y` must have the same number of examples, at least one. Received: "
                 f"{', '.join(f'{count} of {name}' for name, count in counts.items())}."
             )
         return arrays
@@ -193,22 +202,22 @@ class DeviceTrainer:
             array = self._from_one_hot(array)
         if array.ndim == 0 or array.shape[1:] != shape:
             raise ValueError(
-                f"`{name}` must have the shape (examples, {', '.join(map(str, shape))}). Received: "
+                f"`{name}` must have shape (examples, {', '.join(map(str, shape))}). Received: "
                 f"{name} of shape {array.shape}."
             )
         is_whole = np.issubdtype(dtype, np.integer)
-        with np.errstate(invalid="ignore"):  # NaN as a whole number
+        with np.errstate(invalid="ignore"):  # NaN to integer
             converted = array.astype(dtype)
         if is_whole and not np.array_equal(array, converted):
             raise ValueError(
-                f"`{name}` must be whole numbers that fit {np.dtype(dtype).name}. Received: values "
-                f"of {array.dtype}."
+                f"`{name}` must be integers that fit {np.dtype(dtype).name}. Received: other "
+                f"values of dtype {array.dtype}."
             )
         array = converted
         bad = np.isinf(array) if name == "y" else ~np.isfinite(array)
         if bad.any():
             raise ValueError(
-                f"`{name}` must be finite. Received: {bad.sum()} values of {array.size} that are "
+                f"`{name}` must be finite. Received: {bad.sum()} of {array.size} values that are "
                 "not. Drop or fill these examples."
             )
         if name == "y" and is_whole:
@@ -216,7 +225,7 @@ class DeviceTrainer:
         return array
 
     def _from_one_hot(self, y: np.ndarray) -> np.ndarray:
-        """Returns class numbers for one-hot labels, -1 for a row of NaN or -1."""
+        """Returns class numbers for one-hot labels; -1 for rows with NaN or negative entries."""
         if y.shape[-1] == 1:
             return y[..., 0]
         with np.errstate(invalid="ignore"):
@@ -224,7 +233,7 @@ class DeviceTrainer:
         one_hot = np.isin(y, (0, 1)).all(-1) & (y.sum(-1) == 1)
         if not (missing | one_hot).all():
             raise ValueError(
-                "Labels of this file are class numbers or one-hot. Received: y of shape "
+                "Labels for this file must be class numbers or one-hot. Received: y of shape "
                 f"{y.shape} with other values. Export with soft_labels=True for soft labels."
             )
         return np.where(missing, -1, y.argmax(-1))
@@ -234,15 +243,15 @@ class DeviceTrainer:
         classes = int(output["shape"][-1])
         if y.size and not (y.min() >= -1 and y.max() < classes):
             raise ValueError(
-                f"Labels must be class numbers from 0 to {classes - 1}, or -1 where the label is "
-                f"missing. Received: labels from {y.min()} to {y.max()}."
+                f"Labels must be class numbers from 0 to {classes - 1}, or -1 for missing labels. "
+                f"Received: labels from {y.min()} to {y.max()}."
             )
 
     def _inputs(self, data: Arrays) -> Arrays:
         return {name: array for name, array in data.items() if name != "y"}
 
     def _each(self, signature: str, inputs: Arrays) -> Arrays:
-        """Runs a signature that takes one example on all of them."""
+        """Runs a signature for single examples on all examples."""
         count = len(next(iter(inputs.values())))
         rows = [
             self._run[signature](**{name: array[i : i + 1] for name, array in inputs.items()})
@@ -251,17 +260,17 @@ class DeviceTrainer:
         return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
 
     def _batches(self, data: Arrays, order: np.ndarray) -> Any:
-        """Yields batches of one size; the mask says which examples count."""
+        """Yields batches of fixed size with a mask of the examples that count."""
         for first in range(0, len(order), self.batch_size):
             chosen = order[first : first + self.batch_size]
-            filled = np.resize(chosen, self.batch_size)  # repeats them
+            filled = np.resize(chosen, self.batch_size)  # repeats examples
             mask = (np.arange(self.batch_size) < len(chosen)).astype("float32")
             batch = {name: array[filled] for name, array in data.items()}
             yield {**batch, "mask": mask}
 
 
 def _mean(pairs: list[tuple[Any, Any]]) -> float:
-    """Returns the mean of pairs of a value and its weight; NaN where nothing weighs."""
+    """Returns the weighted mean of `(value, weight)` pairs; NaN if all weights are 0."""
     total = sum(float(weight) for _, weight in pairs)
     return sum(float(value) * float(weight) for value, weight in pairs) / total if total else np.nan
 
@@ -270,40 +279,42 @@ def _bytes(details: Mapping[str, Any]) -> int:
     return int(np.prod(details["shape"], dtype=np.int64)) * np.dtype(details["dtype"]).itemsize
 
 
-def read_arrays(path: str | os.PathLike, sizes: Mapping[str, int] | None = None) -> Arrays:
-    """Reads an `.npz` file that nobody vouches for.
+def read_arrays(path: str | os.PathLike[str], sizes: Mapping[str, int] | None = None) -> Arrays:
+    """Reads an `.npz` file from an untrusted source.
 
-    Nothing is unpickled. What a file says of its sizes is compared with them, and the header of
-    an array with its size, before any numbers are read.
+    Nothing is unpickled. Before any data are read, the sizes in the archive are checked against
+    `sizes`, and the header of each array against its size in the archive.
 
     Args:
-        path: the file.
-        sizes: the bytes that the numbers of each array may have, by its name. Defaults to None,
-            which reads arrays of any name and size.
+        path: path of the file.
+        sizes: the maximum bytes of data of each array, by name. Defaults to None: arrays of any
+            name and size.
 
     Raises:
-        OSError: a file that is not there or cannot be opened.
-        ValueError: a file that is anything else than arrays of numbers, with other names or
-            larger.
+        OSError: the file does not exist or cannot be opened.
+        ValueError: the file has anything but numeric arrays, or arrays with other names or larger
+            sizes.
     """
     path = Path(path).expanduser()
     try:
         with path.open("rb") as file, zipfile.ZipFile(file) as archive:
             entries = {one.filename.removesuffix(".npy"): one for one in archive.infolist()}
-            for name, entry in entries.items() if sizes is not None else ():
+            for name, entry in entries.items():
+                if sizes is None:
+                    continue
                 if name not in sizes:
                     raise ValueError(f"it has other arrays, such as {name[:80]!r}")
                 if entry.file_size > sizes[name] + _HEADER:
                     raise ValueError(
-                        f"{name!r} has {entry.file_size:,} bytes, where it has {sizes[name]:,}"
+                        f"{name!r} has {entry.file_size:,} bytes, expected {sizes[name]:,}"
                     )
             return {name: _read_array(archive, entry) for name, entry in entries.items()}
     except OSError:
         raise
-    except Exception as error:  # whatever zip files and headers can be made to raise
+    except Exception as error:  # malicious zip files and headers can raise anything
         reason = str(error) or type(error).__name__
         raise ValueError(
-            "A file of weights must be a whole .npz file of arrays of numbers. Received: "
+            "A weights file must be a complete .npz file of numeric arrays. Received: "
             f"{path}, which cannot be read ({reason[:200]}). Save or send it again."
         ) from error
 
@@ -318,20 +329,20 @@ def _read_array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
         shape, by_columns, dtype = readers[version](file)
         size = int(np.prod([int(n) for n in shape], dtype=object)) * dtype.itemsize
         if dtype.kind not in "biuf" or not 0 <= size <= entry.file_size:
-            raise ValueError(f"{entry.filename[:80]!r} says that it is {dtype} of shape {shape}")
+            raise ValueError(f"{entry.filename[:80]!r} claims to be {dtype} of shape {shape}")
         content = file.read(size + 1)
     if len(content) != size:
         raise ValueError(f"{entry.filename[:80]!r} has other bytes than its {size:,} of numbers")
-    order = "F" if by_columns else "C"
+    order: Literal["F", "C"] = "F" if by_columns else "C"
     return np.frombuffer(content, dtype).reshape(shape, order=order).copy()
 
 
-def check_whole(content: bytes, path: str | os.PathLike) -> None:
-    """Raises `ValueError` where a file of keras_lp does not agree with its checksum.
+def check_whole(content: bytes, path: str | os.PathLike[str]) -> None:
+    """Raises `ValueError` if a file does not match its checksum.
 
     Args:
-        content: of the file. One without a checksum passes.
-        path: the file, for the error.
+        content: the bytes of the file. A file without a checksum passes.
+        path: path of the file, for the error.
     """
     if not zipfile.is_zipfile(io.BytesIO(content)):
         return
@@ -341,25 +352,25 @@ def check_whole(content: bytes, path: str | os.PathLike) -> None:
                 return
             start = min(one.header_offset for one in archive.infolist())
             told = {name: archive.read(name) for name in archive.namelist()}[CHECKSUM]
-    except Exception as error:  # whatever damaged zip files raise
+    except Exception as error:  # damaged zip files can raise anything
         raise ValueError(_damaged(path, str(error) or type(error).__name__)) from error
     if hashlib.sha256(content[:start]).hexdigest().encode() != told:
-        raise ValueError(_damaged(path, "its checksum does not fit"))
+        raise ValueError(_damaged(path, "its checksum does not match"))
 
 
-def _damaged(path: str | os.PathLike, reason: str) -> str:
+def _damaged(path: str | os.PathLike[str], reason: str) -> str:
     return (
-        f"A .tflite file must be whole. Received: {path}, which is damaged ({reason}). Copy or "
+        f"A .tflite file must be complete. Received: {path}, which is damaged ({reason}). Copy or "
         "export it again."
     )
 
 
 def mismatch(weights: Mapping[str, Any], wanted: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """Returns what is wrong with weights; None where nothing is.
+    """Describes the first mismatch of weights; returns None if there is none.
 
     Args:
         weights: arrays by name.
-        wanted: for each name a dict of `shape` and `dtype`.
+        wanted: a dict with the `shape` and `dtype` of each weight, by name.
     """
     missing, unknown = sorted(wanted.keys() - set(weights)), sorted(set(weights) - wanted.keys())
     if missing or unknown:
@@ -369,10 +380,10 @@ def mismatch(weights: Mapping[str, Any], wanted: Mapping[str, Mapping[str, Any]]
         try:
             array = np.asarray(weights[name])
         except ValueError:  # a ragged list
-            return f"{name!r}, which is no array"
+            return f"{name!r}, which is not an array"
         if array.shape != shape or array.dtype != details["dtype"]:
             return (
-                f"{name!r} of shape {array.shape} and {array.dtype}, where it is {shape} and "
+                f"{name!r} of shape {array.shape} and dtype {array.dtype}, expected {shape} and "
                 f"{np.dtype(details['dtype']).name}"
             )
         if not np.isfinite(array).all():
@@ -380,12 +391,13 @@ def mismatch(weights: Mapping[str, Any], wanted: Mapping[str, Mapping[str, Any]]
     return None
 
 
-def write_weights(path: str | os.PathLike, weights: Mapping[str, np.ndarray]) -> None:
-    """Writes weights to an `.npz` file; whoever reads it never sees half of it."""
+def write_weights(path: str | os.PathLike[str], weights: Mapping[str, np.ndarray]) -> None:
+    """Writes weights to an `.npz` file atomically."""
     path = Path(path).expanduser()
     partial = path.with_name(f".{path.name}.partial")
+    arrays: dict[str, Any] = dict(weights)
     try:
-        with partial.open("wb") as file:  # given a name, NumPy would add ".npz"
+        with partial.open("wb") as file:  # for a path, NumPy would add ".npz"
             np.savez(file, **weights)
         partial.replace(path)
     except OSError as error:

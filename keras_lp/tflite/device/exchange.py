@@ -1,7 +1,7 @@
-"""What phones and server exchange: weights by name, and the version of the model they are of.
+"""The weights that phones and server exchange, by name, and the version of the model.
 
-A name has the position of the weight in `model.weights`, which survives saving, where
-paths do not. A version has two halves: the first says which model, the second which round.
+A name includes the index of the weight in `model.weights`, because paths change when a model is
+saved and loaded. A version has two halves: the first identifies the model, the second the round.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import keras
 import numpy as np
 
 VERSION = "version"
-HALF = 4  # int32 numbers of each half of a version
+HALF = 4  # int32 numbers in each half of a version
 
 Variables = dict[str, keras.Variable]
 
 
 def named_weights(model: keras.Model, variables: Iterable[keras.Variable]) -> Variables:
-    """Returns these weights of a model by their names, in the order of the model."""
+    """Returns the given weights by name, in the order of the model."""
     wanted = {id(variable) for variable in variables}
     return {
         name: variable for name, variable in all_weights(model).items() if id(variable) in wanted
@@ -28,7 +28,7 @@ def named_weights(model: keras.Model, variables: Iterable[keras.Variable]) -> Va
 
 
 def find_weights(model: keras.Model, names: Iterable[str]) -> Variables | None:
-    """Returns the weights with these names in the order of the model; None if one is not there."""
+    """Returns the weights with these names in the order of the model; None if one is missing."""
     known, names = all_weights(model), set(names)
     if not names or not names <= known.keys():
         return None
@@ -38,13 +38,13 @@ def find_weights(model: keras.Model, names: Iterable[str]) -> Variables | None:
 def model_version(model: keras.Model, exchanged: Mapping[str, keras.Variable]) -> np.ndarray:
     """Returns the version of a model: `(2 * HALF,)` int32.
 
-    The first half is a digest of all that stays: names, shapes, and the values of the weights that
-    are not exchanged. The second is one of the exchanged values, so it differs from round to
-    round, and no counter must be kept anywhere.
+    The first half is a digest of everything that does not change: names, shapes, and the values of
+    weights that are not exchanged. The second half is a digest of the exchanged values, which
+    differ in every round, so no round counter is needed.
 
     Args:
         model: the model.
-        exchanged: the weights that are exchanged, by name.
+        exchanged: the exchanged weights, by name.
     """
     stays, moves = hashlib.sha256(), hashlib.sha256()
     for name, variable in all_weights(model).items():
@@ -56,7 +56,7 @@ def model_version(model: keras.Model, exchanged: Mapping[str, keras.Variable]) -
 
 
 def layer_of_variable(model: keras.Model) -> dict[int, keras.Layer]:
-    """Returns the layer that holds each weight, by the id of the weight."""
+    """Returns the layer of each weight, by the id of the weight."""
     return {
         id(variable): layer
         for layer in model._flatten_layers()
@@ -65,7 +65,7 @@ def layer_of_variable(model: keras.Model) -> dict[int, keras.Layer]:
 
 
 def all_weights(model: keras.Model) -> Variables:
-    """Returns all weights of a model by their names."""
+    """Returns all weights of a model by name."""
     layers = layer_of_variable(model)
     named = {}
     for position, variable in enumerate(model.weights):

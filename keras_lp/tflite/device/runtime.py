@@ -1,4 +1,4 @@
-"""The LiteRT runtime, on one thread: exported files are run before they are written."""
+"""The LiteRT runtime with one thread, which runs exported files before they are written."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ def load_interpreter(content: bytes, keep_all: bool = False) -> Any:
     """Loads a file.
 
     Args:
-        content: the file's bytes.
-        keep_all: whether every tensor can be read after a run, which costs memory and time.
+        content: the bytes of the file.
+        keep_all: whether all tensors can be read after a run, which needs more memory and time.
             Defaults to False.
 
     Raises:
@@ -20,7 +20,7 @@ def load_interpreter(content: bytes, keep_all: bool = False) -> Any:
         from ai_edge_litert.interpreter import Interpreter, OpResolverType
     except ImportError as error:
         raise ImportError(
-            "An exported file is run before it is written, which needs the LiteRT runtime. "
+            "The export runs the file before it is written, which needs the LiteRT runtime. "
             "Install it: pip install 'keras_lp[phone]'."
         ) from error
     kind = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES if keep_all else OpResolverType.AUTO

@@ -1,1 +1,1 @@
-"""A model becomes a verified file: describe, convert, quantize, verify."""
+"""Exports a model to a verified file: convert, quantize, verify."""

@@ -1,4 +1,4 @@
-"""A Keras model as the bytes of a `.tflite` file of builtin operations."""
+"""Converts a Keras model to the bytes of a `.tflite` file of builtin operations."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_lp.backbones.copying import copy_model
 from keras_lp.tflite.contents import foreign_operations
 from keras_lp.tflite.export.int8 import quantize
 from keras_lp.tflite.interface import call_flat, input_names, outputs
@@ -25,20 +26,20 @@ def convert(
     batch_size: int = 1,
     activate: bool = True,
 ) -> bytes:
-    """Converts a model that `check_model` accepts and that computes in float32.
+    """Converts a model to the bytes of a `.tflite` file.
 
     Args:
-        model: the model.
-        quantization: as in `export_tflite`.
-        calibration: for `"int8"` the inputs to measure activations on, in order.
-        batch_size: examples a call.
-        activate: whether the file adds the softmax or sigmoid of the heads.
+        model: a model that `check_model` accepts and that computes in float32.
+        quantization: see `export_tflite`.
+        calibration: for `"int8"`, the calibration inputs, in the order of `model.inputs`.
+        batch_size: number of examples per call.
+        activate: whether to add the softmax or sigmoid of the heads.
 
     Raises:
-        ValueError: an operation outside the builtin ones, a model that the converter refuses, or
-            for `"int8"` activations that are not finite.
-        ImportError: `ai-edge-litert` is not installed, which `"int8"` needs.
-        OSError: the disk is full, where temporary files are.
+        ValueError: the model uses an operation that is not builtin, the converter rejects it, or
+            for `"int8"` an activation is not finite.
+        ImportError: `"int8"` needs `ai-edge-litert`, which is not installed.
+        OSError: the disk of the temporary files is full.
     """
     check_scratch_space(weight_bytes(model))
     serve, module = _serving_function(model, batch_size, activate)
@@ -59,34 +60,34 @@ def convert(
     if quantization != "int8":
         return content
     try:
-        return quantize(content, _batches(model, calibration, batch_size))
+        return quantize(content, _batches(model, calibration or [], batch_size))
     except RuntimeError as error:
         raise ValueError(
-            "LiteRT must run a model for int8 on the calibration data. Received: model "
-            f"{model.name!r}, of which it says: {error}. Export with quantization='dynamic'."
+            "LiteRT must be able to run an int8 model on the calibration data. Received: model "
+            f"{model.name!r} with the error: {error}. Export with quantization='dynamic'."
         ) from error
 
 
 def weight_bytes(model: keras.Model) -> int:
-    """Returns the size of the weights of a model, in bytes."""
+    """Returns the size of the weights of a model in bytes."""
     return sum(variable.numpy().nbytes for variable in model.variables)
 
 
 def compute_types(model: keras.Model) -> set[str]:
-    """The types other than float32 that layers of a model compute in."""
+    """Returns the compute dtypes of the layers of a model other than float32."""
     types = {layer.compute_dtype for layer in model._flatten_layers()}
     return types & {"float16", "bfloat16", "float64"}
 
 
 def float32_copy(model: keras.Model) -> keras.Model:
-    """A copy of a model that computes in float32, with the same weights."""
+    """Returns a copy of a model that computes in float32, with the same weights."""
     return _copy(model, _in_float32, f"it computes in {sorted(compute_types(model))}")
 
 
 def without_loops(model: keras.Model) -> keras.Model:
-    """The model, or a copy with the steps of recurrent layers one after the other.
+    """Returns the model, or a copy with unrolled recurrent layers.
 
-    `"int8"` needs it: activations are measured, and computed in 8 bits, outside loops only.
+    `"int8"` needs it, because activations inside loops are neither measured nor quantized.
     """
     if not any(getattr(layer, "unroll", True) is False for layer in model._flatten_layers()):
         return model
@@ -94,24 +95,19 @@ def without_loops(model: keras.Model) -> keras.Model:
 
 
 def _copy(model: keras.Model, change: Callable[[Any], Any], reason: str) -> keras.Model:
-    def copy(layer: keras.Layer) -> keras.Layer:
-        return type(layer).from_config(change(layer.get_config()))
-
     try:
-        made = keras.models.clone_model(model, clone_function=copy, recursive=True)
-        made.set_weights(model.get_weights())
+        return copy_model(model, change)
     except Exception as error:
         raise ValueError(
-            "A model that a phone cannot run as it is must be one that can be copied. Received: "
+            "A model that cannot be exported as it is must be copyable. Received: "
             f"model {model.name!r}: {reason}, and copying it failed: {error}. Give its layers a "
             "`get_config`, or build it in float32 (int8: with unroll=True) and copy the weights "
             "with `set_weights(model.get_weights())`."
         ) from error
-    return made
 
 
 def _in_float32(config: Any) -> Any:
-    """The config of a layer with float32 instead of every policy, also of layers inside it."""
+    """Replaces every dtype policy in the config of a layer, and of its sublayers, by float32."""
     if isinstance(config, dict):
         if config.get("class_name") == "DTypePolicy":
             return "float32"
@@ -130,8 +126,8 @@ def _unrolled(config: Any) -> Any:
 
 
 def _serving_function(model: keras.Model, batch_size: int, activate: bool) -> tuple[Any, tf.Module]:
-    # The tracked object must hold the variables, not the model: with the model the converter
-    # succeeds and leaves the weights out.
+    # The tracked object must hold the variables, not the model. If it holds the model, the
+    # converter succeeds but drops the weights.
     module = tf.Module()
     module.held = [variable.value for variable in model.variables]
     specs = [
@@ -155,7 +151,7 @@ def _serving_function(model: keras.Model, batch_size: int, activate: bool) -> tu
 def _batches(
     model: keras.Model, arrays: list[np.ndarray], batch_size: int
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Calibration in the size of the file's batches, whole ones; too few examples come again."""
+    """Yields full calibration batches; too few examples for one batch are repeated."""
     names, count = input_names(model), len(arrays[0])
     for start in range(0, max(count - batch_size, 0) + 1, batch_size):
         rows = np.arange(start, start + batch_size) % count
@@ -167,8 +163,8 @@ def _check_no_loops(model: keras.Model, serve: Any) -> None:
     if any(layer is not None for layer in layers):
         where = ", ".join(layer for layer in layers if layer) or "a layer"
         raise ValueError(
-            "A model for int8 has no loops or branches: what they compute is not measured. "
-            f"Received: model {model.name!r} with one in {where}. Export with "
+            "A model for int8 must have no loops or branches, because their activations are not "
+            f"measured. Received: model {model.name!r} with one in {where}. Export with "
             'quantization="dynamic".'
         )
 
@@ -180,8 +176,8 @@ def _refusal(model: keras.Model, serve: Any, message: str) -> ValueError:
     if names:
         return _not_builtin(model, serve, names)
     return ValueError(
-        "The converter must accept a model for the phone. Received: model "
-        f"{model.name!r}, of which it says: {message.strip().splitlines()[0][:300]}"
+        "The TFLite converter must accept the model. Received: model "
+        f"{model.name!r} with the error: {message.strip().splitlines()[0][:300]}"
     )
 
 
@@ -191,14 +187,14 @@ def _not_builtin(model: keras.Model, serve: Any, operations: list[str]) -> Value
         layers = _layers_with(model, serve, operation.removeprefix("Flex"))
         described.append(f"{operation}{f' in layer {layers}' if layers else ''}")
     return ValueError(
-        "A model for the phone uses LiteRT's builtin operations only: others need TensorFlow "
-        f"on the device. Received: model {model.name!r} with {'; '.join(described)}. Replace what "
-        "computes it."
+        "A model must use only builtin operations of LiteRT; others need TensorFlow on the "
+        f"device. Received: model {model.name!r} with {'; '.join(described)}. Replace the layer "
+        "that uses it."
     )
 
 
 def _layers_with(model: keras.Model, serve: Any, operation: str) -> str | None:
-    """The innermost layers that an operation stands in, None where the graph has it nowhere."""
+    """Returns the innermost layers that use an operation, None if the graph does not use it."""
     graph = serve.graph.as_graph_def()
     nodes = [*graph.node, *(node for one in graph.library.function for node in one.node_def)]
     places = [node.name for node in nodes if node.op == operation]
@@ -207,7 +203,7 @@ def _layers_with(model: keras.Model, serve: Any, operation: str) -> str | None:
     names = {layer.name for layer in model._flatten_layers(include_self=False)}
     found = []
     for place in places:
-        # Keras names the scope of a layer after it, and counts through when it comes again.
+        # Keras names the scope of a layer after the layer, with a number if it is called again.
         scopes = place.split("/")[:-1]
         scopes = [name if name in names else re.sub(r"_\d+$", "", name) for name in scopes]
         found += [name for name in scopes if name in names][-1:]

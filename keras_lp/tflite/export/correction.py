@@ -1,8 +1,8 @@
-"""What 8 bits still shift, put right in the heads.
+"""Corrects the heads for the shift that is left after int8 quantization.
 
-`int8` takes back what rounded weights shift. What rounded activations shift remains, in small
-depthwise networks most: as far as it is an affine map of the outputs, seen on the calibration
-examples, the heads take it back.
+`int8` corrects the shift caused by rounded weights. Rounded activations cause another shift, which
+is largest in small depthwise networks. As far as the calibration examples show it to be an affine
+map of the outputs, the heads correct it.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from keras_lp.tflite.export.convert import convert
 from keras_lp.tflite.export.verify import keras_outputs, load, run_all
 from keras_lp.tflite.interface import input_names, outputs
 
-# Examples' worth of belief that nothing is to be corrected: a unit's in the linear part, which has
-# much to learn, and in the mean.
+# Strength of the prior that no correction is needed, in examples: once for the mean, and per unit
+# for the linear part, which has many parameters.
 _TRUST = 10
 
 
@@ -27,12 +27,12 @@ _TRUST = 10
 def corrected_heads(
     model: keras.Model, calibration: list[np.ndarray], batch_size: int
 ) -> Iterator[None]:
-    """Within it the heads of a model make up for what int8 shifts; then they are as they were.
+    """Context manager that corrects the heads for int8 and restores them on exit.
 
     Args:
-        model: a model that `convert` takes for `"int8"`; nothing is done where it has no heads.
-        calibration: inputs in order.
-        batch_size: of the file.
+        model: a model that `convert` accepts for `"int8"`. A model without heads is not changed.
+        calibration: the calibration inputs, in the order of `model.inputs`.
+        batch_size: batch size of the file.
 
     Raises:
         ImportError: `ai-edge-litert` is not installed.
@@ -60,11 +60,14 @@ def corrected_heads(
 
 
 def affine_map(given: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The matrix and the vector that turn `given` into `wanted`, near the identity where in doubt.
+    """Fits the affine map from `given` to `wanted`, shrunk towards the identity.
 
     Args:
         given: `(examples, ..., units)`.
-        wanted: the same shape.
+        wanted: an array of the same shape.
+
+    Returns:
+        The matrix `(units, units)` and the vector `(units,)`.
     """
     units = given.shape[-1]
     x = given.reshape(-1, units).astype("float64")
@@ -80,7 +83,7 @@ def affine_map(given: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def _correct(head: Head, matrix: np.ndarray, shift: np.ndarray) -> None:
-    """Lets a head give `matrix` and `shift` of its output, in the units of the labels."""
+    """Applies `matrix` and `shift`, in the units of the labels, to the output of a head."""
     std, mean = np.ones(head.units), np.zeros(head.units)
     if hasattr(head, "std"):
         std, mean = np.asarray(head.std, "float64"), np.asarray(head.mean, "float64")

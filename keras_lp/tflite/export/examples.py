@@ -1,4 +1,4 @@
-"""Examples to calibrate and to verify a phone file on: a user's, or generated."""
+"""Examples for calibrating and verifying a `.tflite` file: from the user, or generated."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from keras_lp.model.model import input_structure
 from keras_lp.tflite.interface import input_names, outputs, vocabulary_sizes
 
 GENERATED = "generated inputs"
-_COUNT = 64  # generated examples
+_COUNT = 64  # number of generated examples
 
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
-    """Inputs in the order of the model's, and labels by output where they are known."""
+    """Inputs in the order of `model.inputs`, and the known labels by output name."""
 
     inputs: list[np.ndarray]
     labels: dict[str, np.ndarray]
@@ -31,7 +31,7 @@ class Examples:
         return len(self.inputs[0])
 
     def thinned(self, count: int) -> Examples:
-        """At most so many of them, evenly spread: data are often sorted by class."""
+        """Returns at most `count` evenly spaced examples, as data are often sorted by class."""
         if len(self) <= count:
             return self
         rows = np.linspace(0, len(self) - 1, count).astype(int)
@@ -40,16 +40,16 @@ class Examples:
 
 
 def read_examples(model: keras.Model, data: Any, source: str) -> Examples:
-    """Reads what a user passed.
+    """Reads and checks the examples that a user passed.
 
     Args:
-        model: the model that they are for.
-        data: inputs, a pair of inputs and labels, or a batched `tf.data.Dataset` of either.
-        source: the name of the argument.
+        model: the model to be exported.
+        data: inputs, an `(inputs, labels)` pair, or a batched `tf.data.Dataset` of either.
+        source: the name of the argument, for errors and the report.
 
     Raises:
-        ValueError: no examples or an endless data set; inputs of another shape, not finite or of
-            other names; labels that do not belong to the outputs.
+        ValueError: the data have no examples or never end, the inputs have the wrong shape or
+            names or are not finite, or the labels do not match the outputs.
     """
     if isinstance(data, tf.data.Dataset):
         data = _read_dataset(data, source)
@@ -60,8 +60,8 @@ def read_examples(model: keras.Model, data: Any, source: str) -> Examples:
     counts = {len(array) for array in inputs}
     if counts == {0} or len(counts) > 1:
         raise ValueError(
-            f"`{source}` must hold examples, as many in every input. Received: "
-            f"{sorted(counts)} examples."
+            f"Every input of `{source}` must have the same number of examples, at least one. "
+            f"Received: {sorted(counts)} examples."
         )
     checks.check_finite(inputs, f" of {source}")
     warn_of_scaled_pictures(model, inputs, source)
@@ -70,12 +70,11 @@ def read_examples(model: keras.Model, data: Any, source: str) -> Examples:
 
 
 def generate_examples(model: keras.Model) -> Examples:
-    """Examples that nobody chose: they show whether a file computes what the model does.
+    """Generates 64 examples that show whether a file computes the same as the model.
 
-    Pictures are coloured areas with noise on them: of plain noise one looks like another. Other
-    numbers have every size from 1 to 255. Ids are of the Embedding that they go into, where that
-    can be told, and the last ones of a text are 0, the padding of most models; other integers are
-    0 and 1.
+    Images are colored areas with noise, because images of plain noise all look the same to a
+    model. Other floats have magnitudes from 1 to 255. Integers that go into an Embedding are valid
+    ids, padded at the end with 0 as in most models. Other integers are 0 or 1.
     """
     rng = np.random.default_rng(0)
     sizes = vocabulary_sizes(model)
@@ -95,12 +94,12 @@ def generate_examples(model: keras.Model) -> Examples:
 def _read_dataset(dataset: tf.data.Dataset, source: str) -> Any:
     if dataset.cardinality() == tf.data.INFINITE_CARDINALITY:
         raise ValueError(
-            f"`{source}` must come to an end. Received: an endless data set. Take so many batches "
-            "of it: `dataset.take(20)`."
+            f"`{source}` must be finite. Received: an endless data set. Limit the number of "
+            "batches, for example with `dataset.take(20)`."
         )
     batches = list(dataset.as_numpy_iterator())
     if not batches:
-        raise ValueError(f"`{source}` must hold examples. Received: an empty data set.")
+        raise ValueError(f"`{source}` must have at least one example. Received: an empty data set.")
     return tf.nest.map_structure(lambda *parts: np.concatenate(parts), *batches)
 
 
@@ -110,22 +109,23 @@ def _read_inputs(model: keras.Model, x: Any, source: str) -> list[np.ndarray]:
         if not isinstance(x, Mapping) or not set(structure) <= set(x):
             received = f"the keys {list(x)}" if isinstance(x, Mapping) else type(x).__name__
             raise ValueError(
-                f"`{source}` must have the inputs {list(structure)} by name. Received: {received}."
+                f"`{source}` must be a dict with the inputs {list(structure)}. Received: "
+                f"{received}."
             )
         found = [x[name] for name in sorted(structure)]
     else:
         found = list(x) if isinstance(x, list) and len(model.inputs) > 1 else [x]
     if len(found) != len(model.inputs):
         raise ValueError(
-            f"`{source}` must have the {len(model.inputs)} inputs {input_names(model)} in a list. "
+            f"`{source}` must be a list of the {len(model.inputs)} inputs {input_names(model)}. "
             f"Received: {len(found)}."
         )
     arrays = [np.asarray(array) for array in found]
     for array, tensor in zip(arrays, model.inputs, strict=True):
         if array.shape[1:] != tuple(tensor.shape[1:]) or not array.ndim:
             raise ValueError(
-                f"`{source}` must have examples of shape {tuple(tensor.shape[1:])}. Received: an "
-                f"array of shape {array.shape}. A data set must be batched."
+                f"The examples of `{source}` must have shape {tuple(tensor.shape[1:])}. Received: "
+                f"an array of shape {array.shape}. Batch a data set first."
             )
     pairs = zip(arrays, model.inputs, strict=True)
     return [array.astype(tensor.dtype) for array, tensor in pairs]
@@ -141,7 +141,7 @@ def _read_labels(model: keras.Model, y: Any, count: int, source: str) -> dict[st
         y = dict(zip(described, y, strict=True))
     else:
         raise ValueError(
-            f"Labels of `{source}` must be a dict by the outputs {list(described)}. Received: "
+            f"The labels of `{source}` must be a dict with the keys {list(described)}. Received: "
             f"labels of type {type(y).__name__}."
         )
     labels = {name: np.asarray(array) for name, array in y.items()}
@@ -149,10 +149,11 @@ def _read_labels(model: keras.Model, y: Any, count: int, source: str) -> dict[st
         if array.shape[:1] != (count,):
             raise ValueError(
                 f"`{source}` must have a label for each of its {count} examples. Received: labels "
-                f"of {name!r} of shape {array.shape}."
+                f"of shape {array.shape} for {name!r}."
             )
-        if described[name].task is not None:
-            described[name].task.check_labels(array, f"y of {source}")
+        task = described[name].task
+        if task is not None:
+            task.check_labels(array, f"y of {source}")
     return labels
 
 
@@ -170,7 +171,7 @@ def _numbers(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def generate_texts(rng: np.random.Generator, shape: tuple[int, ...], size: int) -> np.ndarray:
-    """Returns ids below a size; the last ones of a text are 0, the padding of most models."""
+    """Generates ids below `size`; each text ends with a random number of zeros as padding."""
     ids = rng.integers(min(1, size - 1), size, shape)
     lengths = rng.integers(1, shape[-1] + 1, (*shape[:-1], 1))
     return np.where(np.arange(shape[-1]) < lengths, ids, 0)

@@ -1,4 +1,4 @@
-"""A trained model as a `.tflite` file that is run and compared with Keras before you get it."""
+"""Exports a model to a `.tflite` file and compares the file with Keras."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 import os
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast, get_args
 
 import keras
 
@@ -22,14 +22,16 @@ from keras_lp.tflite.metadata.annotate import TFLiteMetadata, annotate
 from keras_lp.utils.arguments import check_choice, check_positive
 from keras_lp.utils.files import check_archive
 
-_CALIBRATE_ON, _VERIFY_ON = 300, 1000  # of the calibration data at most
+Quantization = Literal["dynamic", "float16", "int8"]
+
+_CALIBRATE_ON, _VERIFY_ON = 300, 1000  # calibration examples at most
 
 
 def export_tflite(
-    model: keras.Model | str | os.PathLike,
-    path: str | os.PathLike,
+    model: keras.Model | str | os.PathLike[str],
+    path: str | os.PathLike[str],
     *,
-    quantization: str | None = None,
+    quantization: Quantization | None = None,
     calibration_data: Any = None,
     batch_size: int = 1,
     metadata: bool | TFLiteMetadata = True,
@@ -37,72 +39,78 @@ def export_tflite(
     verification_data: Any = None,
     tolerance: float | None = None,
 ) -> ExportReport:
-    """Writes a model as a `.tflite` file that any LiteRT runtime runs.
+    """Exports a model to a `.tflite` file that any LiteRT runtime can run.
 
-    Classification outputs are probabilities (softmax), MultiLabel outputs too (sigmoid), and
-    Regression outputs values in the units of the labels; a model that keras_lp did not build is
-    exported as it is. The signature names outputs as the model does, and inputs too (`input` where
-    they have no name). A model of mixed precision is exported from a float32 copy; adapters of
-    `lp.LoRA` are folded in. The file takes and gives what the model does, float32 pictures for
-    example, whatever the quantization.
+    Classification and MultiLabel outputs are probabilities (softmax and sigmoid), Regression
+    outputs are values in the units of the labels. A model that keras_lp did not build is exported
+    as it is. The signature uses the input and output names of the model, and `input` for an
+    unnamed input. With every quantization, inputs and outputs keep the dtypes of the model (for
+    example float32 images). A mixed-precision model is exported from a float32 copy. Adapters of
+    `lp.LoRA` are merged into the weights.
 
-    The file is run in LiteRT and compared with Keras before it is put in place. What is too far
-    from Keras is refused and leaves no file:
+    Before the file is written to `path`, it is run in LiteRT and compared with Keras. It must stay
+    within these limits:
 
-    - without quantization the largest difference may be 1e-4: of probabilities, or of values as a
-      share of their range over the examples;
-    - with a quantization and labels in `verification_data`, the file may be at most one point less
-      accurate than Keras, beyond what chance explains on so many examples (one-sided, 5 %);
-    - without labels 0.9 of the answers must agree (the most probable class, or for MultiLabel
-      each entry, above its threshold or not), of those that Keras prefers by more than two steps
-      of 8 bits; and the largest difference of an example's probabilities may be 0.15 on the mean,
-      with `"float16"` 1e-2;
-    - of quantized values the mean difference may be 0.05 of their range, with `"float16"` the
-      largest 1e-2.
+    - Without quantization, the largest difference is at most 1e-4. Differences of probabilities
+      are absolute, differences of values are relative to the range of the values in the examples.
+    - With quantization and labels in `verification_data`, the file is at most one percentage point
+      less accurate than Keras, beyond what chance explains for this number of examples (one-sided
+      test, 5 %).
+    - With quantization and no labels, at least 0.9 of the answers agree. An answer is the most
+      probable class, or for MultiLabel whether an entry is above its threshold. Answers that Keras
+      prefers by two 8-bit steps or less do not count. The largest difference of the probabilities
+      of an example is at most 0.15 on average (`"float16"`: 1e-2).
+    - Quantized values differ by at most 0.05 of their range on average (`"float16"`: the largest
+      difference is at most 1e-2 of the range).
 
-    An output that hardly varies over the examples is reported as "cannot be verified", as a file
-    that always gives the same would pass too.
+    An output that hardly varies over the examples is reported as "cannot be verified", because a
+    file with constant output would pass too.
 
     Args:
         model: a built Keras model, or the path of a `.keras` file.
-        path: where to write.
-        quantization: None keeps float32; `"float16"` halves the file; `"dynamic"` stores weights
-            in 8 bits, a quarter of the file; `"int8"` computes in 8 bits too. On the calibration
-            data the rarest activations are cut off, biases are corrected (Nagel et al., 2019,
-            arXiv:1906.04721) and an affine map is fitted into the heads. Defaults to None.
-        calibration_data: for `"int8"`, examples like those on the phone, of which 300 are used:
-            inputs, `(inputs, labels)` or a batched `tf.data.Dataset`. Defaults to None.
-        batch_size: how many examples the file takes at once. Defaults to 1.
-        metadata: True writes the names of the classes, the thresholds of labels and what to do
-            to a pixel where phone clients look for them (MediaPipe needs them);
-            `lp.TFLiteMetadata` adds a vocabulary and more; False writes none. Defaults to True.
-        verify: whether to run and compare the file. Defaults to True.
-        verification_data: examples to compare on, as `calibration_data`; with labels the report
-            has the accuracy of both. Defaults to None: the calibration data (1,000 of them), else
-            generated inputs, and the report says so.
-        tolerance: the largest difference, or for `"dynamic"` and `"int8"` the least agreement over
-            all answers; it replaces the rules above. Defaults to None.
+        path: path of the file to write.
+        quantization: None keeps float32. `"float16"` halves the file size. `"dynamic"` stores
+            weights in 8 bits (a quarter of the size). `"int8"` also computes in 8 bits; on the
+            calibration data, outlier activations are clipped, biases are corrected (Nagel et al.,
+            2019, arXiv:1906.04721) and an affine correction is added to the heads. Defaults to
+            None.
+        calibration_data: for `"int8"`, examples like those on the phone, of which at most 300 are
+            used: inputs, `(inputs, labels)` or a batched `tf.data.Dataset`. Defaults to None.
+        batch_size: number of examples per call of the file. Defaults to 1.
+        metadata: True writes class names, label thresholds and pixel normalization as TFLite
+            metadata (required by MediaPipe). `lp.TFLiteMetadata` adds a vocabulary and more. False
+            writes no metadata. Defaults to True.
+        verify: whether to run the file and compare it with Keras. Defaults to True.
+        verification_data: examples for the comparison, in the formats of `calibration_data`. With
+            labels, the report includes the accuracy of both. Defaults to None: at most 1,000
+            examples of the calibration data, else generated inputs. The report names the source.
+        tolerance: the largest allowed difference, or for `"dynamic"` and `"int8"` the lowest
+            allowed agreement over all answers. Replaces the limits above. Defaults to None.
 
     Returns:
-        An `ExportReport`; print it.
+        An `ExportReport`, which can be printed.
 
     Raises:
-        ValueError: a file that is too far from Keras; an operation outside LiteRT's builtin ones;
-            a model that is not built or whose inputs have no sizes; data that do not fit it; a
-            path that is a folder. No file is left, and one that was there stays.
-        TypeError: anything else than a Keras model.
-        ImportError: `ai-edge-litert` is not installed; verify=False needs it for int8 only.
+        ValueError: the file differs too much from Keras, the model uses an operation that is not
+            builtin in LiteRT, is not built or has inputs of unknown size, the data do not fit the
+            model, or `path` is a folder. No file is written; an existing file is kept.
+        TypeError: `model` is not a Keras model.
+        ImportError: `ai-edge-litert` is not installed. With `verify=False` only int8 needs it.
 
     Example:
 
-    ```python
-    report = lp.export_tflite(
-        model, "xray.tflite", quantization="int8", calibration_data=x, verification_data=val
-    )
-    print(report)
-    ```
+    >>> import numpy as np, keras, keras_lp as lp
+    >>> backbone = keras.Sequential([keras.Input((4,)), keras.layers.Dense(16, "relu")])
+    >>> model = lp.transfer_model(backbone, ["small", "large"])
+    >>> x = np.random.default_rng(0).normal(size=(100, 4)).astype("float32")
+    >>> history = lp.fit_head(model, (x, x.sum(1) > 0), verbose=0)
+    >>> report = lp.export_tflite(model, "sums.tflite", quantization="int8", calibration_data=x)
+    >>> report.outputs
+    {'predictions': (1, 2)}
+    >>> report.top1_agreement > 0.9
+    True
     """
-    check_choice("quantization", quantization, [None, "dynamic", "float16", "int8"])
+    check_choice("quantization", quantization, [None, *get_args(Quantization)])
     check_positive("batch_size", batch_size, integer=True)
     _check_options(quantization, calibration_data, metadata, verify, verification_data, tolerance)
     path = Path(path).expanduser()
@@ -139,11 +147,10 @@ def _check_options(
 ) -> None:
     if (quantization == "int8") != (calibration_data is not None):
         raise ValueError(
-            '`calibration_data` is for quantization="int8", which measures the activations on it. '
+            '`calibration_data` must be passed with quantization="int8", and only then. '
             f"Received: quantization={quantization!r} "
-            f"{'without' if calibration_data is None else 'with'} calibration_data. Pass some "
-            "hundred examples of training for int8; to compare on examples pass "
-            "`verification_data`."
+            f"{'without' if calibration_data is None else 'with'} calibration_data. For int8, pass "
+            "a few hundred training examples. To compare on examples, pass `verification_data`."
         )
     if not isinstance(metadata, (bool, TFLiteMetadata)):
         raise TypeError(
@@ -151,23 +158,23 @@ def _check_options(
         )
     if not verify and (verification_data is not None or tolerance is not None):
         raise ValueError(
-            "`verification_data` and `tolerance` are for verify=True. Received: verify=False."
+            "`verification_data` and `tolerance` require verify=True. Received: verify=False."
         )
     if tolerance is not None and (not is_number(tolerance) or not 0 <= tolerance <= 1):
         raise ValueError(
             "`tolerance` must be a number from 0 to 1: the largest difference, or for "
-            f'"dynamic" and "int8" the least agreement. Received: tolerance={tolerance!r}.'
+            f'"dynamic" and "int8" the lowest agreement. Received: tolerance={tolerance!r}.'
         )
 
 
-def _loaded(model: Any) -> Any:
+def _loaded(model: Any) -> keras.Model:
     if not isinstance(model, (str, os.PathLike)):
         return model
     path = Path(model).expanduser()
     if not path.is_file() or not zipfile.is_zipfile(path):
-        state = "which is no such file" if path.exists() else "which does not exist"
+        state = "which is not one" if path.exists() else "which does not exist"
         raise ValueError(
-            f"A model given by its path must be a `.keras` file. Received: {str(path)!r}, {state}. "
+            f"The path of a model must be a `.keras` file. Received: {str(path)!r}, {state}. "
             "Write one with `model.save('model.keras')`."
         )
     check_archive(path)
@@ -183,7 +190,7 @@ def _converted(
 ) -> bytes:
     if quantization != "int8":
         return convert(model, quantization, batch_size=batch_size)
-    inputs = calibration.thinned(_CALIBRATE_ON).inputs
+    inputs = cast(Examples, calibration).thinned(_CALIBRATE_ON).inputs
     model = without_loops(model)
     with corrected_heads(model, inputs, batch_size):
         return convert(model, quantization, inputs, batch_size)
@@ -197,16 +204,16 @@ def _verified(
     batch_size: int,
     allowed: Tolerance,
 ) -> ExportReport:
-    """The report with its comparisons, all of which are within the tolerance."""
+    """Returns the report with the comparisons, or raises if one exceeds the tolerance."""
     run = load(content, input_names(model))
     comparisons = compare(model, run, examples, batch_size, allowed)
     for name, one in comparisons.items():
-        if not one.error <= one.allowed:  # a NaN is outside too
+        if not one.error <= one.allowed:  # also raises for NaN
             remedy = "Try another quantization, or allow more with `tolerance`."
             if examples.source == GENERATED:
-                remedy = f"Pass examples as `verification_data`: these are generated. {remedy}"
+                remedy = f"Pass real examples as `verification_data`. {remedy}"
             raise ValueError(
-                f"A file ({report.quantization or 'float32'}) must {_rule(one, allowed)}. "
+                f"A {report.quantization or 'float32'} file must {_rule(one, allowed)}. "
                 f"Received: model {model.name!r}, output {name!r}, {one.describe()}, on "
                 f"{examples.source}. {remedy}"
             )
@@ -221,16 +228,16 @@ def _verified(
 
 def _rule(one: Comparison, allowed: Tolerance) -> str:
     if one.kind == "values":
-        mean = " on the mean" if allowed.by_agreement else ""
+        mean = " on average" if allowed.by_agreement else ""
         share = f"{allowed.limit:g} of the range of the values"
-        return f"differ from Keras by {share} at most{mean} (here {one.error:.2g})"
+        return f"differ from Keras by at most {share}{mean} (here {one.error:.2g})"
     if allowed.spread is not None and one.scores is not None:
         return "be at most 1 point less accurate than Keras, beyond what chance explains"
     if allowed.spread is not None:
         return (
-            "agree with Keras on 0.9 of the answers that are not nearly tied, with probabilities "
-            f"that differ by {allowed.spread:g} at most on the mean"
+            "agree with Keras on at least 0.9 of the answers that are not nearly tied, and its "
+            f"probabilities must differ by at most {allowed.spread:g} on average"
         )
     if allowed.by_agreement:
-        return f"agree with Keras on {1 - allowed.limit:.4g} of the answers"
-    return f"differ from Keras by {allowed.limit:g} at most"
+        return f"agree with Keras on at least {1 - allowed.limit:.4g} of the answers"
+    return f"differ from Keras by at most {allowed.limit:g}"

@@ -1,14 +1,14 @@
-"""A float32 file made to compute in 8 bits, with as little change as that allows.
+"""Quantizes a float32 file to 8-bit integer computation.
 
-The activations are measured on the calibration examples, which also serve to do better than to
-round:
+The activations are measured on the calibration examples. Two steps make the result more accurate
+than plain rounding:
 
-- The range of an activation is divided into 255 steps. One as wide as the rarest value makes the
-  steps wide for all, so the furthest values are cut off.
-- Rounding the weights of a layer shifts the mean of what it gives, by more than its noise in
-  networks with depthwise convolutions. In convolutions and dense layers the bias takes the shift
-  back: bias correction (Nagel et al., 2019, Data-Free Quantization Through Weight Equalization and
-  Bias Correction, arXiv:1906.04721).
+- Clipping: the range of an activation is divided into 255 steps. A few outliers would make every
+  step wider, so the most extreme values are cut off.
+- Bias correction: rounding the weights of a layer shifts the mean of its output. In networks with
+  depthwise convolutions the shift exceeds the rounding noise. The biases of convolutions and dense
+  layers compensate for it (Nagel et al., 2019, Data-Free Quantization Through Weight Equalization
+  and Bias Correction, arXiv:1906.04721).
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from tensorflow.lite.python import schema_py_generated as schema
 
 from keras_lp.tflite.device.runtime import load_interpreter
 
-_CUT_OFF = 3e-5  # share of the values other than 0, at either end
-_DRAWN = 1000  # values of an activation, an example
+_CUT_OFF = 3e-5  # share of the nonzero values that is cut off at each end
+_DRAWN = 1000  # sampled values per activation and example
 _CONV, _DEPTHWISE, _DENSE = (
     schema.BuiltinOperator.CONV_2D,
     schema.BuiltinOperator.DEPTHWISE_CONV_2D,
@@ -36,14 +36,14 @@ def quantize(content: bytes, batches: Iterable[Mapping[str, np.ndarray]]) -> byt
     """Returns a file that computes in 8 bits.
 
     Args:
-        content: a float32 file of one subgraph with one signature.
-        batches: calibration, inputs by their names in the signature.
+        content: a float32 file with one subgraph and one signature.
+        batches: calibration batches, each a dict of inputs by their names in the signature.
 
     Raises:
-        ValueError: an activation that is not finite.
+        ValueError: an activation is not finite.
         ImportError: `ai-edge-litert` is not installed.
     """
-    # TensorFlow's own converter ends with this call; only here it can be given other ranges.
+    # The TFLite converter ends with this call. Calling it here allows other activation ranges.
     from tensorflow.lite.python.convert import mlir_quantize
 
     model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
@@ -68,20 +68,20 @@ def quantize(content: bytes, batches: Iterable[Mapping[str, np.ndarray]]) -> byt
 
 
 def as_stored(weights: np.ndarray) -> np.ndarray:
-    """Weights `(units, ...)` as int8 stores them: in steps, of which a unit's largest is 127."""
+    """Rounds weights `(units, ...)` to int8: the largest of each unit becomes 127 steps."""
     step = np.abs(weights).max(axis=tuple(range(1, weights.ndim)), keepdims=True) / 127
     return np.round(weights / np.where(step > 0, step, 1.0)) * step
 
 
 class _Activation:
-    """What is known of the values of a tensor."""
+    """Statistics of the values of a tensor."""
 
     def __init__(self) -> None:
         self._least, self._most, self._finite = np.inf, -np.inf, True
         self._drawn: list[np.ndarray] = []
 
     def see(self, values: np.ndarray, count: int, rng: np.random.Generator) -> None:
-        """Takes the values of a batch into account, at most `count` of them as draws."""
+        """Updates the statistics with a batch and samples at most `count` of its values."""
         self._least = min(self._least, values.min())
         self._most = max(self._most, values.max())
         self._finite = self._finite and bool(np.isfinite(values).all())
@@ -90,12 +90,12 @@ class _Activation:
         self._drawn.append(values[values != 0])
 
     def range(self, name: str) -> tuple[float, float]:
-        """The range without its rarest values, all of it where the draws do not tell these."""
+        """Returns the clipped range, or the full range if the sample is too small to clip."""
         if not self._finite:
             raise ValueError(
-                "What a model for int8 computes on the calibration data must be finite. Received: "
-                f"values that are not, in {name!r}. Calibrate on examples on which the model "
-                "gives numbers."
+                "The activations of an int8 model must be finite on the calibration data. "
+                f"Received: values that are not, in {name!r}. Pass calibration examples on which "
+                "the outputs of the model are finite."
             )
         drawn = np.concatenate(self._drawn)
         if len(drawn) * _CUT_OFF < 1:
@@ -106,14 +106,14 @@ class _Activation:
 
 @dataclasses.dataclass
 class _Layer:
-    """An operation with weights.
+    """An operation that has weights.
 
     Attributes:
         operator: the operation.
         dense: whether it is a dense layer.
-        weights: `(units, height, width, channels of a group)`; 1 by 1 if dense.
+        weights: `(units, height, width, channels per group)`; 1 by 1 if dense.
         bias: `(units,)`.
-        patches: for each batch the mean patch that the weights meet, `(height, width, channels)`.
+        patches: the mean input patch of each batch, `(height, width, channels)`.
     """
 
     operator: schema.OperatorT
@@ -123,7 +123,7 @@ class _Layer:
     patches: list[np.ndarray] = dataclasses.field(default_factory=list)
 
     def see(self, x: np.ndarray) -> None:
-        """Takes the input of a batch into account."""
+        """Updates `patches` with the input of a batch."""
         _, height, width, channels = self.weights.shape
         if self.dense:
             self.patches.append(x.reshape(-1, 1, 1, channels).mean(axis=0, dtype="float64"))
@@ -139,7 +139,7 @@ class _Layer:
         self.patches.append(np.mean(patches, axis=(0, 1, 2)).reshape(height, width, -1))
 
     def shift(self) -> np.ndarray:
-        """How far rounding the weights moves the mean of each unit."""
+        """Returns the shift of the mean of each unit that rounding the weights causes."""
         patch = np.mean(self.patches, axis=0)
         weights = self.weights.astype("float64")
         channels = weights.shape[-1]
@@ -155,7 +155,7 @@ def _layers(model: schema.ModelT) -> Iterator[_Layer]:
         if kind not in (_CONV, _DEPTHWISE, _DENSE):
             continue
         weights = _constant(model, operator.inputs[1])
-        if weights is None:  # a product of two activations
+        if weights is None:  # the product of two activations
             continue
         if kind == _DENSE:
             weights = weights[:, None, None]
@@ -168,7 +168,7 @@ def _layers(model: schema.ModelT) -> Iterator[_Layer]:
 
 
 def _constant(model: schema.ModelT, index: int) -> np.ndarray | None:
-    """The value of a float32 tensor, None where it is computed."""
+    """Returns the value of a constant float32 tensor, None if it is not constant."""
     tensor = model.subgraphs[0].tensors[index]
     data = model.buffers[tensor.buffer].data
     if tensor.type != schema.TensorType.FLOAT32 or data is None or len(data) == 0:
@@ -177,7 +177,7 @@ def _constant(model: schema.ModelT, index: int) -> np.ndarray | None:
 
 
 def _set_bias(model: schema.ModelT, layer: _Layer, bias: np.ndarray) -> None:
-    """Gives a layer a bias of its own: files share constants that are equal."""
+    """Gives a layer its own bias tensor, because files share equal constants."""
     buffer = schema.BufferT()
     buffer.data = bias.astype("<f4").view("uint8")
     tensor = schema.TensorT()
@@ -191,7 +191,7 @@ def _set_bias(model: schema.ModelT, layer: _Layer, bias: np.ndarray) -> None:
 
 
 def _computed(graph: schema.SubGraphT) -> list[int]:
-    """The inputs and results that are float32."""
+    """Returns the indices of the float32 inputs and activations."""
     given = [index for operator in graph.operators for index in operator.outputs]
     float32 = schema.TensorType.FLOAT32
     return [i for i in (*graph.inputs, *given) if graph.tensors[i].type == float32]
@@ -200,7 +200,7 @@ def _computed(graph: schema.SubGraphT) -> list[int]:
 def _runs(
     content: bytes, batches: Iterable[Mapping[str, np.ndarray]]
 ) -> Iterator[tuple[Callable[[int], np.ndarray], int]]:
-    """Runs each batch; yields what gives the value of a tensor, and the number of examples."""
+    """Runs each batch; yields a getter of tensor values and the number of examples."""
     interpreter = load_interpreter(content, keep_all=True)
     run = interpreter.get_signature_runner()
     for batch in batches:

@@ -1,4 +1,4 @@
-"""What an export tells."""
+"""The report of an export."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ from keras_lp.utils.text_table import ShownAsText
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class ExportReport(ShownAsText):
-    """What `lp.export_tflite` wrote, and how it compares with Keras. Print it.
+    """Describes the file that `lp.export_tflite` wrote and compares it with Keras. Can be printed.
 
     Attributes:
-        path: the file.
+        path: path of the file.
         quantization: None, `"dynamic"`, `"float16"` or `"int8"`.
         contents: inputs, outputs, labels, signatures and operations of the file.
-        copied_from: the types in which the model computes, where the file was made from a float32
-            copy of it, which is also what it was compared with; else none.
-        verified_on: `"verification_data"`, `"calibration_data"` or `"generated inputs"`; None
-            where nothing was verified.
-        examples: how many of them.
-        comparisons: by output: largest difference, agreement, scores, whether it varies.
-        latency: median and p95 of a call in LiteRT in milliseconds, one thread; None where the
-            file was not run.
+        copied_from: compute dtypes of the model, if the file was converted from a float32 copy
+            and compared with that copy; otherwise empty.
+        verified_on: `"verification_data"`, `"calibration_data"` or `"generated inputs"`; None if
+            the file was not verified.
+        examples: number of examples in the comparison.
+        comparisons: a `Comparison` per output: largest difference, agreement, scores, and whether
+            the output varies.
+        latency: median and 95th percentile of the time per call in LiteRT on one thread, in
+            milliseconds; None if the file was not run.
     """
 
     path: str
@@ -39,19 +40,19 @@ class ExportReport(ShownAsText):
 
     @property
     def size(self) -> int:
-        """Bytes of the file."""
+        """Size of the file in bytes."""
         return self.contents.size
 
     @property
     def outputs(self) -> dict[str, tuple[int, ...]]:
-        """The shapes of the outputs by their names in the signature."""
+        """Shapes of the outputs by their names in the signature."""
         _, tensors = next(iter(self.contents.signatures.values()))
         shapes = {tensor.name: tensor.shape for tensor in tensors}
         return {name: shapes[name] for name in self.comparisons or shapes}
 
     @property
     def max_difference(self) -> float | None:
-        """Largest absolute difference of any output between LiteRT and Keras."""
+        """Largest absolute difference between LiteRT and Keras over all outputs."""
         found = [one.difference for one in self.comparisons.values()]
         if any(math.isnan(difference) for difference in found):
             return math.nan
@@ -59,13 +60,14 @@ class ExportReport(ShownAsText):
 
     @property
     def top1_agreement(self) -> float | None:
-        """Share of the examples with the same most probable class, the least over the outputs."""
-        found = [one.agreement for one in self.comparisons.values() if one.kind == "classes"]
+        """Share of examples with the same most probable class; the lowest over all outputs."""
+        each = (one.agreement for one in self.comparisons.values() if one.kind == "classes")
+        found = [agreement for agreement in each if agreement is not None]
         return min(found, default=None)
 
     @property
     def outputs_vary(self) -> bool:
-        """Whether every output varies so much that the comparison proves something."""
+        """Whether every output varies enough for the comparison to be meaningful."""
         return bool(self.comparisons) and all(one.varies for one in self.comparisons.values())
 
     def __str__(self) -> str:

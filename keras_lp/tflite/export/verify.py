@@ -1,4 +1,4 @@
-"""A phone file against its Keras model: run in LiteRT, compared, timed."""
+"""Runs a `.tflite` file in LiteRT, compares it with its Keras model and times it."""
 
 from __future__ import annotations
 
@@ -13,28 +13,29 @@ from keras_lp.tflite.device.runtime import load_interpreter
 from keras_lp.tflite.export.examples import Examples
 from keras_lp.tflite.interface import Output, call_flat, outputs
 
-_CLEAR = 0.9  # of the answers that are not nearly tied agree, by default
-_SPREAD = 0.15  # how far the probabilities of an example are off on the mean, by default
-_LOST = 0.01  # of the accuracy, by default
-_SURE = 1.645  # standard errors: a loss that chance explains in one of twenty files is none
-_STEP = 1 / 256  # of 8 bits
+_CLEAR = 0.9  # default lowest agreement over the answers that are not nearly tied
+_SPREAD = 0.15  # default limit of the mean difference of probabilities
+_LOST = 0.01  # default limit of the loss of accuracy
+_SURE = 1.645  # standard errors of a one-sided test at 5 %
+_STEP = 1 / 256  # an 8-bit step
 
-_CHUNK = 64  # examples that Keras computes at once
-_WARM_UP, _CALLS, _SECONDS = 5, 200, 1.0  # of the timing
+_CHUNK = 64  # batch size in Keras
+_WARM_UP, _CALLS, _SECONDS = 5, 200, 1.0  # of the latency measurement
 
 Run = Callable[[list[np.ndarray]], dict[str, np.ndarray]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Tolerance:
-    """How far a file may be from Keras.
+    """How much a file may differ from Keras.
 
     Attributes:
-        limit: the largest error.
-        by_agreement: whether the error is the share of answers that differ (for values their mean
-            difference), or the largest difference. That of values is a share of their range.
-        spread: the difference of probabilities that the default of a quantized file allows on the
-            mean; None where the user gave a tolerance, or nothing is quantized.
+        limit: the largest allowed error.
+        by_agreement: whether the error is the share of answers that differ (for values, the mean
+            difference) or the largest difference. Differences of values are relative to their
+            range.
+        spread: the default limit of the mean difference of probabilities for a quantized file;
+            None if the user gave a tolerance or the file is not quantized.
     """
 
     limit: float
@@ -43,10 +44,10 @@ class Tolerance:
 
     @classmethod
     def of(cls, quantization: str | None, given: float | None) -> Tolerance:
-        """The tolerance of `export_tflite` for a quantization."""
+        """Returns the tolerance of `export_tflite` for a quantization."""
         usual = quantization is not None and given is None
         if quantization in ("dynamic", "int8"):
-            # Rounded: 1 - 0.95 is a little more than 0.05, and 19 of 20 are within.
+            # Rounded because 1 - 0.95 is slightly more than 0.05, and 19 of 20 must pass.
             limit = round(1 - (0.95 if given is None else given), 9)
             return cls(limit, True, _SPREAD if usual else None)
         standard = 1e-2 if quantization == "float16" else 1e-4
@@ -55,19 +56,19 @@ class Tolerance:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """One output of a file compared with Keras's.
+    """Compares one output of a file with Keras.
 
     Attributes:
-        difference: the largest absolute one.
-        agreement: share of the answers that are the same: most probable classes, or for
-            `MultiLabel` entries above their threshold or not; None for values.
-        error: what the tolerance limits, see `Tolerance`.
-        allowed: how large it may be.
-        varies: whether a file that always gives the same would be found out. If not, the
-            comparison proves nothing.
-        scores: Keras's and the file's accuracy (for values mean absolute error), None without
+        difference: the largest absolute difference.
+        agreement: share of equal answers: the most probable classes, or for `MultiLabel` whether
+            each entry is above its threshold; None for values.
+        error: the error that the tolerance limits, see `Tolerance`.
+        allowed: the largest allowed error.
+        varies: whether a file with constant output would fail. If not, the comparison proves
+            nothing.
+        scores: accuracy (for values, mean absolute error) of Keras and of the file; None without
             labels that fit the output.
-        kind: of the output, see `Output`.
+        kind: the kind of the output, see `Output`.
     """
 
     difference: float
@@ -79,7 +80,7 @@ class Comparison:
     kind: str
 
     def describe(self) -> str:
-        """The comparison in words."""
+        """Describes the comparison in words."""
         parts = [f"largest difference {self.difference:.1e}"]
         if self.agreement is not None:
             word = "top-1 agreement" if self.kind == "classes" else "agreement"
@@ -90,7 +91,7 @@ class Comparison:
             parts.append("accuracy {:.2%}, in Keras {:.2%}".format(*self.scores[::-1]))
         if not self.varies:
             parts.append(
-                "cannot be verified: a file that always gives the same would pass on these examples"
+                "cannot be verified: a file with constant output would pass on these examples"
             )
         return ", ".join(parts)
 
@@ -98,14 +99,14 @@ class Comparison:
 def compare(
     model: keras.Model, run: Run, examples: Examples, batch_size: int, tolerance: Tolerance
 ) -> dict[str, Comparison]:
-    """Compares every output of a file with Keras's; returns the comparisons by output.
+    """Compares every output of a file with Keras; returns the comparisons by output name.
 
     Args:
         model: the model in float32.
-        run: the file, as `load` gives it.
-        examples: what both get.
-        batch_size: of the file.
-        tolerance: decides what `varies` means.
+        run: the file as returned by `load`.
+        examples: the inputs, and labels if known.
+        batch_size: batch size of the file.
+        tolerance: defines the errors, their limits and `varies`.
     """
     theirs = run_all(run, examples.inputs, batch_size)
     raw = keras_outputs(model, examples.inputs)
@@ -118,7 +119,7 @@ def compare(
 
 
 def load(content: bytes, names: list[str]) -> Run:
-    """Loads a file into LiteRT, one thread; returns a call on a batch of inputs in order.
+    """Loads a file into LiteRT with one thread; returns a function of a batch of inputs.
 
     Raises:
         ImportError: `ai-edge-litert` is not installed.
@@ -128,7 +129,7 @@ def load(content: bytes, names: list[str]) -> Run:
 
 
 def run_all(run: Run, inputs: list[np.ndarray], batch_size: int) -> dict[str, np.ndarray]:
-    """Runs a file on all examples; the last ones come again to fill its last batch."""
+    """Runs a file on all examples; the last example is repeated to fill the last batch."""
     count = len(inputs[0])
     rows = np.minimum(np.arange(-(-count // batch_size) * batch_size), count - 1)
     batches = [run([array[chosen] for array in inputs]) for chosen in rows.reshape(-1, batch_size)]
@@ -136,7 +137,7 @@ def run_all(run: Run, inputs: list[np.ndarray], batch_size: int) -> dict[str, np
 
 
 def latency(run: Run, inputs: list[np.ndarray], batch_size: int) -> tuple[float, float]:
-    """Times calls of a file one after the other; returns the median and p95 in milliseconds."""
+    """Returns the median and 95th percentile of the time per call in milliseconds."""
     rows = np.arange(batch_size) % len(inputs[0])
     batch = [array[rows] for array in inputs]
     for _ in range(_WARM_UP):
@@ -151,7 +152,7 @@ def latency(run: Run, inputs: list[np.ndarray], batch_size: int) -> tuple[float,
 
 
 def keras_outputs(model: keras.Model, inputs: list[np.ndarray]) -> list[np.ndarray]:
-    """The outputs of a model as it gives them, in order."""
+    """Returns the outputs of a model on all examples, in the order of `call_flat`."""
     chunks = [
         [np.asarray(raw) for raw in call_flat(model, [a[i : i + _CHUNK] for a in inputs])]
         for i in range(0, len(inputs[0]), _CHUNK)
@@ -168,16 +169,16 @@ def _compare(
 ) -> Comparison:
     decides = output.kind != "values"
     right = _right(output, ours, theirs, labels) if decides else None
-    by_default = decides and tolerance.spread is not None
+    spread = tolerance.spread if decides else None
     constant = _constant(output, ours, tolerance)
-    if by_default and right is not None:
+    if spread is not None and right is not None:
         allowed, error = _LOST, _lost(right)
-        of_constant = _lost(_right(output, ours, constant, labels))
-    elif by_default:
+        of_constant = _lost(_right(output, ours, constant, labels) or right)
+    elif spread is not None:
         allowed = 1.0
         mean = np.broadcast_to(ours.mean(axis=0), ours.shape)
         error, *of_constants = (
-            _change(output, ours, other, tolerance.spread) for other in (theirs, mean, constant)
+            _change(output, ours, other, spread) for other in (theirs, mean, constant)
         )
         of_constant = min(of_constants)
     else:
@@ -197,20 +198,20 @@ def _compare(
 
 
 def _lost(right: tuple[np.ndarray, np.ndarray]) -> float:
-    """Returns by how much a file is less accurate than Keras, less what chance explains.
+    """Returns the loss of accuracy compared with Keras, beyond what chance explains.
 
     Args:
-        right: whether Keras's answers are right, and the file's.
+        right: whether each answer is right, in Keras and in the file.
     """
     lost = right[0].astype("float64") - right[1]
     return float(lost.mean() - _SURE * lost.std() / np.sqrt(lost.size))
 
 
 def _change(output: Output, ours: np.ndarray, theirs: np.ndarray, spread: float) -> float:
-    """Returns how far answers and probabilities are from Keras's, 1 where both are at the limit.
+    """Returns the error of answers or probabilities, whichever is larger, with 1 at the limit.
 
-    Answers count where Keras prefers them by more than two steps of 8 bits: rounding may decide
-    the others.
+    Only the answers that Keras prefers by more than two 8-bit steps count, because rounding may
+    decide the others.
     """
     step = _STEP * max(1.0, float(np.ptp(ours)))
     if output.kind == "classes":
@@ -234,7 +235,7 @@ def _error(output: Output, ours: np.ndarray, theirs: np.ndarray, tolerance: Tole
     if output.kind == "values":
         differences = differences / _scale(ours)
         return float(differences.mean() if tolerance.by_agreement else differences.max())
-    if not np.isfinite(differences).all():  # NaN decides too, for something
+    if not np.isfinite(differences).all():  # a NaN would also count as an answer
         return float("nan")
     if tolerance.by_agreement:
         return float(np.mean(output.decide(ours) != output.decide(theirs)))
@@ -242,14 +243,14 @@ def _error(output: Output, ours: np.ndarray, theirs: np.ndarray, tolerance: Tole
 
 
 def _scale(values: np.ndarray) -> np.ndarray:
-    """The range of each entry; not below what rounding makes of one that hardly varies."""
+    """Returns the range of each entry, with a floor for entries that hardly vary."""
     rounding = np.maximum(1e-2 * np.abs(values).max(axis=0), 1e-3 * np.ptp(values))
     scale = np.maximum(np.ptp(values, axis=0), rounding)
     return np.where(scale == 0, 1.0, scale)
 
 
 def _constant(output: Output, ours: np.ndarray, tolerance: Tolerance) -> np.ndarray:
-    """What is nearest to the outputs among those that are the same for every example."""
+    """Returns the constant output that is closest to the outputs."""
     if not tolerance.by_agreement:
         best = (ours.min(axis=0) + ours.max(axis=0)) / 2
     elif output.kind == "classes":
@@ -263,18 +264,18 @@ def _constant(output: Output, ours: np.ndarray, tolerance: Tolerance) -> np.ndar
 def _scores(
     output: Output, ours: np.ndarray, theirs: np.ndarray, labels: np.ndarray | None
 ) -> tuple[float, float] | None:
-    """The scores of both over the labels that are there."""
+    """Returns the scores of both over the labels that are present."""
     if output.kind != "values":
         right = _right(output, ours, theirs, labels)
-        return None if right is None else tuple(float(one.mean()) for one in right)
+        return None if right is None else (float(right[0].mean()), float(right[1].mean()))
     errors = _errors(output, ours, theirs, labels)
-    return None if errors is None else tuple(float(one.mean()) for one in errors)
+    return None if errors is None else (float(errors[0].mean()), float(errors[1].mean()))
 
 
 def _right(
     output: Output, ours: np.ndarray, theirs: np.ndarray, labels: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """Whether the answers of both are right, over the labels that are there."""
+    """Returns whether the answers of both are right, over the labels that are present."""
     errors = _errors(output, ours, theirs, labels)
     return None if errors is None else (errors[0] == 0, errors[1] == 0)
 
@@ -287,7 +288,7 @@ def _errors(
     if output.kind == "classes" and labels.shape == ours.shape:
         labels = labels.argmax(-1)
     answers = [one if output.kind == "values" else output.decide(one) for one in (ours, theirs)]
-    if labels.size != answers[0].size:  # class numbers of a plain Keras model that gives logits
+    if labels.size != answers[0].size:  # class numbers for a plain Keras model with logits
         return None
     labels = labels.reshape(answers[0].shape)
     present = np.isfinite(labels) & ((labels >= 0) | (output.kind == "values"))

@@ -1,1 +1,1 @@
-"""What a file says of itself: labels, thresholds, vocabulary, normalization."""
+"""TFLite metadata: labels, thresholds, vocabulary, normalization."""

@@ -1,4 +1,4 @@
-"""Which metadata the file of a model gets: labels, thresholds, a vocabulary, what pixels need."""
+"""Collects the metadata of a model: labels, thresholds, vocabulary, pixel normalization."""
 
 from __future__ import annotations
 
@@ -21,34 +21,40 @@ from keras_lp.utils.arguments import check_positive
 
 @dataclasses.dataclass(frozen=True)
 class TFLiteMetadata:
-    """What the metadata of a phone file say beyond what the model knows.
+    """Metadata of a `.tflite` file in addition to what the model provides.
 
-    The model knows the names of its classes. Pictures come as raw values from 0 to 255, which is
-    how models of keras_lp with a named backbone take them.
+    The model provides its class names. Images have raw pixel values from 0 to 255 by default, as
+    models with a named backbone of keras_lp expect.
 
-    Thresholds of a `MultiLabel` (`lp.choose_thresholds`) are written too. The model's outputs stay
-    the probabilities, but a client that follows the metadata, as MediaPipe does, shows only labels
-    above their threshold: the file of the output's score calibration leaves scores as they are and
-    has the thresholds as the least score of each label, below which a score is 0, and the least
-    threshold is the score threshold of the output.
+    Thresholds of a `MultiLabel` (`lp.choose_thresholds`) are written too. The outputs of the file
+    are still probabilities, but a client that follows the metadata, such as MediaPipe, shows only
+    labels above their threshold. The score calibration file does not change the scores; it stores
+    the threshold of each label as the minimum score, below which a score becomes 0. The score
+    threshold of the output is the lowest of the thresholds.
 
     Args:
-        vocabulary: the tokens in the order of their ids, for the input that holds ids: written as
-            `vocab.txt`, a token a line. Defaults to None.
-        description: a sentence for whoever opens the file. Defaults to none.
-        mean: what a client subtracts from each pixel, where your own backbone takes scaled
-            pictures. Defaults to 0.
-        std: what it then divides by; `std=255` for pictures from 0 to 1. Defaults to 1.
+        vocabulary: the tokens in the order of their ids, for the input that takes ids. Written to
+            `vocab.txt`, one token per line. Defaults to None.
+        description: description of the model. Defaults to an empty string.
+        mean: value that a client subtracts from each pixel, for a custom backbone that expects
+            scaled images. Defaults to 0.
+        std: value by which a client then divides each pixel; 255 for images from 0 to 1. Defaults
+            to 1.
 
     Raises:
-        ValueError: a `std` that is not above 0; a token twice or with a line break in it.
-        TypeError: a vocabulary that is no list of strings.
+        ValueError: `std` is not above 0, or a token occurs twice or contains a line break.
+        TypeError: `vocabulary` is not a list of strings.
 
     Example:
 
-    ```python
-    lp.export_tflite(model, "news.tflite", metadata=lp.TFLiteMetadata(vocabulary=words))
-    ```
+    >>> import keras, keras_lp as lp
+    >>> ids = keras.Input((5,), dtype="int32", name="ids")
+    >>> mean = keras.layers.GlobalAveragePooling1D()(keras.layers.Embedding(4, 8)(ids))
+    >>> model = lp.transfer_model(keras.Model(ids, mean), ["sports", "politics"])
+    >>> metadata = lp.TFLiteMetadata(vocabulary=["", "[UNK]", "goal", "vote"])
+    >>> report = lp.export_tflite(model, "news.tflite", metadata=metadata, verify=False)
+    >>> sorted(report.contents.files)
+    ['labels.txt', 'vocab.txt']
     """
 
     vocabulary: Sequence[str] | None = None
@@ -71,21 +77,21 @@ class TFLiteMetadata:
         if len(set(self.vocabulary)) != len(self.vocabulary):
             twice = next(t for t in self.vocabulary if self.vocabulary.count(t) > 1)
             raise ValueError(
-                f"The tokens of a vocabulary must differ. Received: {twice!r} more than once."
+                f"The tokens of `vocabulary` must be unique. Received: {twice!r} more than once."
             )
 
 
 def annotate(content: bytes, model: keras.Model, options: TFLiteMetadata) -> bytes:
-    """Returns the file of a model with its metadata.
+    """Adds the metadata of a model to its file.
 
     Raises:
-        ValueError: a vocabulary that does not fit the model.
+        ValueError: the vocabulary does not fit the model.
     """
     files: dict[str, str] = {}
     described = outputs(model)
     about_inputs = _inputs(model, options, files)
     about_outputs = {one.name: _output(one, len(described) > 1, files) for one in described}
-    found = read_contents(content)  # the order of the subgraph is not that of the signature
+    found = read_contents(content)  # the order in the subgraph differs from the signature
     return write_metadata(
         content,
         model.name,
@@ -118,18 +124,18 @@ def _inputs(
 
 
 def _input_of_ids(model: keras.Model, tokens: int) -> str:
-    """The input with the largest Embedding: others hold segments or positions."""
+    """Returns the input with the largest Embedding; others hold segments or positions."""
     sizes = vocabulary_sizes(model)
     if not sizes:
         raise ValueError(
-            "A vocabulary belongs to an input whose ids go into an Embedding. Received: model "
-            f"{model.name!r} with the inputs {input_names(model)}, of which none does. Leave "
+            "`vocabulary` requires an input whose ids go into an Embedding. Received: model "
+            f"{model.name!r} with the inputs {input_names(model)} and no such input. Leave "
             "`vocabulary` out."
         )
     index = max(sizes, key=sizes.__getitem__)
     if tokens > sizes[index]:
         raise ValueError(
-            "A vocabulary has at most as many tokens as the Embedding has rows. Received: "
+            "`vocabulary` must have at most as many tokens as the Embedding has rows. Received: "
             f"{tokens:,} tokens for {sizes[index]:,} rows. Pass the vocabulary that the model was "
             "trained with."
         )
@@ -159,6 +165,6 @@ def _check_lines(argument: str, texts: Sequence[str]) -> None:
     broken = next((text for text in texts if len(text.splitlines()) > 1 or "\n" in text), None)
     if broken is not None:
         raise ValueError(
-            f"The file holds `{argument}` a line each. Received: {broken!r}, which has a line "
-            "break. Name it otherwise, or export with metadata=False."
+            f"Each entry of `{argument}` must be a single line. Received: {broken!r}, which has a "
+            "line break. Remove the line break, or export with metadata=False."
         )

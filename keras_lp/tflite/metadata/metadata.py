@@ -1,8 +1,8 @@
-"""TFLite metadata: labels, thresholds, vocabulary and normalisation, where phone clients look.
+"""Reads and writes TFLite metadata: labels, thresholds, vocabulary and normalization.
 
-Metadata are a flatbuffer of their own among the buffers of the model; the files that they name are
-a zip archive behind its last byte. The slots below are those of the public schema
-(metadata_schema.fbs, identifier M001), as far as they are used.
+The metadata are a separate flatbuffer in one of the buffers of the model. The associated files are
+a zip archive appended to the model. The slots below are those of the public schema
+(metadata_schema.fbs, identifier M001) that are used here.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from tensorflow.lite.tools import flatbuffer_utils
 
 from keras_lp.tflite.device.device import CHECKSUM
 
-_LINE_END = re.compile("[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")  # what str.splitlines splits at
+_LINE_END = re.compile("[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")  # where str.splitlines splits
 _ENTRY = "TFLITE_METADATA"
-_PARSER = "1.0.1"  # the first version of the schema that knows a vocabulary
+_PARSER = "1.0.1"  # the first version of the schema with a vocabulary
 
 
 class _Model(enum.IntEnum):
@@ -93,19 +93,19 @@ class _FileKind(enum.IntEnum):
 
 @dataclasses.dataclass(frozen=True)
 class TensorMetadata:
-    """What a file says of one of its inputs or outputs.
+    """Metadata of an input or output.
 
     Attributes:
-        name: what a client calls it.
-        description: a sentence.
-        channels: of a picture, 1 or 3; None for anything else.
-        mean: a client subtracts it from each pixel ...
-        std: ... and divides by this, before it calls the model.
-        labels: the associated file with a name a line, in the order of the last axis.
-        vocabulary: the associated file with a token a line, in the order of the ids.
-        calibration: the associated file with what a client does to the score of each label, see
+        name: its name for clients.
+        description: its description.
+        channels: number of channels of an image, 1 or 3; None for anything else.
+        mean: value that a client subtracts from each pixel before it calls the model.
+        std: value by which a client then divides each pixel.
+        labels: name of the associated file with one label per line, in the order of the last axis.
+        vocabulary: name of the associated file with one token per line, in the order of the ids.
+        calibration: name of the associated file with the score calibration of each label, see
             `least_scores`.
-        least_score: a client shows no label with a score below; None shows all.
+        least_score: lowest score with which a client shows a label; None shows all labels.
     """
 
     name: str = ""
@@ -122,14 +122,14 @@ class TensorMetadata:
 def least_scores(thresholds: Sequence[float]) -> str:
     """Returns the text of a calibration file that only sets scores below thresholds to 0.
 
-    A line a label: scale, slope and offset of a sigmoid over the logit of the score, 1, 1 and 0,
-    which give the score itself, and the least score.
+    It has one line per label: scale, slope and offset of a sigmoid of the logit of the score (1, 1
+    and 0 return the score itself), and the minimum score.
     """
     return "\n".join(f"1,1,0,{float(threshold)!r}" for threshold in thresholds)
 
 
 def read_least_scores(text: str) -> list[float]:
-    """Returns the least scores of a calibration file, empty unless every label has one."""
+    """Returns the minimum scores of a calibration file, empty unless every label has one."""
     lines = [line.split(",") for line in text.splitlines()]
     if not all(len(line) == 4 for line in lines):
         return []
@@ -147,15 +147,15 @@ def write_metadata(
     outputs: list[TensorMetadata],
     files: dict[str, str],
 ) -> bytes:
-    """Returns a file with metadata, instead of those that it had.
+    """Writes metadata into a file, replacing existing metadata; returns the new bytes.
 
     Args:
         content: the bytes of a file without associated files.
-        name: of the model.
-        description: of the model.
-        inputs: those of the first subgraph, in its order.
-        outputs: the same for outputs.
-        files: the text of each associated file that inputs and outputs name.
+        name: name of the model.
+        description: description of the model.
+        inputs: metadata of the inputs of the first subgraph, in its order.
+        outputs: metadata of the outputs of the first subgraph, in its order.
+        files: the texts of the associated files, by name.
     """
     described = {
         _Model.NAME: name,
@@ -174,18 +174,18 @@ def write_metadata(
 
 
 def with_files(content: bytes, files: Mapping[str, str]) -> bytes:
-    """Returns a file with associated files behind it, and the checksum of what is before them."""
+    """Appends associated files to a file, including a checksum of `content`."""
     packed = io.BytesIO()
     packed.write(content)
     checksum = hashlib.sha256(content).hexdigest()
     with zipfile.ZipFile(packed, "a") as archive:
         for file, text in {**files, CHECKSUM: checksum}.items():
-            archive.writestr(zipfile.ZipInfo(file), text)  # no time of day: the same bytes
+            archive.writestr(zipfile.ZipInfo(file), text)  # no timestamp, for reproducible bytes
     return packed.getvalue()
 
 
 def read_metadata(content: bytes) -> tuple[list[TensorMetadata], list[TensorMetadata]]:
-    """Returns what a file says of its inputs and of its outputs, empty lists where it does not."""
+    """Returns the metadata of the inputs and the outputs; two empty lists without metadata."""
     model = schema.Model.GetRootAs(content, 0)
     for i in range(model.MetadataLength()):
         entry = model.Metadata(i)
@@ -194,18 +194,19 @@ def read_metadata(content: bytes) -> tuple[list[TensorMetadata], list[TensorMeta
             root = Table(data, flatbuffers.encode.Get(UOffsetTFlags.packer_type, data, 0))
             graph = next(iter(_tables(root, _Model.SUBGRAPHS)), None)
             if graph is not None:
-                return tuple(
+                inputs, outputs = (
                     [_read_tensor(one) for one in _tables(graph, side)]
                     for side in (_Subgraph.INPUTS, _Subgraph.OUTPUTS)
                 )
+                return inputs, outputs
     return [], []
 
 
 def label_files(name: str, labels: Sequence[str]) -> dict[str, str]:
-    """Returns the files that hold labels: a line for each, which clients show.
+    """Returns the label files: one label per line, as clients show them.
 
-    Where a label is not a line as it is, its line breaks are escaped there, and a second file has
-    the labels as JSON; also where the last one is empty, which many readers take for the end.
+    Line breaks in labels are escaped. If a label has a line break, or the last one is empty (which
+    many readers drop), a second file stores the labels as JSON.
     """
     lines = [on_one_line(label) for label in labels]
     files = {name: "\n".join(lines)}
@@ -215,12 +216,12 @@ def label_files(name: str, labels: Sequence[str]) -> dict[str, str]:
 
 
 def on_one_line(text: str) -> str:
-    """Returns a text with all that ends a line in Unicode escaped, such as `\\n`."""
+    """Escapes all Unicode line breaks in a text, for example as `\\n`."""
     return _LINE_END.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def read_labels(files: Mapping[str, str], name: str) -> list[str]:
-    """Returns the labels from the files of a model, empty where it has none of this name."""
+    """Returns the labels of a label file, empty if it does not exist."""
     if _exact(name) in files:
         return json.loads(files[_exact(name)])
     return files[name].split("\n") if name in files else []
@@ -231,7 +232,7 @@ def _exact(name: str) -> str:
 
 
 def associated_files(content: bytes) -> dict[str, str]:
-    """Returns the texts of the files behind a model, by their names."""
+    """Returns the texts of the associated files of a model, by name."""
     if not zipfile.is_zipfile(io.BytesIO(content)):
         return {}
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
@@ -251,13 +252,13 @@ def _tensor(one: TensorMetadata) -> dict[int, Any]:
             _Content.KIND: _Kind.IMAGE,
             _Content.PROPERTIES: {_Image.COLORS: colors},
         }
-    units = {}
+    units: dict[int, dict[int, Any]] = {}
     if one.mean is not None:
         units[_UnitKind.NORMALIZATION] = {
             _Normalization.MEAN: np.array([one.mean], "float32"),
             _Normalization.STD: np.array([one.std], "float32"),
         }
-    if one.calibration:  # scores below the least are 0, the default
+    if one.calibration:  # scores below the minimum become 0, the default
         units[_UnitKind.CALIBRATION] = {
             _Calibration.TRANSFORMATION: _Transformation.INVERSE_LOGISTIC
         }
@@ -277,18 +278,18 @@ def _tensor(one: TensorMetadata) -> dict[int, Any]:
 
 
 def _write(builder: flatbuffers.Builder, value: Any) -> int:
-    """Writes a string, an array, a list or a table (a dict by slot); returns where it is."""
+    """Writes a string, an array, a list or a table (a dict by slot); returns its offset."""
     if isinstance(value, str):
         return builder.CreateString(value)
     if isinstance(value, np.ndarray):
         return builder.CreateNumpyVector(value)
     if isinstance(value, list):
-        offsets = [_write(builder, item) for item in value]
-        builder.StartVector(4, len(offsets), 4)
-        for offset in reversed(offsets):
+        items = [_write(builder, item) for item in value]
+        builder.StartVector(4, len(items), 4)
+        for offset in reversed(items):
             builder.PrependUOffsetTRelative(offset)
         return builder.EndVector()
-    # What a table refers to stands before it; all integers here are enumerations of one byte.
+    # A table comes after the objects that it refers to. All integers here are one-byte enums.
     numbers = {slot: item for slot, item in value.items() if isinstance(item, (int, float))}
     offsets = {slot: _write(builder, value[slot]) for slot in value if slot not in numbers}
     builder.StartObject(max(value, default=-1) + 1)
@@ -347,8 +348,8 @@ def _files(table: Table) -> list[Table]:
 
 
 def _at(table: Table, slot: int) -> int:
-    """Where the field in a slot begins, 0 where there is none."""
-    offset = table.Offset(4 + 2 * slot)  # a table's list of fields has 4 bytes before it
+    """Returns the position of the field in a slot, 0 if the field is absent."""
+    offset = table.Offset(4 + 2 * slot)  # 4 bytes precede the list of fields of a table
     return offset and table.Pos + offset
 
 

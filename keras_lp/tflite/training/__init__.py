@@ -1,1 +1,1 @@
-"""Files that train on the device."""
+"""Exports models to files that train on the device."""

@@ -1,10 +1,10 @@
-"""Gradients in LiteRT's builtin operations.
+"""Gradients in builtin operations of LiteRT.
 
-TensorFlow's own gradients of convolutions, pooling, activations and lookups are operations that
-LiteRT does not have (`ReluGrad`, `Conv2DBackpropFilter`, ...). Those here are written in ones that
-it has. They rest on two steps, for windows of size k that move by a stride: `_Window.values` takes
-the values under each of the k * k places of the window, and `_Window.spread`, its transpose, puts
-them back.
+The TensorFlow gradients of convolutions, pooling, activations and lookups use operations that
+LiteRT does not have (`ReluGrad`, `Conv2DBackpropFilter`, ...). This module implements them with
+builtin operations. For windows of k * k positions that move by a stride, two functions do the
+work: `_Window.values` gathers the values at each position of the window, and `_Window.spread`, its
+transpose, adds them back.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-_OVERRIDES: dict[str, str] = {}  # type of operation -> name of its gradient here
+_OVERRIDES: dict[str, str] = {}  # type of operation -> name of its gradient in this module
 
-# TensorFlow's own gradients of these use builtin operations only.
+# The TensorFlow gradients of these operations use builtin operations only.
 # fmt: off
 _PLAIN = frozenset([
     "Abs", "AddN", "AddV2", "BatchMatMulV2", "BiasAdd", "BroadcastTo", "Cast", "ConcatV2",
@@ -28,7 +28,7 @@ _PLAIN = frozenset([
     "SparseSoftmaxCrossEntropyWithLogits", "Square", "SquaredDifference", "Squeeze", "Sub", "Sum",
     "Transpose",
 ])
-# No gradient flows through these.
+# No gradient flows through these operations.
 _ENDS = frozenset([
     "ArgMax", "Equal", "Fill", "Greater", "GreaterEqual", "IsNan", "Less", "LessEqual",
     "LogicalAnd", "LogicalNot", "NotEqual", "OnesLike", "Shape", "Sign", "StopGradient",
@@ -40,11 +40,11 @@ Size = tuple[int, int]
 
 
 class Untrainable(Exception):  # noqa: N818
-    """An operation that gradients must pass and cannot.
+    """Raised for an operation on the gradient path that has no gradient in builtin operations.
 
     Args:
         operation: the operation of the graph.
-        reason: what it is, in a few words.
+        reason: a short description of the operation.
     """
 
     def __init__(self, operation: tf.Operation, reason: str) -> None:
@@ -52,16 +52,18 @@ class Untrainable(Exception):  # noqa: N818
         self.operation = operation
 
 
-def builtin_gradients() -> contextlib.AbstractContextManager:
-    """Within it, operations added to the current graph get the gradients of this module."""
+def builtin_gradients() -> contextlib.AbstractContextManager[None]:
+    """Context manager in which new operations of the current graph get these gradients."""
     return tf.compat.v1.get_default_graph().gradient_override_map(_OVERRIDES)
 
 
 def gradients(loss: tf.Tensor, weights: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-    """Returns the gradients of a loss, computed under `builtin_gradients`; 0 where it has none.
+    """Returns the gradients of a loss that was computed in `builtin_gradients`.
+
+    The gradient of a weight that does not affect the loss is 0.
 
     Raises:
-        Untrainable: something between the weights and the loss has no gradient in builtin
+        Untrainable: an operation between the weights and the loss has no gradient in builtin
             operations.
     """
     for operation in _between(loss, weights):
@@ -72,7 +74,7 @@ def gradients(loss: tf.Tensor, weights: Sequence[tf.Tensor]) -> list[tf.Tensor]:
 
 
 def _between(loss: tf.Tensor, weights: Sequence[tf.Tensor]) -> list[tf.Operation]:
-    """Returns the operations that lie on a way from the weights to the loss."""
+    """Returns the operations on any path from the weights to the loss."""
     above = _reached(
         [operation for weight in weights for operation in weight.consumers()],
         lambda op: (user for output in op.outputs for user in output.consumers()),
@@ -95,7 +97,7 @@ def _reached(
 
 
 def _gradient_of(kind: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Registers a gradient, `(operation, gradient of its output) -> gradients of its inputs`."""
+    """Registers a gradient: `(operation, gradient of its output) -> gradients of its inputs`."""
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         _OVERRIDES[kind] = f"KerasLp{kind}"
@@ -106,7 +108,7 @@ def _gradient_of(kind: str) -> Callable[[Callable[..., Any]], Callable[..., Any]
 
 @_gradient_of("Relu")
 def _relu(op: tf.Operation, dy: tf.Tensor) -> tf.Tensor:
-    return dy * tf.sign(op.outputs[0])  # it is 0 or more; faster than a comparison
+    return dy * tf.sign(op.outputs[0])  # the output is >= 0; faster than a comparison
 
 
 @_gradient_of("Relu6")
@@ -158,10 +160,10 @@ def _new_axis(op: tf.Operation, dy: tf.Tensor) -> tuple[tf.Tensor, None, None, N
 
 @_gradient_of("GatherV2")
 def _gather(op: tf.Operation, dy: tf.Tensor) -> tuple[tf.Tensor, None, None]:
-    """The gradient of a table in which rows were looked up: rows that were not stay 0."""
+    """Returns the gradient of the lookup table; rows that were not looked up have gradient 0."""
     table, indices, axis = op.inputs
     if tf.get_static_value(axis) != 0 or op.get_attr("batch_dims"):
-        raise Untrainable(op, "a lookup along another axis than the first")
+        raise Untrainable(op, "a lookup along an axis other than the first")
     rows = tf.one_hot(tf.reshape(indices, [-1]), table.shape[0])
     flat = tf.matmul(rows, tf.reshape(dy, [rows.shape[0], -1]), transpose_a=True)
     return tf.reshape(flat, table.shape), None, None
@@ -172,7 +174,7 @@ def _conv2d(op: tf.Operation, dy: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     x, kernel = op.inputs
     *size, channels, filters = kernel.shape
     if channels != x.shape[-1]:
-        raise Untrainable(op, "a convolution in groups")
+        raise Untrainable(op, "a convolution with groups")
     window = _Window(op, size, x.shape)
     dx = tf.nn.conv2d_transpose(dy, kernel, x.shape, window.stride, window.padding)
     flat = tf.reshape(dy, [-1, filters])
@@ -188,7 +190,7 @@ def _depthwise(op: tf.Operation, dy: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     x, kernel = op.inputs
     *size, channels, multiplier = kernel.shape
     if multiplier != 1:
-        raise Untrainable(op, f"a depthwise convolution with a depth_multiplier of {multiplier}")
+        raise Untrainable(op, f"a depthwise convolution with depth_multiplier {multiplier}")
     window = _Window(op, size, x.shape)
     dkernel = [
         tf.reduce_sum(tf.reshape(values * dy, [-1, channels]), axis=0)  # faster than three axes
@@ -199,7 +201,7 @@ def _depthwise(op: tf.Operation, dy: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 
 @_gradient_of("MaxPool")
 def _max_pool(op: tf.Operation, dy: tf.Tensor) -> tf.Tensor:
-    """The gradient goes to the first of equal maxima, as in TensorFlow: blank areas are equal."""
+    """Ties, as in blank areas, give the gradient to the first maximum, as in TensorFlow."""
     x, y = op.inputs[0], op.outputs[0]
     window = _Window(op, op.get_attr("ksize")[1:3], x.shape)
     free, shares = dy, []
@@ -212,7 +214,7 @@ def _max_pool(op: tf.Operation, dy: tf.Tensor) -> tf.Tensor:
 
 @_gradient_of("AvgPool")
 def _avg_pool(op: tf.Operation, dy: tf.Tensor) -> tf.Tensor:
-    """The mean is over the values inside the picture."""
+    """The mean is over the values inside the image."""
     shape = op.inputs[0].shape
     window = _Window(op, op.get_attr("ksize")[1:3], shape)
     inside = window.values(tf.ones([1, *shape[1:3], 1]))
@@ -221,25 +223,25 @@ def _avg_pool(op: tf.Operation, dy: tf.Tensor) -> tf.Tensor:
 
 
 class _Window:
-    """A window that moves over pictures `(batch, height, width, channels)`.
+    """A window that moves over images `(batch, height, width, channels)`.
 
     Args:
-        op: the operation that moves it.
-        size: its height and width.
-        shape: of the pictures.
+        op: the operation that moves the window.
+        size: height and width of the window.
+        shape: shape of the images.
     """
 
     def __init__(self, op: tf.Operation, size: Sequence[int], shape: tf.TensorShape) -> None:
         self.stride = tuple(op.get_attr("strides")[1:3])
         self.padding = op.get_attr("padding").decode()
         if op.get_attr("data_format") != b"NHWC" or self.padding not in ("SAME", "VALID"):
-            raise Untrainable(op, f"{op.type} with another padding or order of axes")
+            raise Untrainable(op, f"{op.type} with a padding or data_format that is not supported")
         if "Conv" in op.type and any(rate != 1 for rate in op.get_attr("dilations")):
             raise Untrainable(op, "a dilated convolution")
         self._size = tuple(size)
         self._given = tuple(shape[1:3])
         self._moves = tuple(op.outputs[0].shape[1:3])
-        # How far the windows reach, from the first to the last place of the last.
+        # Extent that all windows cover, from the first to the last row or column.
         self._reach = tuple(
             (moves - 1) * stride + size
             for moves, stride, size in zip(self._moves, self.stride, self._size, strict=True)
@@ -251,11 +253,11 @@ class _Window:
         self._before = tuple(before)
 
     def values(self, x: tf.Tensor, outside: float = 0.0) -> list[tf.Tensor]:
-        """Returns for each place of the window what is under it, of the shape of the output.
+        """Returns the values at each position of the window, each of the shape of the output.
 
         Args:
-            x: pictures.
-            outside: the value beyond their edges.
+            x: images.
+            outside: the value outside the images.
         """
         edges = [(0, 0), *zip(self._before, self._after(), strict=True), (0, 0)]
         x = tf.pad(x, np.maximum(edges, 0), constant_values=outside)
@@ -266,7 +268,7 @@ class _Window:
         ]
 
     def spread(self, values: Sequence[tf.Tensor]) -> tf.Tensor:
-        """Returns pictures: the sum of the values, each put back under its place of the window."""
+        """Returns images: the sum of the values, each moved back to its position."""
         places = []
         for (i, j), value in zip(np.ndindex(self._size), values, strict=True):
             rows, columns = (size - 1 - at for size, at in zip(self._size, (i, j), strict=True))
@@ -274,10 +276,10 @@ class _Window:
         return self._inside(tf.add_n(places))
 
     def spread_weighted(self, value: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
-        """Returns `spread` of the value times the weight of each place, as one convolution.
+        """Returns `spread` of `value` times the weight of each position, as one convolution.
 
         Args:
-            value: of the shape of the output.
+            value: a tensor of the shape of the output.
             kernel: `(height, width, channels, 1)`.
         """
         around = [(size - 1, size - 1) for size in self._size]
@@ -286,21 +288,21 @@ class _Window:
         return self._inside(tf.nn.depthwise_conv2d(value, turned, [1, 1, 1, 1], "VALID"))
 
     def _inside(self, reached: tf.Tensor) -> tf.Tensor:
-        """Cuts what the windows reach to the pictures; in VALID they may not reach to the end."""
+        """Crops or pads to the images; with VALID padding the windows may end before the edge."""
         after = np.array(self._after())
         whole = tf.pad(reached, [(0, 0), *((0, n) for n in np.maximum(-after, 0)), (0, 0)])
         (top, left), (height, width) = self._before, self._given
         return whole[:, top : top + height, left : left + width]
 
     def _after(self) -> Size:
-        """How far the windows reach beyond the lower and the right edge; below 0: not to it."""
+        """How far the windows extend beyond the bottom and right edges; negative if they do not."""
         return tuple(
             reach - given - before
             for reach, given, before in zip(self._reach, self._given, self._before, strict=True)
         )
 
     def _apart(self, value: tf.Tensor) -> tf.Tensor:
-        """Puts `stride - 1` zeros between neighbours."""
+        """Inserts `stride - 1` zeros between neighbors."""
         batch, rows, columns, channels = value.shape
         down, right = self.stride
         if down > 1:

@@ -1,4 +1,4 @@
-"""The functions of a file that trains on a device, traced from a Keras model."""
+"""The signatures of a trainable file, traced from a Keras model."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ Tensors = Mapping[str, tf.Tensor]
 
 
 class DeviceModel:
-    """A compiled model as the device sees it: always in inference mode, with weights given.
+    """A compiled model in inference mode whose weights are passed as tensors.
 
     Args:
         model: a compiled model with one output.
-        exchanged: the weights that are variables on the device, by name. All others are constants.
-        soft_labels: whether labels of classes are distributions, and not class numbers.
+        exchanged: the weights that are variables on the device, by name. The others are constants.
+        soft_labels: whether class labels are distributions instead of class numbers.
     """
 
     def __init__(
@@ -49,14 +49,14 @@ class DeviceModel:
         ]
 
     def run(self, weights: Tensors, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Calls a function of tensors with these weights instead of the model's."""
+        """Calls a function of tensors with `weights` instead of the weights of the model."""
         mapping = [(self.exchanged[name], value) for name, value in weights.items()]
         mapping += [(variable, tf.constant(value)) for variable, value in self._constants]
         with keras.StatelessScope(state_mapping=mapping, collect_losses=True):
             return function(*arguments)
 
     def outputs(self, x: Tensors | tf.Tensor) -> tf.Tensor:
-        """Returns the outputs for inputs by name, or for features."""
+        """Returns the output for a dict of inputs, or for features."""
         if isinstance(x, tf.Tensor):
             return features.run_above(self.model, {features.KEY: x}, False)
         (output,) = keras.tree.flatten(self.model(self._packed(x), training=False))
@@ -67,16 +67,16 @@ class DeviceModel:
         return features.feature_model(self.model)(self._packed(x), training=False)
 
     def loss(self, y: tf.Tensor, output: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
-        """Returns Keras's loss, as a mean over the examples that the mask marks with 1."""
+        """Returns the Keras loss as the mean over the examples with `mask` 1."""
         count = tf.maximum(tf.reduce_sum(mask), 1.0)
-        weight = mask * (mask.shape[0] / count)  # Keras divides by the size of the batch
+        weight = mask * (mask.shape[0] / count)  # Keras divides by the batch size
         return self.model.compute_loss(None, y, output, weight, training=False)
 
     def losses(self, y: tf.Tensor, output: tf.Tensor, mask: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Returns `loss`, and `loss_weight`: what it counts in a mean over batches.
+        """Returns `loss` and `loss_weight`, its weight in a mean over batches.
 
-        As in Keras's logs that is the sum of the weights of the labels, or the number of examples
-        where the loss is not that of a task alone.
+        As in the logs of Keras, `loss_weight` is the sum of the label weights. For a loss that is
+        not just that of a task, it is the number of examples.
         """
         weight = mask
         if self.head is not None and has_own_losses(self.model) and not self.model.losses:
@@ -84,7 +84,7 @@ class DeviceModel:
         return {"loss": self.loss(y, output, mask), "loss_weight": tf.reduce_sum(weight)}
 
     def metric(self, y: tf.Tensor, output: tf.Tensor, mask: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Returns the mean of `accuracy` or `mae` over the labels present, and their `count`."""
+        """Returns the mean `accuracy` or `mae` over the labels present, and their `count`."""
         if self.head is not None:
             task = self.head.task
             y, output, weight = task.for_metrics(*task.mask_missing(y, output, mask))
@@ -107,20 +107,20 @@ class DeviceModel:
         }
 
     def activated(self, output: tf.Tensor) -> tf.Tensor:
-        """Returns probabilities for the logits of a head, and other outputs as they are."""
+        """Returns probabilities for the logits of a head; other outputs are not changed."""
         if self.head is None:
             return output
         return keras.activations.get(self.head.task.activation)(output)
 
     def label_spec(self, batch_size: int) -> tf.TensorSpec:
-        """Returns shape and dtype of a batch of labels."""
+        """Returns the shape and dtype of a batch of labels."""
         shape = (batch_size, *self.model.outputs[0].shape[1:])
         if self.has_classes() and not self.soft_labels:
             return tf.TensorSpec(shape[:-1], tf.int32, "y")
         return tf.TensorSpec(shape, tf.float32, "y")
 
     def has_features(self) -> bool:
-        """Whether only the head trains, so that its inputs may be computed once."""
+        """Whether only the head trains, so that its inputs can be computed once."""
         if features.obstacle(self.model) is not None:
             return False
         below = features.feature_model(self.model)
@@ -145,7 +145,7 @@ class DeviceModel:
 
 
 def input_specs(model: keras.Model, batch_size: int | None) -> dict[str, tf.TensorSpec]:
-    """Returns the inputs in order: `x`, or `x_<name>` where there are several."""
+    """Returns the specs of the inputs in order: `x`, or `x_<name>` for several inputs."""
     names = ["x"] if len(model.inputs) == 1 else [f"x_{tensor.name}" for tensor in model.inputs]
     return {
         name: tf.TensorSpec((batch_size, *tensor.shape[1:]), tensor.dtype, name)
@@ -154,12 +154,12 @@ def input_specs(model: keras.Model, batch_size: int | None) -> dict[str, tf.Tens
 
 
 class Optimizer(tf.Module):
-    """SGD, momentum or Adam as in Keras, in builtin operations.
+    """SGD, momentum or Adam as in Keras, with builtin operations.
 
     Args:
         kind: `"sgd"`, `"momentum"` (0.9) or `"adam"`.
-        learning_rate: the rate.
-        weights: the variables that train.
+        learning_rate: the learning rate.
+        weights: the trained variables.
     """
 
     def __init__(self, kind: str, learning_rate: float, weights: Sequence[tf.Variable]) -> None:
@@ -172,7 +172,7 @@ class Optimizer(tf.Module):
         self._powers = [tf.Variable(1.0) for _ in range(2 if kind == "adam" else 0)]
 
     def apply(self, found: Sequence[tf.Tensor]) -> None:
-        """Takes a step along gradients."""
+        """Applies the gradients."""
         if self._kind == "adam":
             power1, power2 = (
                 power.assign(power.read_value() * beta)
@@ -196,7 +196,7 @@ class Optimizer(tf.Module):
             weight.assign(weight.read_value() + step)
 
     def reset(self) -> None:
-        """Forgets the steps taken."""
+        """Resets the state of the optimizer."""
         for slot in (variable for slots in self._slots for variable in slots):
             slot.assign(tf.zeros(slot.shape))
         for power in self._powers:
@@ -204,20 +204,20 @@ class Optimizer(tf.Module):
 
 
 class Signatures(tf.Module):
-    """The variables of the file, and its functions over them.
+    """The variables and signatures of a trainable file.
 
-    It must hold no Keras object: the converter would then leave the weights out.
+    It must hold no Keras object, because the converter would then drop the weights.
 
     Args:
         device_model: the model.
-        trained: the names of the exchanged weights that train; the others only travel.
-        version: of the model, from `model_version`.
-        batch_size: examples of a training step.
+        trained: the names of the exchanged weights that train. The others are only exchanged.
+        version: version of the model, from `model_version`.
+        batch_size: number of examples per training step.
         optimizer: `"sgd"`, `"momentum"` or `"adam"`.
-        learning_rate: its rate.
+        learning_rate: the learning rate.
 
     Attributes:
-        functions: the concrete functions by name.
+        functions: the concrete functions by name of the signature.
     """
 
     def __init__(
@@ -269,7 +269,7 @@ class Signatures(tf.Module):
             return {**self._read(), VERSION: tf.identity(self._version)}
 
         def read_weights(ignored: tf.Tensor) -> dict[str, tf.Tensor]:
-            return get_weights()  # Java's interpreter refuses a signature without inputs
+            return get_weights()  # the Java interpreter rejects a signature without inputs
 
         def set_weights(**given: tf.Tensor) -> dict[str, tf.Tensor]:
             for name, value in given.items():

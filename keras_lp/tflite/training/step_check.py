@@ -1,4 +1,4 @@
-"""One step of a file that trains, in LiteRT and in TensorFlow with its own gradients."""
+"""Compares one training step of a file in LiteRT with the same step in TensorFlow."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from keras_lp.tflite.export.examples import generate_texts
 from keras_lp.tflite.interface import vocabulary_sizes
 from keras_lp.tflite.training.signatures import DeviceModel, input_specs
 
-_TOLERANCE = 1e-2  # of the step, relative: Adam's first step divides by gradients near 0
+_TOLERANCE = 1e-2  # relative; the first step of Adam divides by gradients near 0
 
 
 @dataclasses.dataclass(frozen=True)
 class StepCheck:
-    """How a step on generated examples compares with TensorFlow's.
+    """One training step on generated examples in LiteRT, compared with TensorFlow.
 
     Attributes:
-        loss: of the device, before the step.
-        loss_difference: its relative difference from TensorFlow's.
-        step_difference: the norm of the difference of the two steps, relative to the step; None
-            where TensorFlow's step is 0, which proves nothing.
+        loss: the loss in LiteRT before the step.
+        loss_difference: its relative difference from the loss in TensorFlow.
+        step_difference: the norm of the difference of the two steps, relative to the step in
+            TensorFlow; None if that step is 0, which proves nothing.
     """
 
     loss: float
@@ -35,10 +35,10 @@ class StepCheck:
 
     def __str__(self) -> str:
         if self.step_difference is None:
-            return "cannot be verified: no weight moves on generated examples"
+            return "cannot be verified: a step on generated examples changes no weight"
         return (
-            f"a step on generated examples differs from TensorFlow's by {self.step_difference:.1e} "
-            f"of it, the loss by {self.loss_difference:.1e}"
+            "relative difference from TensorFlow on generated examples: training step "
+            f"{self.step_difference:.1e}, loss {self.loss_difference:.1e}"
         )
 
 
@@ -50,10 +50,11 @@ def check_step(
     optimizer: str,
     learning_rate: float,
 ) -> StepCheck:
-    """Runs a file in LiteRT, and the same step in TensorFlow and Keras.
+    """Runs a training step of a file in LiteRT, and the same step in TensorFlow and Keras.
 
     Raises:
-        ValueError: they differ by more than a hundredth of the step.
+        ValueError: the relative difference of the loss or the step is more than 0.01, or a weight
+            that does not train changes.
         ImportError: `ai-edge-litert` is not installed.
     """
     examples = _examples(device_model, batch_size)
@@ -72,20 +73,20 @@ def check_step(
     )
     if not max(check.loss_difference, check.step_difference or 0.0) <= _TOLERANCE:
         raise ValueError(
-            "A step on the device must equal TensorFlow's. Received: model "
-            f"{device_model.model.name!r}, where {check}. Train less of it (trainable=...)."
+            "A training step on the device must equal that of TensorFlow. Received: model "
+            f"{device_model.model.name!r}, {check}. Train fewer layers (trainable=...)."
         )
     still = [name for name in before if name not in trained or name == VERSION]
     changed = [name for name in still if not np.array_equal(before[name], after[name])]
     if changed:
-        raise ValueError(f"A step must leave what does not train. Received: {changed} changed.")
+        raise ValueError(f"A step must not change frozen weights. Received: {changed} changed.")
     return check
 
 
 def _examples(device_model: DeviceModel, batch_size: int) -> dict[str, np.ndarray]:
-    """Random examples: texts of known ids, pictures with blank areas.
+    """Generates random examples: valid ids for texts, images with blank areas.
 
-    The last example is masked where there are two.
+    If there are two or more, the last one is masked.
     """
     rng = np.random.default_rng(0)
     examples = {}
@@ -118,7 +119,7 @@ def _reference(
     optimizer: str,
     learning_rate: float,
 ) -> tuple[float, dict[str, np.ndarray]]:
-    """Returns loss and weights of a step by TensorFlow's gradients and Keras's optimizer."""
+    """Returns the loss and weights after a step with TensorFlow gradients and a Keras optimizer."""
     variables = {
         name: keras.Variable(variable) for name, variable in device_model.exchanged.items()
     }

@@ -1,4 +1,4 @@
-"""A model as a `.tflite` file that trains on the device, in builtin operations."""
+"""Exports a model to a `.tflite` file that trains on the device with builtin operations."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import keras
 import tensorflow as tf
@@ -35,26 +35,29 @@ from keras_lp.utils.arguments import check_choice, check_positive
 from keras_lp.utils.files import check_scratch_space
 from keras_lp.utils.text_table import ShownAsText
 
+PhoneOptimizer = Literal["sgd", "momentum", "adam"]
+
 _AVERAGED = ("sum_over_batch_size", "mean", "mean_with_sample_weight")
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class TrainableReport(ShownAsText):
-    """What `export_trainable_tflite` wrote, and how one step of it compares with TensorFlow.
+    """Describes the file that `export_trainable_tflite` wrote. Can be printed.
 
     Attributes:
-        path: the file.
-        size: its bytes.
-        signatures: the names of its functions.
-        trained: the weights that train, by name, with their shapes.
-        carried: the averages of BatchNormalization that travel with them and stand still.
-        batch_size: examples of a step.
+        path: path of the file.
+        size: size of the file in bytes.
+        signatures: the names of the signatures.
+        trained: the shapes of the trained weights, by name.
+        carried: names of the BatchNormalization averages that are exchanged but not updated.
+        batch_size: number of examples per training step.
         optimizer: `"sgd"`, `"momentum"` or `"adam"`.
-        learning_rate: its rate.
-        switched_off: layers that act in training in Keras and not on the device, such as Dropout.
-        held_still: BatchNormalization layers that would train in Keras and stand still on the
-            device: statistics, scale and offset.
-        check: one step on generated examples, in LiteRT and in TensorFlow.
+        learning_rate: the learning rate.
+        switched_off: layers that are active during training in Keras but not on the device, such
+            as Dropout.
+        held_still: BatchNormalization layers that are trainable in Keras but frozen on the device
+            (statistics, scale and offset).
+        check: one training step on generated examples in LiteRT, compared with TensorFlow.
     """
 
     path: str
@@ -73,81 +76,85 @@ class TrainableReport(ShownAsText):
         numbers = sum(tf.TensorShape(shape).num_elements() for shape in self.trained.values())
         lines = [
             f"{self.path}: {self.size / 1024:,.1f} KiB, signatures {', '.join(self.signatures)}",
-            f"trains {numbers:,} numbers in {len(self.trained)} weights, {self.optimizer} at "
-            f"{self.learning_rate:g}, {self.batch_size} examples a step",
+            f"trains {numbers:,} parameters in {len(self.trained)} weights, {self.optimizer} with "
+            f"learning rate {self.learning_rate:g}, batch size {self.batch_size}",
             str(self.check),
         ]
         if self.switched_off:
             lines.append(f"off on the device: {', '.join(self.switched_off)}")
         if self.held_still:
-            lines.append(f"BatchNormalization that stands still: {', '.join(self.held_still)}")
+            lines.append(f"frozen BatchNormalization: {', '.join(self.held_still)}")
         return "\n".join(lines)
 
 
 def export_trainable_tflite(
     model: keras.Model,
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     *,
     trainable: Trainable = "head",
     batch_size: int = 16,
-    optimizer: str = "sgd",
+    optimizer: PhoneOptimizer = "sgd",
     learning_rate: float = 0.01,
     soft_labels: bool = False,
 ) -> TrainableReport:
-    """Writes a model as a `.tflite` file that any LiteRT runtime runs and trains.
+    """Exports a model to a `.tflite` file that any LiteRT runtime can run and train.
 
-    It holds builtin operations only, no TensorFlow is needed on the device. Its signatures:
+    The file uses builtin operations only, so the device does not need TensorFlow. Its signatures:
 
-    - `infer(x)`: the outputs for one example; classes as probabilities;
-    - `train(x, y, mask) -> loss, loss_weight`: a step on `batch_size` examples, of which those
-      count where `mask` is 1: the loss is their mean, so that a device trains on what it has; the
-      mean over batches weighs each loss by its `loss_weight`;
-    - `evaluate(x, y, mask) -> loss, loss_weight, accuracy` (or `mae`) `, count`: the same without
-      a step; `count` is what the metric weighs;
-    - `get_weights()` and `set_weights(...)`: the weights that train, the averages of
-      BatchNormalization from the first layer that trains on, and the `version` of the model;
-      `set_weights` also restarts the optimizer;
-    - `read_weights(ignored)`: `get_weights` for Java, which cannot call what has no input;
-    - `features(x)` and `train_features(features, y, mask)`, where only the head of a model that
-      keras_lp built trains: what the frozen part gives for an example is computed once.
+    - `infer(x)` returns the outputs for one example, with probabilities for classes.
+    - `train(x, y, mask) -> loss, loss_weight` runs one training step on `batch_size` examples. Only
+      the examples with `mask` 1 count, so a device can train on fewer. `loss` is their mean; the
+      mean over several batches must be weighted by `loss_weight`.
+    - `evaluate(x, y, mask) -> loss, loss_weight, accuracy` (or `mae`) `, count` computes the same
+      without a training step. `count` is the weight of the metric.
+    - `get_weights()` and `set_weights(...)` read and write the trained weights, the
+      BatchNormalization averages from the first trained layer on, and the `version` of the model.
+      `set_weights` also resets the optimizer.
+    - `read_weights(ignored)` is `get_weights` for Java, which cannot call a signature without
+      inputs.
+    - `features(x)` and `train_features(features, y, mask)` exist if keras_lp built the model and
+      only the head trains. They compute the output of the frozen part only once per example.
 
-    A model with several inputs calls them `x_<name>`. The loss is the one that the model was
-    compiled with, weights of classes, missing labels and penalties included. Each step is what
-    Keras does, in inference mode: Dropout, noise and augmentation are off, and
-    BatchNormalization stands still, statistics, scale and offset, as in `lp.finetune_model`. All
-    weights learn at one rate. The model itself is left as it is.
+    The inputs of a model with several inputs are named `x_<name>`. The loss is the one that the
+    model is compiled with, including class weights, missing labels and regularization. A step is
+    the same as in Keras in inference mode: Dropout, noise and augmentation are off, and
+    BatchNormalization is frozen (statistics, scale and offset), as in `lp.finetune_model`. All
+    weights have the same learning rate. The model itself is not changed.
 
-    `lp.DeviceTrainer` runs the file; `lp.aggregate_device_updates` averages what phones learned.
+    `lp.DeviceTrainer` runs the file, and `lp.aggregate_device_updates` averages the weights of
+    several phones.
 
     Args:
-        model: a compiled Keras model in float32, with one output and inputs of one size.
-        path: where to write.
-        trainable: what trains on the device: `"head"`; a number n for the top n blocks besides
-            the head; a list of layer names; or `"all"`. Defaults to `"head"`.
-        batch_size: examples of a step. Defaults to 16.
+        model: a compiled Keras model in float32, with one output and inputs of fixed size.
+        path: path of the file to write.
+        trainable: the part that trains on the device: `"head"`; an integer n for the head and the
+            top n blocks; a list of layer names; or `"all"`. Defaults to `"head"`.
+        batch_size: number of examples per training step. Defaults to 16.
         optimizer: `"sgd"`, `"momentum"` (0.9) or `"adam"`. Defaults to `"sgd"`.
-        learning_rate: its rate. Defaults to 0.01.
-        soft_labels: whether labels of an `lp.Classification` are distributions over the classes,
-            `(examples, classes)` float32, and not class numbers. Defaults to False.
+        learning_rate: learning rate of the optimizer. Defaults to 0.01.
+        soft_labels: whether the labels of an `lp.Classification` are distributions over the
+            classes, float32 `(examples, classes)`, instead of class numbers. Defaults to False.
 
     Returns:
-        A `TrainableReport`; print it.
+        A `TrainableReport`, which can be printed.
 
     Raises:
-        ValueError: a layer that cannot train on a device (GELU, ELU, GRU, ...), by its name; a
-            model with several outputs, not compiled, or not in float32; an operation outside
-            LiteRT's builtin ones; a step that differs from TensorFlow's. No file is left.
-        TypeError: anything else than a Keras model.
+        ValueError: a layer cannot train on the device (GELU, ELU, GRU, ...; the error names it),
+            the model has several outputs, is not compiled or not in float32, an operation is not
+            builtin in LiteRT, or a training step differs from TensorFlow. No file is written.
+        TypeError: `model` is not a Keras model.
         ImportError: `ai-edge-litert` is not installed.
 
     Example:
 
-    ```python
-    report = lp.export_trainable_tflite(model, "digits.tflite", trainable="head", learning_rate=0.1)
-    print(report)
-    ```
+    >>> import keras, keras_lp as lp
+    >>> backbone = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8, "relu")])
+    >>> model = lp.transfer_model(backbone, ["small", "large"])
+    >>> report = lp.export_trainable_tflite(model, "sums.tflite", learning_rate=0.1)
+    >>> report.trained
+    {'w2_predictions_kernel': (8, 2), 'w3_predictions_bias': (2,)}
     """
-    check_choice("optimizer", optimizer, ["sgd", "momentum", "adam"])
+    check_choice("optimizer", optimizer, get_args(PhoneOptimizer))
     check_positive("batch_size", batch_size, integer=True)
     check_positive("learning_rate", learning_rate)
     _check_model(model)
@@ -162,8 +169,8 @@ def export_trainable_tflite(
         device_model = DeviceModel(model, exchanged, soft_labels)
         if soft_labels and not isinstance(getattr(device_model.head, "task", None), Classification):
             raise ValueError(
-                "Soft labels are those of an lp.Classification. Received: soft_labels=True for "
-                f"model {model.name!r}."
+                "soft_labels=True requires a model with an lp.Classification task. Received: "
+                f"model {model.name!r}. Leave `soft_labels` out."
             )
         settings = (int(batch_size), optimizer, float(learning_rate))
         version = model_version(model, exchanged)
@@ -196,14 +203,14 @@ def _check_model(model: Any) -> None:
     check_model(model, "export_trainable_tflite")
     if not model.compiled or getattr(model, "loss", None) is None:
         raise ValueError(
-            "export_trainable_tflite takes a model that is compiled with a loss: the device trains "
-            f"on it. Received: model {model.name!r}, which is not. Call model.compile(loss=...)."
+            "export_trainable_tflite takes a model that is compiled with a loss. Received: "
+            f"model {model.name!r}, which is not. Call model.compile(loss=...)."
         )
     if len(model.outputs) != 1:
         raise ValueError(
-            "A model that trains on a device has one output. Received: model "
-            f"{model.name!r} with {len(model.outputs)} of them. Build a model of one task with "
-            "lp.transfer_model(model, task), which keeps what the tasks share."
+            "A model that trains on a device must have one output. Received: model "
+            f"{model.name!r} with {len(model.outputs)} outputs. Build a single-task model with "
+            "lp.transfer_model(model, task), which keeps the shared backbone."
         )
     if types := compute_types(model):
         raise ValueError(
@@ -215,20 +222,20 @@ def _check_model(model: Any) -> None:
     for name in (*inputs, model.outputs[0]._keras_history.operation.name):
         if not re.fullmatch(r"\w+", name, re.ASCII):
             raise ValueError(
-                "Inputs and outputs of a .tflite file that trains have names of letters, digits "
-                f"and underscores. Received: {name!r}. Build the model with other names."
+                "Input and output names of a trainable .tflite file must consist of letters, "
+                f"digits and underscores. Received: {name!r}. Build the model with other names."
             )
     loss = keras.losses.get(keras.tree.flatten(model.loss)[0])
     if getattr(loss, "reduction", _AVERAGED[0]) not in _AVERAGED:
         raise ValueError(
-            "A device trains on the mean over its examples, so the loss must be a mean. Received: "
-            f"a loss with reduction={loss.reduction!r}. Compile with one of {list(_AVERAGED)}."
+            "The loss of a model that trains on a device must be the mean over the examples. "
+            f"Received: reduction={loss.reduction!r}. Compile with one of {list(_AVERAGED)}."
         )
 
 
 @contextlib.contextmanager
 def _training_alone(model: keras.Model, trainable: Trainable) -> Iterator[None]:
-    """Within it, what trains on the device trains in the model, and nothing else."""
+    """Context manager in which only the part that trains on the device is trainable."""
     layers = [(layer, layer.trainable) for layer in model._flatten_layers()]
     variables = [(variable, variable.trainable) for variable in model.weights]
     below = below_head(model)
@@ -241,8 +248,9 @@ def _training_alone(model: keras.Model, trainable: Trainable) -> Iterator[None]:
     try:
         if not model.trainable_variables:
             raise ValueError(
-                f"Something must train. Received: trainable={trainable!r}, and {model.name!r} has "
-                'no weights there besides BatchNormalization. Say trainable="all".'
+                f"`trainable` must select weights other than those of BatchNormalization. "
+                f"Received: trainable={trainable!r}, which selects none in {model.name!r}. "
+                'Pass trainable="all".'
             )
         yield
     finally:
@@ -261,7 +269,7 @@ def _training_normalization(model: keras.Model) -> tuple[str, ...]:
 
 
 def _exchanged(model: keras.Model) -> Variables:
-    """Returns what trains, and the averages of BatchNormalization from there to the output."""
+    """Returns the trained weights and the BatchNormalization averages above the first of them."""
     trains = model.trainable_variables
     ids = {id(variable) for variable in trains}
     layers = layer_of_variable(model)
@@ -282,9 +290,9 @@ def _cannot_train(model: keras.Model, error: Untrainable) -> str:
     layer = next((part for part in reversed(scopes) if part in names), None)
     where = "the loss" if layer is None else f"layer {layer!r}"
     return (
-        "What trains on a device must have a gradient in LiteRT's builtin operations. Received: "
-        f"{where}, which uses {error}. Train what is above it (trainable=...), or build the model "
-        "with another layer, such as one with relu."
+        "All trained layers must have gradients in builtin operations of LiteRT. Received: "
+        f"{where}, which uses {error}. Train only the layers above it (trainable=...), or build "
+        "the model with another layer or activation, such as relu."
     )
 
 
@@ -306,15 +314,14 @@ def _convert(model: keras.Model, signatures: Signatures) -> bytes:
             return converter.convert()
         except Exception as error:
             raise ValueError(
-                "The converter must accept a model for the device, whose operations are LiteRT's "
-                f"builtin operations only. Received: model {model.name!r}, of which it says: "
-                f"{error}"
+                "The TFLite converter must accept the model with builtin operations of LiteRT "
+                f"only. Received: model {model.name!r} with the error: {error}"
             ) from error
 
 
 @contextlib.contextmanager
 def _without_warnings() -> Iterator[None]:
-    """Keeps TensorFlow from warning that gradients of these gradients were not saved."""
+    """Suppresses the warning of TensorFlow that second-order gradients are not saved."""
     logger = logging.getLogger("absl")
 
     def keep(record: logging.LogRecord) -> bool:

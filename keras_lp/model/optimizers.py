@@ -1,0 +1,41 @@
+"""Optimizers by their names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from keras_lp.utils.arguments import check_choice, check_positive
+
+
+def make_optimizer(optimizer: Any, learning_rate: Any) -> keras.optimizers.Optimizer:
+    """Returns a Keras optimizer from its name, or the optimizer given as it is.
+
+    Args:
+        optimizer: the name of a Keras optimizer, or an optimizer with a rate of its own.
+        learning_rate: the rate, for a name.
+
+    Raises:
+        ValueError: an unknown name.
+        TypeError: neither a name nor an optimizer.
+    """
+    if isinstance(optimizer, keras.optimizers.Optimizer):
+        return optimizer
+    if not isinstance(optimizer, str):
+        raise TypeError(
+            "`optimizer` must be the name of a Keras optimizer or an instance of one. Received: "
+            f"optimizer={optimizer!r}."
+        )
+    if not isinstance(learning_rate, keras.optimizers.schedules.LearningRateSchedule):
+        check_positive("learning_rate", learning_rate)
+        learning_rate = float(learning_rate)
+    known = {
+        name.lower(): value
+        for name, value in vars(keras.optimizers).items()
+        if isinstance(value, type)
+        and issubclass(value, keras.optimizers.Optimizer)
+        and name not in ("Optimizer", "LossScaleOptimizer", "MultiOptimizer")
+    }
+    check_choice("optimizer", optimizer.lower(), sorted(known))
+    return known[optimizer.lower()](learning_rate=learning_rate)
