@@ -27,7 +27,9 @@ from keras_lp.federated.head import fit_head
 from keras_lp.federated.running import print_restarts, print_round, validation
 from keras_lp.model import checks
 from keras_lp.model.absent import with_unknown_hidden
+from keras_lp.tasks.heads import tasks
 from keras_lp.utils.arguments import Verbose, check_choice, check_positive
+from keras_lp.utils.progress import bar_only
 
 Weighting = Literal["examples", "uniform"]
 Callbacks = keras.callbacks.Callback | Sequence[keras.callbacks.Callback]
@@ -206,7 +208,9 @@ al., 2021 (arXiv:2003.00295) |
                 checkpoint in it. Defaults to None.
             checkpoint_freq: number of rounds between checkpoints; the last round is always saved.
                 Defaults to 1.
-            verbose: 0 is silent, `"auto"` and 1 print a line per round. Defaults to `"auto"`.
+            verbose: 0 is silent; `"auto"` and 1 print a line per round, and show a progress bar of
+                the running round in a terminal or notebook; 2 prints the lines only. The line has
+                at most 100 columns; the `History` has all figures. Defaults to `"auto"`.
 
         Returns:
             A `keras.callbacks.History` with one epoch per round: `loss` and the metrics over the
@@ -243,12 +247,15 @@ al., 2021 (arXiv:2003.00295) |
             history = self._begin(callbacks, first, last)
             if verbose and self.rounds_done == 0:
                 print_restarts(self.model)
+            bar = bar_only(verbose)  # the lines of the rounds are below
             compiled = self.model._compile_config  # a new object with each `compile`
             try:
                 while self.rounds_done < last and not self.model.stop_training:
                     self._check_compiled(compiled)
                     history.on_epoch_begin(self.rounds_done)
-                    logs = self._rounds.run(source, self._sample(source), self._random())
+                    sample, label = self._sample(source), f"Round {self.rounds_done + 1}/{last}"
+                    with self._rounds.progress(label, source, sample, bar) as progress:
+                        logs = self._rounds.run(source, sample, self._random(), progress)
                     self.rounds_done += 1
                     self._warn_of_dropped(logs)
                     validated, unknown = validate(self.rounds_done)
@@ -256,7 +263,7 @@ al., 2021 (arXiv:2003.00295) |
                     self._unknown.clear()
                     self._unknown |= self._rounds.unknown | unknown
                     if verbose:
-                        print_round(self.rounds_done, last, logs)
+                        print_round(self.rounds_done, last, logs, tasks(self.model))
                     self._logs.append(dict(logs))
                     history.on_epoch_end(self.rounds_done - 1, logs)
                     self._save(checkpoints, checkpoint_freq, last)
@@ -311,7 +318,9 @@ al., 2021 (arXiv:2003.00295) |
             checkpoint_dir: folder for the sums of the clients, one file per round. Defaults to
                 None.
             validation_data: as in `fit`, evaluated once with the solution. Defaults to None.
-            verbose: 0 is silent, `"auto"` and 1 print a line per round. Defaults to `"auto"`.
+            verbose: 0 is silent; `"auto"` and 1 print a line per round, and show a progress bar in
+                a terminal or notebook while clients are loaded; 2 prints the lines only. Defaults
+                to `"auto"`.
 
         Returns:
             A `keras.callbacks.History` with one epoch per round. From the second round on it has
@@ -351,11 +360,13 @@ al., 2021 (arXiv:2003.00295) |
             verbose=verbose,
         )
 
-    def evaluate(self, clients: Clients) -> dict[str, float]:
+    def evaluate(self, clients: Clients, *, verbose: Verbose = "auto") -> dict[str, float]:
         """Evaluates the model on the data of each client. See the example of the class.
 
         Args:
             clients: as in `fit`. All clients are evaluated.
+            verbose: `"auto"` shows a progress bar in a terminal or notebook. 1 also prints lines
+                elsewhere; 2 prints lines; 0 is silent. Defaults to `"auto"`.
 
         Returns:
             A dict with the number of `clients`, and for the loss and each scalar metric: `<name>`
@@ -375,7 +386,8 @@ al., 2021 (arXiv:2003.00295) |
         check_model(self.model)
         with Source(self.model, clients) as source:
             tff_runtime.load_tff()
-            results = self._rounds.evaluate(source)
+            with self._rounds.progress("Evaluation", source, source.ids, verbose) as progress:
+                results = self._rounds.evaluate(source, progress)
         return {**summary(self.model, *results), "clients": len(source.ids)}
 
     def _check_sample(self, source: Source) -> None:

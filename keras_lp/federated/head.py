@@ -26,9 +26,10 @@ from keras_lp.federated.running import print_round, validation
 from keras_lp.model import checks, class_balance
 from keras_lp.model.compiled import loss_weights
 from keras_lp.model.linear_heads import linear_heads
-from keras_lp.tasks.heads import Head
+from keras_lp.tasks.heads import Head, tasks
 from keras_lp.tasks.regression import Regression
 from keras_lp.utils.arguments import Verbose, check_positive
+from keras_lp.utils.progress import Progress, bar_only
 
 _MOST_STEPS = 500  # of the solver, usually one round each
 
@@ -99,13 +100,17 @@ class _Rounds:
         checkpoints: Checkpoints | None,
         verbose: Verbose,
     ) -> None:
-        self._sums = Sums(source.load_all(source.ids), folder)
+        waiting = source.waiting(source.ids)
+        with Progress("Clients loaded", waiting, bar_only(verbose)) as progress:
+            data = source.load_all(source.ids, progress)
+        self._sums = Sums(data, folder)
         self.read_rows = self._sums.read_rows
         self._clients = len(source.ids)
         self._checkpoints = checkpoints
         saved = checkpoints.load_all() if checkpoints is not None else []
         self._saved = {about["sent"]: (arrays, about) for _, arrays, about in saved}
         self._verbose = verbose
+        self._tasks = tasks(model)
         self.history = keras.callbacks.History()
         self.history.set_model(model)
         self.history.on_train_begin()
@@ -144,7 +149,7 @@ class _Rounds:
             about = {"sent": sent, "structure": structure, "logs": logs}
             self._checkpoints.save(number, arrays, about)
         if self._verbose:
-            print_round(number, None, logs)
+            print_round(number, None, logs, self._tasks)
         self.history.on_epoch_end(number - 1, logs)
         return sums
 

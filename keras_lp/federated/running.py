@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -13,6 +13,9 @@ from keras_lp.model import checks
 from keras_lp.model.absent import unknown
 from keras_lp.model.linear_heads import can_be_solved
 from keras_lp.utils.arguments import check_positive
+
+_COLUMNS = 100  # of the line of a round
+_LAST = ("dropped", "clients", "update_norm", "bytes_up", "bytes_down")  # where there is room
 
 
 def validation(
@@ -64,15 +67,68 @@ def print_restarts(model: keras.Model) -> None:
     print(line, flush=True)
 
 
-def print_round(number: int, rounds: int | None, logs: Mapping[str, Any]) -> None:
-    """Prints the line of a round, of so many where that is known."""
-    shown = [
-        f"{name}: {_figure(value)}"
-        for name, value in logs.items()
-        if name != "seconds" and (name != "dropped" or value)
-    ]
+def print_round(
+    number: int, rounds: int | None, logs: Mapping[str, Any], tasks: Collection[str] = ()
+) -> None:
+    """Prints the line of a round, of 100 columns at most.
+
+    What does not fit is left out, the least important first: the history has all.
+
+    Args:
+        number: the round, from 1.
+        rounds: how many there are, None where that is not known.
+        logs: of the round.
+        tasks: the names of several tasks. Their figures are grouped by metric, those of validation
+            where there are any: `"val_accuracy: topic 0.8210, intent 0.7032"`, or from the least
+            to the largest where the names are too long; their losses are left out. Defaults to
+            none.
+    """
     place = f"{number}" if rounds is None else f"{number}/{rounds}"
-    print(f"Round {place} - {logs['seconds']:.1f}s - {' - '.join(shown)}", flush=True)
+    line = f"Round {place} - {logs['seconds']:.1f}s"
+    for forms in _items(logs, tasks if len(tasks) > 1 else ()):
+        fitting = [form for form in forms if len(line) + len(" - ") + len(form) <= _COLUMNS]
+        line += f" - {fitting[0]}" if fitting else ""
+    print(line, flush=True)
+
+
+def _items(logs: Mapping[str, Any], tasks: Collection[str]) -> Iterator[list[str]]:
+    """Yields what a line may show, the most important first, each in its longest form first."""
+    figures = {name: value for name, value in logs.items() if np.ndim(value) == 0}
+    last = {name: figures.pop(name) for name in _LAST if name in figures}
+    del figures["seconds"]
+    if last.get("dropped"):
+        yield [f"dropped: {last['dropped']}"]
+    last.pop("dropped", None)
+    grouped: dict[str, dict[str, Any]] = {}
+    for name in list(figures):
+        prefix = "val_" if name.startswith("val_") else ""
+        owners = [t for t in tasks if name.startswith(f"{prefix}{t}_")]
+        if owners:
+            task = max(owners, key=len)
+            metric = name.removeprefix(f"{prefix}{task}_")
+            grouped.setdefault(f"{prefix}{metric}", {})[task] = figures.pop(name)
+    metrics = dict.fromkeys(name.removeprefix("val_") for name in ("loss", *figures))
+    pairs = [name for metric in metrics for name in (metric, f"val_{metric}") if name in figures]
+    validated = any(name.startswith("val_") for name in grouped)
+    if validated:
+        pairs.sort(key=lambda name: name != "val_loss")
+    single = [[f"{name}: {_figure(figures[name])}"] for name in pairs]
+    yield from single[:1]
+    for metric, by_task in grouped.items():
+        if metric.startswith("val_") == validated and not metric.endswith("loss"):
+            yield _forms(metric, by_task)
+    yield from single[1:]
+    yield from ([f"{name}: {_figure(value)}"] for name, value in last.items())
+
+
+def _forms(metric: str, by_task: Mapping[str, float]) -> list[str]:
+    """The figures of tasks in words, by task and as a range."""
+    if len(by_task) == 1:
+        return [f"{task}_{metric}: {_figure(value)}" for task, value in by_task.items()]
+    each = ", ".join(f"{task} {_figure(value)}" for task, value in by_task.items())
+    known = [value for value in by_task.values() if not np.isnan(value)] or [np.nan]
+    between = f"{_figure(min(known))} to {_figure(max(known))}"
+    return [f"{metric}: {each}", f"{metric}: {between} ({len(by_task)} tasks)"]
 
 
 def _figure(value: Any) -> str:

@@ -14,7 +14,8 @@ import tensorflow as tf
 from keras_lp.model.data import as_numbers
 from keras_lp.tasks.heads import heads
 from keras_lp.tasks.regression import standardize
-from keras_lp.utils.arguments import check_positive
+from keras_lp.utils.arguments import Verbose, check_positive
+from keras_lp.utils.progress import Progress
 from keras_lp.utils.text_table import ShownAsText
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ class LearningRates(ShownAsText):
     def plot(self, path: str | os.PathLike[str] | None = None) -> Figure:
         """Plots the losses over the rates, with both suggestions.
 
+        Where the loss diverges at the end, the axis ends above the fall and its label says so.
+
         Args:
             path: path of the image file to write. Defaults to None: no file.
 
@@ -73,6 +76,12 @@ class LearningRates(ShownAsText):
             loss = np.interp(np.log(rate), np.log(self.rates), self.losses)
             axes.plot(rate, loss, marker, label=f"{name}: {rate:.2g}")
         axes.set(xscale="log", xlabel="learning rate", ylabel="loss, smoothed")
+        least = int(np.argmin(self.losses))
+        fall = self.losses[: least + 1].max() - self.losses[least]
+        top = self.losses[least] + 1.5 * fall
+        if fall > 0 and self.losses.max() > top:  # diverged: the fall would hardly be seen
+            axes.set_ylim(self.losses[least] - 0.1 * fall, top)
+            axes.set_ylabel("loss, smoothed; cut off above")
         axes.legend()
         if path is not None:
             figure.savefig(path, dpi=120)
@@ -88,6 +97,7 @@ def find_learning_rate(
     steps: int = 100,
     batch_size: int = 32,
     seed: int = 0,
+    verbose: Verbose = "auto",
 ) -> LearningRates:
     """Trains briefly at increasing learning rates, suggests a rate, and restores the model.
 
@@ -103,6 +113,8 @@ def find_learning_rate(
         steps: number of batches, whose rates increase geometrically; 10 or more. Defaults to 100.
         batch_size: batch size for arrays. Defaults to 32.
         seed: seed of the order of arrays. Defaults to 0.
+        verbose: `"auto"` shows a progress bar in a terminal or notebook. 1 also prints lines
+            elsewhere; 2 prints lines; 0 is silent. Defaults to `"auto"`.
 
     Returns:
         A `LearningRates` with `valley`, `steepest` and `plot(path)`.
@@ -139,17 +151,19 @@ def find_learning_rate(
     losses: list[float] = []
     average = lowest = 0.0
     try:
-        for i, (x, y) in zip(range(steps), _batches(data, batch_size, seed), strict=False):
-            rate.assign(rates[i])
-            loss = float(model.train_on_batch(x, y, return_dict=True)["loss"])
-            average = 0.9 * average + 0.1 * loss
-            smoothed = average / (1 - 0.9 ** (i + 1))
-            if not np.isfinite(smoothed):
-                break
-            lowest = smoothed if not losses else min(lowest, smoothed)
-            losses.append(smoothed)
-            if smoothed > 4 * lowest + 1e-12 and i > 5:
-                break
+        with Progress("Learning rates", steps, verbose) as progress:
+            for i, (x, y) in zip(range(steps), _batches(data, batch_size, seed), strict=False):
+                rate.assign(rates[i])
+                loss = float(model.train_on_batch(x, y, return_dict=True)["loss"])
+                average = 0.9 * average + 0.1 * loss
+                smoothed = average / (1 - 0.9 ** (i + 1))
+                if not np.isfinite(smoothed):
+                    break
+                lowest = smoothed if not losses else min(lowest, smoothed)
+                losses.append(smoothed)
+                if smoothed > 4 * lowest + 1e-12 and i > 5:
+                    break
+                progress.step()
     finally:
         for variable, value in zip(kept, before, strict=True):
             variable.assign(value)

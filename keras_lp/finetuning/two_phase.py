@@ -15,6 +15,7 @@ from keras_lp.finetuning.rate_finder import find_learning_rate
 from keras_lp.model.linear_heads import can_be_solved
 from keras_lp.transfer.linear_probe import fit_head
 from keras_lp.utils.arguments import Verbose, check_positive
+from keras_lp.utils.progress import bar_only
 from keras_lp.utils.text_table import text_table
 
 _USUAL = 1e-3  # the rate of heads that are trained, and the reference of the layer rates
@@ -138,7 +139,10 @@ def fit_two_phase(
         fit(0, head_epochs)
     if learning_rate == "auto":
         finetune_model(model, trainable="all", learning_rate=_USUAL, **settings)
-        learning_rate = 2 * find_learning_rate(model, _pairs(data), batch_size=batch_size).valley
+        found = find_learning_rate(
+            model, _pairs(data), batch_size=batch_size, verbose=bar_only(verbose)
+        )
+        learning_rate = 2 * found.valley
         if verbose not in (0, False):
             print(f"Learning rate by find_learning_rate: {learning_rate:.1e}")
     warm_up = max(1, steps // 10)

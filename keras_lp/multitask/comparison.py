@@ -16,7 +16,8 @@ from keras_lp.model.data import with_numbers
 from keras_lp.model.model import Model
 from keras_lp.tasks.heads import backbone_of, tasks
 from keras_lp.tasks.missing import is_present
-from keras_lp.utils.arguments import check_positive
+from keras_lp.utils.arguments import Verbose, check_positive
+from keras_lp.utils.progress import Progress
 from keras_lp.utils.text_table import ShownAsText, text_table
 
 
@@ -71,7 +72,7 @@ def compare_single_tasks(
     epochs: int,
     seeds: int = 3,
     batch_size: int = 32,
-    verbose: int = 1,
+    verbose: Verbose = "auto",
 ) -> Comparison:
     """Trains a multitask model and a single-task model per task, and prints the gains.
 
@@ -93,7 +94,9 @@ def compare_single_tasks(
         epochs: number of epochs of the multitask model.
         seeds: number of repetitions, with the seeds 0, 1, ... Defaults to 3.
         batch_size: batch size for arrays. Defaults to 32.
-        verbose: 1 prints the table and 0 nothing. Defaults to 1.
+        verbose: 0 is silent; otherwise the table is printed. `"auto"` shows a progress bar in a
+            terminal or notebook. 1 also prints a line per trained model elsewhere; 2 prints these
+            lines. Defaults to `"auto"`.
 
     Returns:
         A `Comparison`.
@@ -128,17 +131,20 @@ def compare_single_tasks(
         train.check(name, task)
         val.check(name, task)
     found: dict[str, list[list[float]]] = {name: [] for name in known}
-    for seed in range(seeds):
-        keras.utils.set_random_seed(seed)
-        multi = _again(model)
-        multi.fit(**train.all(), epochs=epochs, verbose=0)
-        logs = multi.evaluate(**val.all(), verbose=0, return_dict=True)
-        for name, task in known.items():
+    with Progress("Models trained", seeds * (1 + len(known)), verbose) as progress:
+        for seed in range(seeds):
             keras.utils.set_random_seed(seed)
-            twin = _twin(model, name)
-            twin.fit(**train.of(name, task), epochs=epochs, verbose=0)
-            alone = twin.evaluate(**val.alone(name), verbose=0, return_dict=True)[first[name].name]
-            found[name].append([alone, logs[f"{name}_{first[name].name}"]])
+            multi = _again(model)
+            multi.fit(**train.all(), epochs=epochs, verbose=0)
+            logs = multi.evaluate(**val.all(), verbose=0, return_dict=True)
+            progress.step()
+            for name, task in known.items():
+                keras.utils.set_random_seed(seed)
+                twin, metric = _twin(model, name), first[name].name
+                twin.fit(**train.of(name, task), epochs=epochs, verbose=0)
+                alone = twin.evaluate(**val.alone(name), verbose=0, return_dict=True)[metric]
+                found[name].append([alone, logs[f"{name}_{metric}"]])
+                progress.step()
     single, multitask = (
         {name: np.array(pairs)[:, i] for name, pairs in found.items()} for i in (0, 1)
     )

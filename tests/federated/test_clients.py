@@ -151,4 +151,76 @@ def test_describe_clients_counts_labels_present(capsys, tmp_path):
     figure = labels.plot(tmp_path / "labels.png")
     assert (tmp_path / "labels.png").stat().st_size > 1000
     assert len(figure.axes[0].patches) == 4  # two classes of two clients
+    assert ticks(figure.axes[0].xaxis) == ["a", "b"]
+    assert legend(figure.axes[0]) == ["2", "0"]
+    assert heights(figure.axes[0]) == [1, 0, 2, 0]
     assert lp.describe_clients({"a": (np.zeros(3), np.zeros(3))}, verbose=False).counts == {}
+
+
+def ticks(axis):
+    return [label.get_text() for label in axis.get_ticklabels()]
+
+
+def legend(axes):
+    return [text.get_text() for text in axes.get_legend().get_texts()]
+
+
+def heights(axes):
+    return [patch.get_height() for patch in axes.patches]
+
+
+def plotted(clients):
+    figure = lp.describe_clients(clients, verbose=False).plot()
+    figure.draw_without_rendering()
+    return figure
+
+
+def test_the_plot_of_named_classes():
+    names = np.array(["sushi", "cheese", "a name of more than twenty letters"])
+    clients = {
+        name: (np.zeros(3), names[[0, 0, i]]) for i, name in enumerate(["ada", "bob", "eve"])
+    }
+    (axes,) = plotted(clients).axes
+    assert ticks(axes.xaxis) == ["ada", "bob", "eve"]
+    assert legend(axes) == ["sushi", "cheese", "a name of more than…"]  # the top first
+    assert axes.get_legend().get_title().get_text() == "class"
+    assert heights(axes) == [0, 0, 1, 0, 1, 0, 3, 2, 2]
+    assert all(value == int(value) for value in axes.get_yticks())
+    assert len({patch.get_facecolor() for patch in axes.patches}) == 3
+
+
+def test_the_plot_of_many_classes_and_clients_is_a_heat_map():
+    x, y = np.zeros(6200), np.tile(np.arange(62), 100)
+    clients = lp.partition((x, y), clients=200, alpha=0.3)
+    figure = plotted(clients)
+    axes, bar = figure.axes
+    (image,) = axes.images
+    for i, (_, labels) in enumerate(clients.values()):
+        np.testing.assert_array_equal(
+            image.get_array()[:, i].filled(0), np.bincount(labels, minlength=62)
+        )
+    assert image.get_array()[0].mask.any()  # none is no colour
+    assert image.cmap.name == "viridis_r"
+    assert ticks(axes.xaxis) == [f"client_{i:03d}" for i in range(0, 200, 5)]
+    assert ticks(axes.yaxis) == [str(i) for i in range(0, 62, 3)]
+    assert axes.get_xlabel() == "client (one name in 5)"
+    assert bar.get_ylabel() == "labels (white: none)"
+    size = figure.get_window_extent()
+    for text in (*axes.get_xticklabels(), axes.xaxis.label, bar.yaxis.label):  # not cut off
+        box = text.get_window_extent()
+        assert size.x0 <= box.x0 <= box.x1 <= size.x1
+        assert size.y0 <= box.y0 <= box.y1 <= size.y1
+
+
+def test_the_plot_of_several_tasks_and_of_values():
+    y = {"topic": np.arange(12), "even": np.arange(12) % 2, "size": np.zeros(12)}
+    figure = plotted({"a": (np.zeros(12), y), "b": (np.zeros(12), y)})
+    even, topic, _ = figure.axes
+    assert [axes.get_title() for axes in (even, topic)] == ["even", "topic"]
+    assert even.get_xlabel() == ""  # the clients are named once
+    assert ticks(topic.xaxis) == ["a", "b"]
+    (axes,) = plotted({3: (np.zeros(2), np.zeros(2)), 4: (np.zeros(1), np.zeros(1))}).axes
+    assert heights(axes) == [2, 1]
+    assert ticks(axes.xaxis) == ["3", "4"]
+    assert axes.get_ylabel() == "examples"
+    assert axes.get_legend() is None

@@ -4,6 +4,7 @@ import pytest
 import tensorflow as tf
 
 import keras_lp as lp
+from keras_lp.finetuning.rate_finder import LearningRates
 
 
 def model_of(mlp):
@@ -61,10 +62,35 @@ def test_the_order_is_seeded_and_data_sets_are_taken(mlp, digits):
     assert len(lp.find_learning_rate(model, dataset, steps=12).rates) == 12
 
 
-def test_the_plot_is_a_picture(mlp, digits, tmp_path):
+def test_the_plot_is_a_picture(mlp, digits, tmp_path, capsys):
     found = lp.find_learning_rate(model_of(mlp), digits, steps=15)
+    assert capsys.readouterr().out == ""
     found.plot(tmp_path / "rates.png")
     assert (tmp_path / "rates.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_lines_of_progress(mlp, digits, capsys):
+    found = lp.find_learning_rate(model_of(mlp), digits, steps=40, high=1e-3, verbose=2)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(found.rates) == 40
+    assert [line.split(" - ")[0] for line in lines] == [
+        f"Learning rates {i}/40" for i in range(2, 41, 2)
+    ]
+
+
+@pytest.mark.parametrize(("end", "cut"), [(2.0, False), (40.0, True)])
+def test_the_plot_shows_the_fall_where_the_loss_diverges(end, cut):
+    losses = np.array([2.0, 2.0, 1.5, 1.0, 1.2, end])
+    found = LearningRates(np.geomspace(1e-5, 1, 6), losses, steepest=1e-3, valley=1e-4)
+    (axes,) = found.plot().axes
+    low, high = axes.get_ylim()
+    assert ("cut off above" in axes.get_ylabel()) == cut
+    assert low < 1.0
+    assert 2.0 < high < 3.0
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == [
+        "valley: 0.0001",
+        "steepest: 0.001",
+    ]
 
 
 def test_wrong_input_is_refused(mlp, digits):

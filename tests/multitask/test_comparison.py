@@ -47,10 +47,13 @@ def test_gains_are_relative_and_positive_where_the_multitask_model_is_better(
     out = capsys.readouterr().out
     assert f"{digit.mean():+.2f} ± {np.std(digit, ddof=1):.2f}" in out
     assert "delta-m" in out
+    assert "Models trained" not in out
 
 
 @pytest.mark.parametrize("form", [tuple, as_dataset], ids=["arrays", "dataset"])
-def test_a_twin_trains_as_many_steps_on_labelled_examples_only(model, examples, form, monkeypatch):
+def test_a_twin_trains_as_many_steps_on_labelled_examples_only(
+    model, examples, form, monkeypatch, capsys
+):
     fits = []
 
     def record(self, x, y=None, batch_size=32, epochs=1, **_):
@@ -62,6 +65,7 @@ def test_a_twin_trains_as_many_steps_on_labelled_examples_only(model, examples, 
     lp.compare_single_tasks(
         model, form(examples), validation_data=examples, epochs=1, seeds=1, verbose=0
     )
+    assert capsys.readouterr().out == ""
     (_, multi), (twin, digit), _ = fits
     assert len(multi) == len(digit) == 7
     assert all((y >= 0).all() for _, y in digit)
@@ -159,3 +163,13 @@ def test_validation_labels_are_checked_before_training(model, examples, form, mo
             lp.compare_single_tasks(
                 model, (x, y), validation_data=form((x, labels)), epochs=1, seeds=1
             )
+
+
+def test_a_line_per_model_that_is_trained(model, examples, monkeypatch, capsys):
+    monkeypatch.setattr(lp.Model, "fit", lambda *_, **__: None)
+    lp.compare_single_tasks(model, examples, validation_data=examples, epochs=1, seeds=2, verbose=1)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" - ")[0] for line in lines[:6]] == [
+        f"Models trained {i}/6" for i in range(1, 7)
+    ]
+    assert lines[6].startswith("task ")

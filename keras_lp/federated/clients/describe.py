@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from keras_lp.federated.clients.arrays import class_of, count_examples
 from keras_lp.federated.clients.clients import Clients, Population
+from keras_lp.utils.progress import Progress
 from keras_lp.utils.text_table import ShownAsText
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+# The colors of Okabe and Ito, which color-blind people can tell apart, and grey.
+_COLORS = (
+    "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999",
+)  # fmt: skip
+_LONGEST = 20  # characters of a name in a plot
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -49,7 +57,10 @@ class ClientLabels(ShownAsText):
         return "\n".join(lines)
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> Figure:
-        """Draws the label counts of each client as a bar, with one panel per task.
+        """Draws the label counts of each client, with one panel per task.
+
+        Up to 8 classes are stacked bars, one per client. More classes are a heat map of classes by
+        clients. Without classes the bars show the numbers of examples.
 
         Args:
             path: path of an image to write. Defaults to None: no image is written.
@@ -61,23 +72,24 @@ class ClientLabels(ShownAsText):
             ImportError: matplotlib is not installed.
         """
         try:
-            from matplotlib import colormaps
             from matplotlib.figure import Figure
         except ImportError as error:
-            raise ImportError("`plot` needs matplotlib: pip install matplotlib.") from error
-        counts = self.counts or {"examples": np.array(list(self.examples.values()))[:, None]}
-        figure = Figure(figsize=(7, 3 * len(counts)), layout="constrained")
-        panels = figure.subplots(len(counts), squeeze=False)[:, 0]
-        for axes, (task, table) in zip(panels, counts.items(), strict=True):
-            left = np.zeros(len(table))
-            for i, column in enumerate(table.T):
-                name = str(self.classes[task][i]) if task in self.classes else None
-                color = colormaps["tab20"](i % 20)
-                axes.bar(np.arange(len(table)), column, 1.0, left, label=name, color=color)
-                left += column
-            axes.set(xlabel="client", ylabel="labels", title=task)
-            if 1 < table.shape[1] <= 20:
-                axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small")
+            raise ImportError("A plot needs matplotlib: pip install matplotlib.") from error
+        names = [_short(client) for client in self.examples]
+        heights = [6 if len(c) > 20 else 3.5 for c in self.classes.values()] or [3.5]
+        size = (7 if len(names) <= 20 else 10, sum(heights))
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.subplots(len(heights), squeeze=False, height_ratios=heights)[:, 0]
+        if not self.counts:
+            axes[0].bar(range(len(names)), [*self.examples.values()], color=_COLORS[0])
+            axes[0].set(ylabel="examples", title="examples")
+            axes[0].yaxis.get_major_locator().set_params(integer=True)
+        for panel, (task, table) in zip(axes, self.counts.items(), strict=False):
+            classes = [_short(name) for name in self.classes[task]]
+            (_draw_bars if len(classes) <= len(_COLORS) else _draw_map)(panel, table, classes)
+            panel.set_title(task)
+        for panel in axes:
+            _name_clients(panel, names, below=panel is axes[-1])
         if path is not None:
             figure.savefig(path, dpi=120)
         return figure
@@ -98,6 +110,56 @@ class ClientLabels(ShownAsText):
         return lines + (["  ..."] if len(counts) > shown else [])
 
 
+def _short(name: Any) -> str:
+    text = name.decode(errors="replace") if isinstance(name, bytes) else str(name)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
+
+
+def _draw_bars(axes: Any, table: np.ndarray, classes: Sequence[str]) -> None:
+    """Draws a bar per client, its classes on top of one another."""
+    bottom = np.zeros(len(table))
+    for column, name, color in zip(table.T, classes, _COLORS, strict=False):
+        axes.bar(range(len(table)), column, 0.9, bottom, label=name, color=color)
+        bottom += column
+    axes.set_ylabel("labels")
+    axes.yaxis.get_major_locator().set_params(integer=True)
+    if classes:
+        handles, labels = axes.get_legend_handles_labels()
+        axes.legend(  # in the order of the bars, from the top
+            handles[::-1],
+            labels[::-1],
+            title="class",
+            loc="center left",
+            bbox_to_anchor=(1, 0.5),
+            fontsize="small",
+        )
+
+
+def _draw_map(axes: Any, table: np.ndarray, classes: Sequence[str]) -> None:
+    """Draws the labels of each class and client as colours, none as white."""
+    image = axes.imshow(
+        np.ma.masked_equal(table.T, 0), cmap="viridis_r", vmin=0, aspect="auto",
+        interpolation="nearest",
+    )  # fmt: skip
+    bar = axes.figure.colorbar(image, ax=axes, label="labels (white: none)")
+    bar.locator.set_params(integer=True)
+    step = math.ceil(len(classes) / 25)
+    axes.set_yticks(range(0, len(classes), step), classes[::step], fontsize="small")
+    axes.set_ylabel("class")
+
+
+def _name_clients(axes: Any, names: Sequence[str], below: bool) -> None:
+    """Marks the clients on the axis, every so many where they are many; `below` names them."""
+    step = math.ceil(len(names) / 40)
+    axes.set_xticks(range(0, len(names), step))
+    axes.set_xlim(-0.6, len(names) - 0.4)
+    axes.tick_params("x", labelbottom=below, labelsize="small")
+    if below:
+        upright = len(names) * max(map(len, names)) > 60
+        axes.set_xticklabels(names[::step], rotation=90 if upright else 0)
+        axes.set_xlabel("client" if step == 1 else f"client (one name in {step})")
+
+
 def describe_clients(clients: Clients, *, verbose: bool = True) -> ClientLabels:
     """Prints and returns the number of examples and labels of each client.
 
@@ -105,7 +167,8 @@ def describe_clients(clients: Clients, *, verbose: bool = True) -> ClientLabels:
 
     Args:
         clients: as in `FederatedAveraging.fit`.
-        verbose: whether to print the result. Defaults to True.
+        verbose: whether to print, and to show a progress bar in a terminal or notebook while the
+            clients are loaded. Defaults to True.
 
     Returns:
         A `ClientLabels` with `examples`, `counts`, `classes` and `plot(path)`.
@@ -128,19 +191,21 @@ def describe_clients(clients: Clients, *, verbose: bool = True) -> ClientLabels:
     population = Population(clients)
     examples: dict[Any, int] = {}
     found: dict[str, list[dict[int, int]]] = {}
-    for client in population.ids:
-        arrays = population.load(client)
-        examples[client] = count_examples(arrays, f" of client {client!r}")
-        y = arrays[1]
-        for task, labels in (y if isinstance(y, Mapping) else {"label": y}).items():
-            labels = class_of(labels)
-            if labels is not None:
-                present = labels >= 0 if labels.dtype.kind in "iub" else labels != ""
-                values, numbers = np.unique(labels[present], return_counts=True)
-                own = dict(zip(values.tolist(), numbers.tolist(), strict=True))
-                found.setdefault(task, [{}] * (len(examples) - 1)).append(own)
-        for each in found.values():  # a client without this task
-            each += [{}] * (len(examples) - len(each))
+    with Progress("Clients loaded", len(population.ids), "auto" if verbose else 0) as progress:
+        for client in population.ids:
+            arrays = population.load(client)
+            examples[client] = count_examples(arrays, f" of client {client!r}")
+            y = arrays[1]
+            for task, labels in (y if isinstance(y, Mapping) else {"label": y}).items():
+                labels = class_of(labels)
+                if labels is not None:
+                    present = labels >= 0 if labels.dtype.kind in "iub" else labels != ""
+                    values, numbers = np.unique(labels[present], return_counts=True)
+                    own = dict(zip(values.tolist(), numbers.tolist(), strict=True))
+                    found.setdefault(task, [{}] * (len(examples) - 1)).append(own)
+            for each in found.values():  # a client without this task
+                each += [{}] * (len(examples) - len(each))
+            progress.step()
     classes = {task: np.unique([c for own in each for c in own]) for task, each in found.items()}
     counts = {
         task: np.array([[own.get(c, 0) for c in classes[task].tolist()] for own in each])

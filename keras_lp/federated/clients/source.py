@@ -14,6 +14,7 @@ from keras_lp.federated.clients.arrays import Arrays
 from keras_lp.federated.clients.clients import Clients, Population, fitting_arrays
 from keras_lp.federated.clients.padding import align, example_specs, sizes_of
 from keras_lp.model.caching import FeatureCache
+from keras_lp.utils.progress import Progress
 
 
 class Source(contextlib.AbstractContextManager["Source", None]):
@@ -64,9 +65,27 @@ class Source(contextlib.AbstractContextManager["Source", None]):
             self._features[client] = replace_inputs(self._cache, data)
         return self._features[client]
 
-    def load_all(self, clients: Sequence[Hashable]) -> list[Arrays]:
-        """Returns the arrays of clients, with sequences padded to the longest so far."""
-        data = align(self._model, [self.load(client) for client in clients], self._sizes)
+    def waiting(self, clients: Sequence[Hashable]) -> int:
+        """Returns how many clients take time to load: from their source, or for features."""
+        ready = self._features if self.on_features else self._kept
+        return sum(client not in ready for client in clients)
+
+    def load_all(
+        self, clients: Sequence[Hashable], progress: Progress | None = None
+    ) -> list[Arrays]:
+        """Returns the arrays of clients; shorter sequences are padded to the longest so far.
+
+        Args:
+            clients: their ids.
+            progress: gets a step for each of `waiting`. Defaults to None.
+        """
+        loaded = []
+        for client in clients:
+            steps = self.waiting([client])
+            loaded.append(self.load(client))
+            if progress is not None:
+                progress.step(steps)
+        data = align(self._model, loaded, self._sizes)
         self._sizes = sizes_of(data[0])
         return data
 

@@ -17,6 +17,7 @@ import keras
 import tensorflow as tf
 
 from keras_lp.backbones import features
+from keras_lp.federated.engine.done import ClientsDone
 from keras_lp.federated.engine.files import read_tensor, write_tensor
 from keras_lp.federated.engine.merging import Merging
 from keras_lp.federated.engine.optimizers import stateless_optimizer
@@ -146,6 +147,7 @@ def train_block(
     groups: Sequence[int],
     count: int,
     read_rows: Callable[[tf.Tensor], Any],
+    done: ClientsDone,
 ) -> Callable[[Tensors, Any], Any]:
     """Returns a function that trains the clients of a block: `(weights, block) -> result`.
 
@@ -160,6 +162,7 @@ def train_block(
         groups: the index of the group of each weight.
         count: number of clients in the round.
         read_rows: the result of `blocks.rows_reader`.
+        done: counts the clients that are done.
     """
     train, merging = _client_training(stateless, local), stateless.merging
 
@@ -167,7 +170,7 @@ def train_block(
         frozen, rows_of_all = stateless.read_frozen(), read_rows(block["number"])
         ends = tf.cumsum(block["examples"])
 
-        def train_next(i: tf.Tensor, sums: Any) -> Any:
+        def train_next(i: tf.Tensor, last: tf.Tensor, sums: Any) -> Any:
             data = tf.nest.map_structure(
                 lambda rows: rows[ends[i] - block["examples"][i] : ends[i]], rows_of_all
             )
@@ -179,6 +182,8 @@ def train_block(
             ]
             norm = tf.linalg.global_norm([tf.cast(u, tf.float32) for u in updates])
             finite = tf.math.is_finite(norm)
+            with tf.control_dependencies([norm]):
+                last = done.write(block["number"], i + 1, last)
             place = tf.one_hot(block["positions"][i], count, on_value=True, off_value=False)
             result = collections.OrderedDict(
                 update=tuple(tf.where(finite, u, tf.zeros_like(u)) for u in updates),
@@ -186,7 +191,7 @@ def train_block(
                 metrics=merging.part(metrics, place & finite),
                 dropped=tf.cast(place & ~finite, tf.int32),
             )
-            return i + 1, tf.nest.map_structure(tf.add, sums, result)
+            return i + 1, last, tf.nest.map_structure(tf.add, sums, result)
 
         nothing = collections.OrderedDict(
             update=tuple(tf.zeros_like(value) for value in start),
@@ -195,13 +200,17 @@ def train_block(
             dropped=tf.zeros([count], tf.int32),
         )
         clients = tf.shape(ends)[0]
-        return tf.while_loop(lambda i, _: i < clients, train_next, (tf.constant(0), nothing))[1]
+        start_of_loop = (tf.constant(0), tf.timestamp(), nothing)
+        return tf.while_loop(lambda i, *_: i < clients, train_next, start_of_loop)[-1]
 
     return _without_captures(train_all, stateless.model)
 
 
 def evaluate_block(
-    stateless: StatelessModel, count: int, read_rows: Callable[[tf.Tensor], Any]
+    stateless: StatelessModel,
+    count: int,
+    read_rows: Callable[[tf.Tensor], Any],
+    done: ClientsDone,
 ) -> Callable[[Tensors, Any], Any]:
     """Returns a function that evaluates the clients of a block: `(weights, block) -> result`.
 
@@ -228,7 +237,7 @@ def evaluate_block(
         ends = tf.cumsum(block["examples"])
         names = list(scalars(stateless.results(merging.start())))
 
-        def evaluate_next(i: tf.Tensor, sums: Any) -> Any:
+        def evaluate_next(i: tf.Tensor, last: tf.Tensor, sums: Any) -> Any:
             data = tf.nest.map_structure(
                 lambda rows: rows[ends[i] - block["examples"][i] : ends[i]], rows_of_all
             )
@@ -240,16 +249,19 @@ def evaluate_block(
                 tf.stack([tf.cast(results[name], tf.float32) for name in names]),
                 tf.stack([tf.cast(labels[name] & weighed, tf.float32) for name in names]),
             )
+            with tf.control_dependencies(rows):
+                last = done.write(block["number"], i + 1, last)
             clients, seen = (tf.where(place[:, None], row, 0.0) for row in rows)
             result = collections.OrderedDict(
                 metrics=merging.part(own, place), clients=clients, seen=seen
             )
-            return i + 1, tf.nest.map_structure(tf.add, sums, result)
+            return i + 1, last, tf.nest.map_structure(tf.add, sums, result)
 
         table = tf.zeros([count, len(names)])
         nothing = collections.OrderedDict(metrics=merging.nothing(count), clients=table, seen=table)
         clients = tf.shape(ends)[0]
-        return tf.while_loop(lambda i, _: i < clients, evaluate_next, (tf.constant(0), nothing))[1]
+        start_of_loop = (tf.constant(0), tf.timestamp(), nothing)
+        return tf.while_loop(lambda i, *_: i < clients, evaluate_next, start_of_loop)[-1]
 
     return _without_captures(evaluate_all, stateless.model)
 

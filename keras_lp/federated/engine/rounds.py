@@ -27,11 +27,14 @@ from keras_lp.federated.engine.client_work import (
     scalars,
     train_block,
 )
+from keras_lp.federated.engine.done import ClientsDone
 from keras_lp.federated.engine.groups import Groups
 from keras_lp.federated.engine.merging import find_merging
 from keras_lp.model import class_balance
 from keras_lp.model.scaling import waiting_heads
 from keras_lp.tasks.heads import heads
+from keras_lp.utils.arguments import Verbose
+from keras_lp.utils.progress import Progress
 
 _EVALUATED_AT_ONCE = 256  # clients
 
@@ -72,10 +75,23 @@ class Rounds:
         # Files of the non-trainable weights and the client data. They are not part of messages,
         # because clients already have them.
         self._folder = Path(tempfile.mkdtemp(prefix="keras_lp_"))
+        self._done = ClientsDone(self._folder)
         weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
 
+    def progress(
+        self, label: str, source: Source, clients: Sequence[Hashable], verbose: Verbose
+    ) -> Progress:
+        """Returns the progress of clients: of those that must be loaded, then of their work."""
+        self._done.clear()
+        total = source.waiting(clients) + len(clients)
+        return Progress(label, total, verbose, self._done.read)
+
     def run(
-        self, source: Source, clients: Sequence[Hashable], rng: np.random.Generator
+        self,
+        source: Source,
+        clients: Sequence[Hashable],
+        rng: np.random.Generator,
+        progress: Progress,
     ) -> dict[str, Any]:
         """Runs a round and returns its logs.
 
@@ -83,11 +99,12 @@ class Rounds:
             source: the source of the client data.
             clients: the ids of the clients.
             rng: the random generator for their shuffling and Dropout.
+            progress: the result of `progress` for these clients.
         """
         start = time.perf_counter()
         seeds = rng.integers(2**31 - 1, size=(len(clients), 2), dtype=np.int32)
         groups = self._groups()
-        data = source.load_all(clients)
+        data = source.load_all(clients, progress)
         up, down = 0, 0
         if waiting_heads(self._model):
             up, down = scale_features(self._model, data, source.on_features, self._folder)
@@ -137,17 +154,21 @@ class Rounds:
         return logs
 
     def evaluate(
-        self, source: Source
+        self, source: Source, progress: Progress
     ) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, np.ndarray]]:
         """Returns the results over all examples, the results per client, and which of them exist.
 
         The last two are arrays `(clients,)` by name. A client without labels of a task has no
         results for it.
+
+        Args:
+            source: the source of the client data.
+            progress: the result of `progress` for all clients.
         """
         count = min(_EVALUATED_AT_ONCE, len(source.ids))
         groups, tables, seen, parts = self._groups(), [], [], []
         for first in range(0, len(source.ids), count):
-            data = source.load_all(source.ids[first : first + count])
+            data = source.load_all(source.ids[first : first + count], progress)
             with worker.load_worker().watch():
                 computation = self._prepare_evaluation(data[0], count, source.on_features)
             seed = np.zeros(2, "int32")
@@ -159,6 +180,8 @@ class Rounds:
             tables.append(np.asarray(result["clients"])[: len(data)])
             seen.append(np.asarray(result["seen"])[: len(data)] > 0)
             parts.append(result["metrics"])
+            self._done.clear()
+            progress.step(len(data))
         stateless = self._evaluation.stateless
         totals = scalars(stateless.results(stateless.merging.whole(parts)))
         each, exist = (
@@ -215,6 +238,7 @@ class Rounds:
                     groups.of_variables,
                     count,
                     rows_reader(self._folder, rows),
+                    self._done,
                 ),
                 groups.of_variables,
                 self._server_optimizer,
@@ -236,7 +260,7 @@ class Rounds:
                 tff_runtime.load_tff(),
                 [tf.TensorSpec(v.shape, v.dtype) for v in self._model.trainable_variables],
                 spec,
-                evaluate_block(stateless, count, rows_reader(self._folder, rows)),
+                evaluate_block(stateless, count, rows_reader(self._folder, rows), self._done),
             )
             built.stateless, built.key = stateless, key
         built.stateless.write_frozen()
