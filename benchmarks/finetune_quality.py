@@ -33,6 +33,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import itertools
 import os
 from pathlib import Path
 from typing import Any
@@ -44,22 +45,10 @@ import numpy as np
 import tensorflow as tf
 from lib import study
 from lib.arguments import command, parser
-from lib.finetuning import (
-    BATCH,
-    GRADUAL,
-    HEAD,
-    LAYERED,
-    ONE,
-    OTHER,
-    RATES,
-    STAGES,
-    TOP,
-    approaches,
-    other_decay,
-)
+from lib.finetuning import BATCH, LAYERED, ONE, OTHER, RATES, STAGES, WAYS, approaches
 from lib.journal import Journal, Run
 from lib.machine import machine
-from lib.plots import BLUE, GREY, ORANGE, panels
+from lib.plots import BLUE, ORANGE, dots, panels
 from lib.problems import CIFAR, XRAY, cifar10_problem, draw, xray_problem
 from lib.results import page, table, write
 from lib.scores import VERDICTS, deviation, mean_and_deviation, select, unique
@@ -76,8 +65,7 @@ AUC = [dataclasses.replace(case, metric="auc") for case in XRAYS]
 STEPS = {(CIFAR, 1000): 150, (CIFAR, 7000): 250, (XRAY, 200): 125, (XRAY, 1000): 125}
 SOURCE, TARGET = CASES[1], CASES[3]  # of what is forgotten
 FORGETTING_SEEDS = 3
-NAMES = (ONE, OTHER, LAYERED)
-WAYS = (HEAD, TOP, ONE, LAYERED, GRADUAL)  # from pretrained weights
+COMPARED = (ONE, OTHER, LAYERED)
 
 
 class Study:
@@ -88,18 +76,17 @@ class Study:
             CIFAR: cifar10_problem(given.cifar10),
             XRAY: xray_problem(given.data_dir),
         }
-        self.approaches = {**approaches(given.weights), OTHER: other_decay(given.weights)}
-        self.weights, self.seeds, self.shorten = given.weights, given.seeds, given.shorten
+        self.approaches = approaches(given.weights)
+        self.seeds, self.shorten = given.seeds, given.shorten
         self.journal = Journal(given.out / "finetune_quality.partial.json")
 
     def run(self) -> dict[str, list[Run]]:
         """Returns the runs of the study, those of the checks, and those of what is forgotten."""
-        names = list(approaches(self.weights))
-        runs = [run for case in CASES for name in names for run in self.sweep(case, name)]
+        runs = [run for case in CASES for name in WAYS for run in self.sweep(case, name)]
         checks = [run for case in XRAYS for run in self.sweep(case, OTHER)]
         lowest = functools.partial(self.learned, approach=self.approaches[ONE], rate=RATES[0])
         checks += [lowest(case, seed=seed) for case in CIFARS for seed in range(self.seeds)]
-        rates = {way: TARGET.of(runs, approach=way, chosen=True)[0]["rate"] for way in WAYS}
+        rates = {way: TARGET.of(runs, approach=way, chosen=True)[0]["rate"] for way in WAYS[:-1]}
         ways = [*rates.items(), (ONE, rates[LAYERED])]  # the last: only the decay differs
         rate = SOURCE.of(runs, approach=ONE, chosen=True)[0]["rate"]
         seeds = range(min(self.seeds, FORGETTING_SEEDS))
@@ -108,9 +95,8 @@ class Study:
 
     def sweep(self, case: Case, name: str) -> list[Run]:
         approach = self.approaches[name]
-        return study.sweep(
-            functools.partial(self.learned, case, approach), approach.rates, self.seeds
-        )
+        learned = functools.partial(self.learned, case, approach)
+        return study.sweep(learned, approach.rates, self.seeds)
 
     def learned(self, case: Case, approach: Approach, seed: int, rate: float) -> Run:
         steps, problem = steps_of(case, self.shorten), self.problems[case.problem]
@@ -179,15 +165,6 @@ def gentler_table(runs: list[Run]) -> str:
     return table([f"{OTHER} minus", ONE, "verdict", LAYERED, "verdict"], rows)
 
 
-def lower_table(runs: list[Run]) -> str:
-    """Returns all seeds on the validation pictures: one rate at the lowest, and as chosen."""
-    ways = [(case, ONE, rate) for case in CIFARS for rate in RATES]
-    for case in CIFARS:
-        rates = unique(case.of(runs, approach=LAYERED, chosen=True), "rate")
-        ways += [(case, LAYERED, rate) for rate in rates]
-    return study.validation_table(runs, sorted(ways, key=lambda way: CIFARS.index(way[0])))
-
-
 def forgotten_table(forgotten: list[Run]) -> str:
     rows = []
     for name, rate in unique(forgotten, "approach", "rate"):
@@ -204,7 +181,7 @@ def report(results: dict[str, Any]) -> str:
     runs, checks, forgotten = (results[key] for key in ("runs", "checks", "forgotten"))
     known = [*runs, *checks]
     minutes = sum(run["seconds"] for run in [*known, *forgotten]) / 60
-    compared = [run for run in known if run["approach"] in NAMES and "chosen" in run]
+    compared = [run for run in known if run["approach"] in COMPARED and "chosen" in run]
     return page(
         "Ways of fine-tuning",
         results["command"],
@@ -224,9 +201,9 @@ def report(results: dict[str, Any]) -> str:
         study.score_table(compared, "test, %", XRAYS),
         gentler_table(compared),
         "What each rate gave on validation pictures:",
-        study.tuning_table(known, CASES, NAMES, RATES),
+        study.tuning_table(known, CASES, COMPARED, RATES),
         f"A lower rate on {CIFAR}, with every seed, compared with what was chosen:",
-        lower_table(known),
+        study.validation_table(known, list(itertools.product(CIFARS, (ONE, LAYERED), RATES))),
         "## What was forgotten",
         f"After {TARGET.label} pictures, each way at its rate from above, one rate also at that of "
         f"layer decay; {len(unique(forgotten, 'seed'))} seeds, each with a network of its own:",
@@ -234,23 +211,17 @@ def report(results: dict[str, Any]) -> str:
         "## Rates",
         study.rate_table(runs, "rate", CASES),
         "Seconds: median, of one training, with building the model. Chosen at an end of the rates "
-        f"that a way was given, so that one beyond might be better: {study.at_an_end(runs, CASES)}.",
+        f"that were tried, so one beyond may be better: {study.at_an_end(runs, CASES)}.",
     )
 
 
 def plot(runs: list[Run], path: Path) -> None:
-    """Draws a panel for each case: every seed, the mean and the standard deviation."""
-    names, colours = unique(runs, "approach"), {ONE: ORANGE, LAYERED: BLUE}
+    colours = {ONE: ORANGE, LAYERED: BLUE}
     with panels(path, 2, rows=2, size=(9.5, 6.4), sharey=True) as axes:
         for axis, case in zip(axes, CASES, strict=True):
-            for i, name in enumerate(names):
-                found, colour = case.chosen(runs, name), colours.get(name, GREY)
-                axis.plot(found, [i] * len(found), "o", color=colour, alpha=0.35, markersize=4)
-                error = {"xerr": deviation(found), "fmt": "D", "capsize": 4}
-                axis.errorbar(found.mean(), i, color=colour, **error)
-            axis.set_yticks(range(len(names)), names)
-            axis.set(title=f"{case.label} pictures", xlabel=f"test {case.measure}")
-            axis.grid(alpha=0.25, axis="x")
+            found = {name: case.chosen(runs, name) for name in unique(runs, "approach")}
+            labels = {"title": f"{case.label} pictures", "xlabel": f"test {case.measure}"}
+            dots(axis, found, colours, **labels)
         axes[0].invert_yaxis()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,25 +29,25 @@ HEAD_RATE = 3e-3  # while the head is alone
 HEAD, TOP, ONE = "head only", f"top {TOP_BLOCKS} blocks", "all, one rate"
 LAYERED, GRADUAL, SCRATCH = f"all, layer decay {DECAY}", "gradual unfreezing", "from scratch"
 OTHER = f"all, layer decay {OTHER_DECAY}"
+WAYS = (HEAD, TOP, ONE, LAYERED, GRADUAL, SCRATCH)
 
 
 def approaches(backbone: Path | keras.Model) -> dict[str, Approach]:
     """Returns the ways by name, from the weights in a file or from the network of a model."""
+
+    def later(trainable: str | int, layer_decay: float) -> Callable[..., keras.Model]:
+        return functools.partial(head_first, backbone, trainable, layer_decay)
+
     ways = [
         (HEAD, HIGH, functools.partial(head_only, backbone)),
-        (TOP, LOW, functools.partial(head_first, backbone, TOP_BLOCKS, 1.0)),
-        (ONE, RATES, functools.partial(head_first, backbone, "all", 1.0)),
-        (LAYERED, RATES, functools.partial(head_first, backbone, "all", DECAY)),
+        (TOP, LOW, later(TOP_BLOCKS, 1.0)),
+        (ONE, RATES, later("all", 1.0)),
+        (LAYERED, RATES, later("all", DECAY)),
+        (OTHER, RATES, later("all", OTHER_DECAY)),
         (GRADUAL, LOW, functools.partial(gradual, backbone)),
         (SCRATCH, HIGH, scratch),
     ]
     return {name: Approach(name, rates, fit) for name, rates, fit in ways}
-
-
-def other_decay(backbone: Path) -> Approach:
-    """Returns layer decay with a ratio nearer to 1."""
-    fit = functools.partial(head_first, backbone, "all", OTHER_DECAY)
-    return Approach(OTHER, RATES, fit)
 
 
 def build(

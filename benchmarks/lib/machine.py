@@ -46,7 +46,7 @@ def memory(kind: str = "VmRSS", pid: int | str = "self") -> float:
 
 
 def own_process(script: str, *arguments: object) -> list[float]:
-    """Runs a script in a process of its own; returns the numbers that it printed by `answer`."""
+    """Runs a script in a process of its own; returns the numbers that it gave to `answer`."""
     command = [sys.executable, "-W", "ignore", script, *map(str, arguments)]
     printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     line = next(line for line in printed.splitlines() if line.startswith("RESULT"))

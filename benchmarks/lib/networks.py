@@ -34,11 +34,12 @@ def classifier(
     shape: tuple[int, ...],
     layers: Sequence[keras.layers.Layer],
     optimizer: keras.optimizers.Optimizer,
+    metrics: Sequence[str] | None = ("accuracy",),
 ) -> keras.Model:
     """Returns a compiled Sequential model that gives logits."""
     model = keras.Sequential([keras.Input(shape), *layers])
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(optimizer, loss, metrics=["accuracy"])
+    model.compile(optimizer, loss, metrics=metrics and list(metrics))
     return model
 
 

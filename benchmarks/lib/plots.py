@@ -67,3 +67,17 @@ def curves(
     axis.minorticks_off()
     axis.grid(alpha=0.25)
     axis.set(**labels)
+
+
+def dots(
+    axis: Any, found: Mapping[str, np.ndarray], colours: Mapping[str, str], **labels: str
+) -> None:
+    """Draws a row for each name: every value, the mean and the standard deviation."""
+    for i, (name, values) in enumerate(found.items()):
+        colour = colours.get(name, GREY)
+        axis.plot(values, [i] * len(values), "o", color=colour, alpha=0.35, markersize=4)
+        error = {"xerr": deviation(values), "fmt": "D", "capsize": 4}
+        axis.errorbar(np.mean(values), i, color=colour, **error)
+    axis.set_yticks(range(len(found)), list(found))
+    axis.grid(alpha=0.25, axis="x")
+    axis.set(**labels)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from lib.journal import Run
+from lib.journal import Journal, Run
 
 
 def select(runs: Sequence[Run], **wanted: Any) -> list[Run]:
@@ -66,6 +66,25 @@ def sweep(
     runs += [learn(seed, best) for seed in range(1, seeds)]
     for run in runs:
         run["chosen"] = run["rate"] == best
+    return runs
+
+
+def tuned(
+    journal: Journal,
+    learn: Callable[[int, float], Run],
+    rates: Sequence[float],
+    seeds: int,
+    score: Callable[[Run], float],
+    **key: Any,
+) -> list[Run]:
+    """Like `sweep`; the runs are kept in a journal by this key, the seed and the rate."""
+
+    def learned(seed: int, rate: float) -> Run:
+        return journal.run(lambda: learn(seed, rate), **key, seed=seed, rate=rate)
+
+    runs = sweep(learned, rates, seeds, score)
+    best = select(runs, chosen=True)[0]
+    print(*key.values(), f"rate {best['rate']:g}, first seed {best['test']}", flush=True)
     return runs
 
 

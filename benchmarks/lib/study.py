@@ -193,7 +193,7 @@ def tuning_table(
 
 
 def validation_table(runs: Sequence[Run], ways: Sequence[tuple[Case, str, float]]) -> str:
-    """Returns the validation scores of all seeds for these cases, approaches and rates."""
+    """Returns the validation scores of cases, approaches and rates that several seeds have."""
     rows = []
     for case, name, rate in ways:
         by_seed = {run["seed"]: run for run in case.of(runs, approach=name, rate=rate)}
