@@ -114,7 +114,7 @@ def messages(run: Callable[[], Any]) -> list[float]:
     return [(worker.bytes_sent - sent) / 1e6, (worker.bytes_received - received) / 1e6, spent]
 
 
-def report(results: dict[str, Any], command: str, machine: str) -> str:
+def report(results: dict[str, Any]) -> str:
     body, names = [], list(CONTENDERS)
     if any("Flower" in row["seconds"] for row in results["rows"]):
         names.append("Flower")
@@ -128,8 +128,8 @@ def report(results: dict[str, Any], command: str, machine: str) -> str:
     lines = [[name, *(f"{v:.2f}" for v in found)] for name, found in results["wire"].items()]
     return page(
         "Rounds of federated averaging",
-        command,
-        machine,
+        results["command"],
+        results["machine"],
         __doc__,
         f"Seconds per round. Goals at 100 clients: at most {GOALS['bare loop']:g} times the bare "
         f"loop, TFF at least {GOALS['TFF']:g} times:",
@@ -155,14 +155,14 @@ def main() -> None:
             case = {"data": name, "clients": count, "sampled": sampled or count}
             rows.append({**case, "seconds": found})
             print(rows[-1], flush=True)
-    results = {"rows": rows, "wire": wire()}
     flower = ["flwr"] if any("Flower" in row["seconds"] for row in rows) else []
-    text = report(
-        results,
-        command(__file__, given, "data", "clients", "repeats"),
-        machine("tensorflow-federated", *flower),
-    )
-    write(given.out / "federated_rounds", text, results)
+    results = {
+        "command": command(__file__, given, "data", "clients", "repeats"),
+        "machine": machine("tensorflow-federated", *flower),
+        "rows": rows,
+        "wire": wire(),
+    }
+    write(given.out / "federated_rounds", report(results), results)
 
 
 if __name__ == "__main__":

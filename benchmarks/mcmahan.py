@@ -139,7 +139,7 @@ def added(new: Run, path: Path) -> list[Run]:
     return sorted(results, key=lambda r: (list(CASES).index(r["case"]), r["rate"], r["seed"]))
 
 
-def report(results: dict[str, Any], command: str, machine: str) -> str:
+def report(results: dict[str, Any]) -> str:
     rows = []
     for r in results["results"]:
         tuned = f", tuned in {r['tuning rounds']} rounds" if r["tuned"] else ""
@@ -148,8 +148,8 @@ def report(results: dict[str, Any], command: str, machine: str) -> str:
                      r["published"], f"{r['best']:.2%}"])  # fmt: skip
     return page(
         "McMahan et al., 2017, on MNIST",
-        command,
-        machine,
+        results["command"],
+        results["machine"],
         __doc__,
         f"Seeds: {', '.join(map(str, sorted(unique(results['results'], 'seed'))))}.",
         table(["case", "rate", "target", "rounds", "published", "best accuracy"], rows),
@@ -166,11 +166,12 @@ def main() -> None:
     folder, stem = given.out / "mcmahan_runs", given.out / "mcmahan"
     folder.mkdir(parents=True, exist_ok=True)
     command = "python benchmarks/mcmahan.py --cases CASE --tuning-rounds ROUNDS  # or --rates RATE"
+    results = {"command": command, "machine": machine("tensorflow-federated")}
     for case in given.cases:
         for rate in given.rates or [None]:
             new = run(case, rate, given.seed, folder, given.tuning_rounds)
-            results = {"results": added(new, stem.with_suffix(".json"))}
-            write(stem, report(results, command, machine("tensorflow-federated")), results)
+            results["results"] = added(new, stem.with_suffix(".json"))
+            write(stem, report(results), results)
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ def accuracy(data: str, skew: str, proximal: float, seed: int, given: Namespace)
     return 100 * federated.model.evaluate(x_test, y_test.astype("int32"), verbose=0)[1]
 
 
-def report(results: dict[str, Any], command: str, machine: str) -> str:
+def report(results: dict[str, Any]) -> str:
     given, rows = results["arguments"], []
     for r in results["results"]:
         # The deviation of these seeds, not an estimate for others.
@@ -72,8 +72,8 @@ def report(results: dict[str, Any], command: str, machine: str) -> str:
     header = ["data", "skew", "algorithm", "test accuracy, %", "published, 50 rounds of 10"]
     return page(
         "Skewed labels",
-        command,
-        machine,
+        results["command"],
+        results["machine"],
         __doc__,
         f"{given['rounds']} rounds of {given['epochs']} epochs, mean and deviation over "
         f"{given['seeds']} seeds; FedProx with mu = {given['proximal']:g}.",
@@ -88,18 +88,17 @@ def main() -> None:
     arguments.add_argument("--epochs", type=int, default=10)
     arguments.add_argument("--proximal", type=float, default=0.01)
     given = arguments.parse_args()
-    results: dict[str, Any] = {"arguments": vars(given) | {"out": ""}, "results": []}
+    results: dict[str, Any] = {
+        "command": command(__file__, given, "rounds", "epochs", "seeds"),
+        "machine": machine("tensorflow-federated"),
+        "arguments": vars(given) | {"out": ""},
+        "results": [],
+    }
     strengths = {"FedAvg": 0.0, "FedProx": given.proximal}
     for data, skew, (name, proximal) in itertools.product(given.data, SKEWS, strengths.items()):
         found = [accuracy(data, skew, proximal, seed, given) for seed in range(given.seeds)]
-        case = {"data": data, "skew": skew, "name": name, "accuracy": found}
-        results["results"].append(case)
-        text = report(
-            results,
-            command(__file__, given, "rounds", "epochs", "seeds"),
-            machine("tensorflow-federated"),
-        )
-        write(given.out / "niid", text, results)
+        results["results"].append({"data": data, "skew": skew, "name": name, "accuracy": found})
+        write(given.out / "niid", report(results), results)
 
 
 if __name__ == "__main__":

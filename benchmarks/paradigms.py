@@ -48,8 +48,8 @@ def run(data: str, data_dir: str | None, seeds: int) -> list[list[quickstart.Row
     return runs
 
 
-def report(results: dict[str, Any], command: str, data: str) -> str:
-    runs, rows = results["runs"], []
+def report(results: dict[str, Any]) -> str:
+    runs, data, rows = results["runs"], results["data"], []
     for of in zip(*runs, strict=True):
         first = of[0]
         accuracy = mean_and_deviation([100 * row["accuracy"] for row in of])
@@ -60,7 +60,7 @@ def report(results: dict[str, Any], command: str, data: str) -> str:
     header = ["paradigm", "test accuracy, %", "trainable", "parameters", "seconds", "bytes sent"]
     return page(
         title(data),
-        command,
+        results["command"],
         results["machine"],
         __doc__,
         f"Accuracy: mean and standard deviation over {len(runs)} seeds; seconds: median, on the "
@@ -93,11 +93,13 @@ def main() -> None:
     given = arguments.parse_args()
     runs = run(given.data, given.data_dir, given.seeds)
     results = {
+        "command": command(__file__, given, "data", "seeds"),
         "machine": machine("tensorflow-federated"),
+        "data": given.data,
         "runs": [[vars(row) for row in rows] for rows in runs],
     }
     stem = given.out / file_of(given.data)
-    write(stem, report(results, command(__file__, given, "data", "seeds"), given.data), results)
+    write(stem, report(results), results)
     plot(runs, stem.with_suffix(".png"), title(given.data))
 
 

@@ -104,8 +104,9 @@ def measure(mobilenet: Path | None, repeats: int) -> dict[str, dict[str, float]]
     return numbers
 
 
-def report(numbers: dict[str, Any], command: str, machine: str) -> str:
+def report(results: dict[str, Any]) -> str:
     rows = []
+    numbers = {name: found for name, found in results.items() if isinstance(found, dict)}
     for name, found in numbers.items():
         case, step = name.split(": ")
         base = numbers[f"{case}: {DEVICE}"]["median_ms"]
@@ -114,8 +115,8 @@ def report(numbers: dict[str, Any], command: str, machine: str) -> str:
     head = numbers[f"head, on features: {DEVICE}"]["median_ms"]
     return page(
         "A training step on the device",
-        command,
-        machine,
+        results["command"],
+        results["machine"],
         __doc__,
         table(["what trains", "step of 16 examples", "median, ms", "p95, ms", "of LiteRT's"], rows),
         f"A head step on features takes {head:.2f} ms (goal: under {GOAL:g} ms).",
@@ -129,11 +130,12 @@ def main() -> None:
     )
     arguments.add_argument("--repeats", type=int, default=50, help="steps of each")
     given = arguments.parse_args()
-    numbers = measure(given.mobilenet, given.repeats)
-    text = report(
-        numbers, command(__file__, given, "mobilenet", "repeats"), machine("ai-edge-litert")
-    )
-    write(given.out / "tflite_training", text, numbers)
+    results = {
+        "command": command(__file__, given, "mobilenet", "repeats"),
+        "machine": machine("ai-edge-litert"),
+        **measure(given.mobilenet, given.repeats),
+    }
+    write(given.out / "tflite_training", report(results), results)
 
 
 if __name__ == "__main__":
