@@ -7,7 +7,7 @@ it runs `phone.py` on LiteRT and NumPy, where importing TensorFlow or Keras fail
 averages the files they send, and refuses those that must not be averaged: in the second round a
 stale one and one that is not finite arrive too. At the end `lp.FederatedAveraging` runs the same
 rounds, and the weights are compared. A phone takes all its digits in one step, so that both train
-on the same batches.
+on the same batches. `--quick` runs two rounds.
 """
 
 from __future__ import annotations
@@ -152,4 +152,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--phones", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=5)
-    main(**vars(parser.parse_args()))
+    parser.add_argument("--quick", action="store_true", help="two rounds")
+    arguments = parser.parse_args()
+    main(arguments.phones, 2 if arguments.quick else arguments.rounds)

@@ -56,7 +56,8 @@ class Worker:
         self.restarts = self.bytes_sent = self.bytes_received = 0
         self._allowed = self._RESTARTS_A_CALL
         self._stub: Any = None
-        atexit.register(self.end)
+        self._channel: Any = None
+        atexit.register(self._leave)
 
     @contextlib.contextmanager
     def watch(self) -> Iterator[None]:
@@ -81,6 +82,16 @@ class Worker:
         if self.process is not None and self.process.poll() is None:
             self.process.kill()  # SIGTERM would leave it alive for seconds
             self.process.wait()
+
+    def _leave(self) -> None:
+        """Ends the process as Python exits.
+
+        The channel is closed first: when its worker goes, gRPC starts a thread, which Python 3.12
+        refuses at exit with a traceback.
+        """
+        if self._channel is not None:
+            self._channel.close()
+        self.end()
 
     def _count_restart(self) -> None:
         if self.process is None:
@@ -110,8 +121,8 @@ class Worker:
             stderr=subprocess.DEVNULL,
         )
         unlimited = [(f"grpc.max_{kind}message_length", -1) for kind in ("", "send_", "receive_")]
-        channel = grpc.insecure_channel(f"localhost:{port}", unlimited)
-        counted = grpc.intercept_channel(channel, _counting_interceptor(self))
+        self._channel = grpc.insecure_channel(f"localhost:{port}", unlimited)
+        counted = grpc.intercept_channel(self._channel, _counting_interceptor(self))
         self._stub = tff.framework.RemoteExecutorGrpcStub(counted)
         deadline = time.monotonic() + self._SECONDS_TO_START
         while not self._stub.is_ready:
