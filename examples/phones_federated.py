@@ -77,7 +77,14 @@ def build() -> keras.Model:
     )
     known = lp.transfer_model(network, 5, pretrained=False, trainable="all", pooling="flatten")
     known.fit(x[low], y[low], epochs=3, verbose=0)
-    return lp.transfer_model(known, 10, pooling="flatten", optimizer="sgd", learning_rate=RATE)
+    return lp.transfer_model(
+        known,
+        10,
+        pooling="flatten",
+        cache_features=False,  # phones take the features as they are, not standardised
+        optimizer="sgd",
+        learning_rate=RATE,
+    )
 
 
 def broken(sent: Path) -> Path:
