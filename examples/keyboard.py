@@ -106,8 +106,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args()
     args.units = 64 if args.quick else 128
-    args.rounds = args.rounds or (40 if args.quick else 300)
-    args.local_models, args.local_epochs_alone = (4, 10) if args.quick else (16, 30)
+    args.rounds = args.rounds or (8 if args.quick else 300)
+    args.local_models, args.local_epochs_alone = (2, 3) if args.quick else (16, 30)
     args.out.mkdir(parents=True, exist_ok=True)
 
     texts = speakers(read_text(args.text, args.data_dir), args.least)

@@ -130,9 +130,9 @@ def main() -> None:
     np.random.default_rng(arguments.seed).shuffle(old)
     old_held_out, old = old[:HELD_OUT], old[HELD_OUT:]
     if arguments.quick:
-        old = old[: len(old) // 10]
+        old_held_out, old = old_held_out[:50], old[: len(old) // 10]
     train = questions("train", arguments.examples, arguments.data_dir)
-    held_out = questions("test", 500, arguments.data_dir)
+    held_out = questions("test", 100 if arguments.quick else 500, arguments.data_dir)
 
     model = small_gpt2(old)
     start = time.perf_counter()
@@ -157,7 +157,7 @@ def main() -> None:
     show_samples(model, f"after {len(train)} questions")
     print(f"\nLearned from {len(train)} questions in {seconds:.0f} s")
     print(f"held-out loss a token, {len(held_out)} questions: {before:.3f} -> {after:.3f}")
-    print(f"the same, {HELD_OUT} pieces of the plays: {old_before:.3f} -> {old_after:.3f}")
+    print(f"the same, {len(old_held_out)} pieces of the plays: {old_before:.3f} -> {old_after:.3f}")
     print(f"parameters trained: {trained:,}; of the model: {model.count_params():,}")
     print(f"adapters on disk: {file.stat().st_size / 1024:.0f} KiB")
 
