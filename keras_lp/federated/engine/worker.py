@@ -55,7 +55,8 @@ class Worker:
         self.restarts = self.bytes_sent = self.bytes_received = 0
         self._allowed = self._RESTARTS_A_CALL
         self._stub: Any = None
-        atexit.register(self.end)
+        self._channel: Any = None
+        atexit.register(self._leave)
 
     @contextlib.contextmanager
     def watch(self) -> Iterator[None]:
@@ -80,6 +81,16 @@ class Worker:
         if self.process is not None and self.process.poll() is None:
             self.process.kill()  # after SIGTERM it would live for seconds
             self.process.wait()
+
+    def _leave(self) -> None:
+        """Ends the process as Python exits.
+
+        The channel is closed first: when its worker goes, gRPC starts a thread, which Python 3.12
+        refuses at exit with a traceback.
+        """
+        if self._channel is not None:
+            self._channel.close()
+        self.end()
 
     def _count_restart(self) -> None:
         if self.process is None:
@@ -109,8 +120,8 @@ class Worker:
             stderr=subprocess.DEVNULL,
         )
         unlimited = [(f"grpc.max_{kind}message_length", -1) for kind in ("", "send_", "receive_")]
-        channel = grpc.insecure_channel(f"localhost:{port}", unlimited)
-        counted = grpc.intercept_channel(channel, _counting_interceptor(self))
+        self._channel = grpc.insecure_channel(f"localhost:{port}", unlimited)
+        counted = grpc.intercept_channel(self._channel, _counting_interceptor(self))
         self._stub = tff.framework.RemoteExecutorGrpcStub(counted)
         deadline = time.monotonic() + self._SECONDS_TO_START
         while not self._stub.is_ready:
