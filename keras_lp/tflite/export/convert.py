@@ -14,7 +14,9 @@ from keras_lp.backbones.copying import copy_model
 from keras_lp.tflite.contents import foreign_operations
 from keras_lp.tflite.export.int8 import quantize
 from keras_lp.tflite.interface import call_flat, input_names, outputs
+from keras_lp.utils.arguments import Verbose
 from keras_lp.utils.files import check_scratch_space
+from keras_lp.utils.progress import Progress
 
 _LOOPS = ("While", "StatelessWhile", "If", "StatelessIf", "Case", "StatelessCase")
 
@@ -25,6 +27,7 @@ def convert(
     calibration: list[np.ndarray] | None = None,
     batch_size: int = 1,
     activate: bool = True,
+    verbose: Verbose = 0,
 ) -> bytes:
     """Converts a model to the bytes of a `.tflite` file.
 
@@ -34,6 +37,7 @@ def convert(
         calibration: for `"int8"`, the calibration inputs, in the order of `model.inputs`.
         batch_size: number of examples per call.
         activate: whether to add the softmax or sigmoid of the heads.
+        verbose: how to show the progress of the calibration, see `Progress`.
 
     Raises:
         ValueError: the model uses an operation that is not builtin, the converter rejects it, or
@@ -60,7 +64,10 @@ def convert(
     if quantization != "int8":
         return content
     try:
-        return quantize(content, _batches(model, calibration or [], batch_size))
+        inputs = calibration or []
+        count = max(len(inputs[0]) // batch_size, 1)
+        progress = Progress("Calibration", count, verbose)
+        return quantize(content, _batches(model, inputs, batch_size), progress)
     except RuntimeError as error:
         raise ValueError(
             "LiteRT must be able to run an int8 model on the calibration data. Received: model "

@@ -17,6 +17,7 @@ from keras_lp.tasks.heads import Head
 from keras_lp.tflite.export.convert import convert
 from keras_lp.tflite.export.verify import keras_outputs, load, run_all
 from keras_lp.tflite.interface import input_names, outputs
+from keras_lp.utils.arguments import Verbose
 
 # Strength of the prior that no correction is needed, in examples: once for the mean, and per unit
 # for the linear part, which has many parameters.
@@ -25,7 +26,7 @@ _TRUST = 10
 
 @contextlib.contextmanager
 def corrected_heads(
-    model: keras.Model, calibration: list[np.ndarray], batch_size: int
+    model: keras.Model, calibration: list[np.ndarray], batch_size: int, verbose: Verbose = 0
 ) -> Iterator[None]:
     """Context manager that corrects the heads for int8 and restores them on exit.
 
@@ -33,6 +34,7 @@ def corrected_heads(
         model: a model that `convert` accepts for `"int8"`. A model without heads is not changed.
         calibration: the calibration inputs, in the order of `model.inputs`.
         batch_size: batch size of the file.
+        verbose: how to show the progress of the calibration, see `Progress`.
 
     Raises:
         ImportError: `ai-edge-litert` is not installed.
@@ -45,7 +47,7 @@ def corrected_heads(
     if not heads:
         yield
         return
-    content = convert(model, "int8", calibration, batch_size, activate=False)
+    content = convert(model, "int8", calibration, batch_size, activate=False, verbose=verbose)
     theirs = run_all(load(content, input_names(model)), calibration, batch_size)
     names = [output.name for output in outputs(model)]
     ours = dict(zip(names, keras_outputs(model, calibration), strict=True))

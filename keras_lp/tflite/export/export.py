@@ -19,8 +19,9 @@ from keras_lp.tflite.export.report import ExportReport
 from keras_lp.tflite.export.verify import Comparison, Tolerance, compare, latency, load
 from keras_lp.tflite.interface import check_model, input_names
 from keras_lp.tflite.metadata.annotate import TFLiteMetadata, annotate
-from keras_lp.utils.arguments import check_choice, check_positive
+from keras_lp.utils.arguments import Verbose, check_choice, check_positive
 from keras_lp.utils.files import check_archive
+from keras_lp.utils.progress import bar_only
 
 Quantization = Literal["dynamic", "float16", "int8"]
 
@@ -38,6 +39,7 @@ def export_tflite(
     verify: bool = True,
     verification_data: Any = None,
     tolerance: float | None = None,
+    verbose: Verbose = "auto",
 ) -> ExportReport:
     """Exports a model to a `.tflite` file that any LiteRT runtime can run.
 
@@ -86,6 +88,8 @@ def export_tflite(
             examples of the calibration data, else generated inputs. The report names the source.
         tolerance: the largest allowed difference, or for `"dynamic"` and `"int8"` the lowest
             allowed agreement over all answers. Replaces the limits above. Defaults to None.
+        verbose: `"auto"` shows a progress bar of the calibration in a terminal or notebook; 1
+            does, and prints lines elsewhere; 2 prints lines; 0 is silent. Defaults to `"auto"`.
 
     Returns:
         An `ExportReport`, which can be printed.
@@ -122,7 +126,7 @@ def export_tflite(
     model = float32_copy(model) if types else model
     calibration = _read(model, calibration_data, "calibration_data")
     examples = _read(model, verification_data, "verification_data") or calibration
-    content = _converted(model, quantization, calibration, batch_size)
+    content = _converted(model, quantization, calibration, batch_size, verbose)
     if metadata:
         options = metadata if isinstance(metadata, TFLiteMetadata) else TFLiteMetadata()
         content = annotate(content, model, options)
@@ -186,14 +190,18 @@ def _read(model: keras.Model, data: Any, argument: str) -> Examples | None:
 
 
 def _converted(
-    model: keras.Model, quantization: str | None, calibration: Examples | None, batch_size: int
+    model: keras.Model,
+    quantization: str | None,
+    calibration: Examples | None,
+    batch_size: int,
+    verbose: Verbose,
 ) -> bytes:
     if quantization != "int8":
         return convert(model, quantization, batch_size=batch_size)
     inputs = cast(Examples, calibration).thinned(_CALIBRATE_ON).inputs
     model = without_loops(model)
-    with corrected_heads(model, inputs, batch_size):
-        return convert(model, quantization, inputs, batch_size)
+    with corrected_heads(model, inputs, batch_size, bar_only(verbose)):
+        return convert(model, quantization, inputs, batch_size, verbose=verbose)
 
 
 def _verified(

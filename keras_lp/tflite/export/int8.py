@@ -22,6 +22,7 @@ import tensorflow as tf
 from tensorflow.lite.python import schema_py_generated as schema
 
 from keras_lp.tflite.device.runtime import load_interpreter
+from keras_lp.utils.progress import Progress
 
 _CUT_OFF = 3e-5  # share of the nonzero values that is cut off at each end
 _DRAWN = 1000  # sampled values per activation and example
@@ -32,12 +33,15 @@ _CONV, _DEPTHWISE, _DENSE = (
 )
 
 
-def quantize(content: bytes, batches: Iterable[Mapping[str, np.ndarray]]) -> bytes:
+def quantize(
+    content: bytes, batches: Iterable[Mapping[str, np.ndarray]], progress: Progress
+) -> bytes:
     """Returns a file that computes in 8 bits.
 
     Args:
         content: a float32 file with one subgraph and one signature.
         batches: calibration batches, each a dict of inputs by their names in the signature.
+        progress: gets a step per batch.
 
     Raises:
         ValueError: an activation is not finite.
@@ -51,11 +55,13 @@ def quantize(content: bytes, batches: Iterable[Mapping[str, np.ndarray]]) -> byt
     layers = list(_layers(model))
     activations = {index: _Activation() for index in _computed(graph)}
     rng = np.random.default_rng(0)
-    for value_of, examples in _runs(content, batches):
-        for index, activation in activations.items():
-            activation.see(value_of(index).ravel(), _DRAWN * examples, rng)
-        for layer in layers:
-            layer.see(value_of(layer.operator.inputs[0]))
+    with progress:
+        for value_of, examples in _runs(content, batches):
+            for index, activation in activations.items():
+                activation.see(value_of(index).ravel(), _DRAWN * examples, rng)
+            for layer in layers:
+                layer.see(value_of(layer.operator.inputs[0]))
+            progress.step()
     for index, activation in activations.items():
         tensor = graph.tensors[index]
         low, high = activation.range(tensor.name.decode())
