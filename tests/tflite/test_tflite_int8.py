@@ -283,3 +283,15 @@ def converters_own(model, calibration):
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*tf.lite.Interpreter is deprecated")
         return converter.convert()
+
+
+def test_a_line_per_batch_of_calibration(mlp, digits, tmp_path, capsys):
+    x = digits[0][:5]
+    model = lp.transfer_model(mlp(), 10)
+    settings = {"quantization": "int8", "calibration_data": x, "batch_size": 2, "tolerance": 0.0}
+    lp.export_tflite(model, tmp_path / "a.tflite", **settings)
+    assert capsys.readouterr().out == ""
+    lp.export_tflite(model, tmp_path / "b.tflite", **settings, verbose=1)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" - ")[0] for line in lines] == ["Calibration 1/2", "Calibration 2/2"]
+    assert (tmp_path / "a.tflite").read_bytes() == (tmp_path / "b.tflite").read_bytes()

@@ -13,7 +13,9 @@ import tensorflow as tf
 from keras_lp.tflite.contents import foreign_operations
 from keras_lp.tflite.export.int8 import quantize
 from keras_lp.tflite.interface import Interface
+from keras_lp.utils.arguments import Verbose
 from keras_lp.utils.files import check_scratch_space
+from keras_lp.utils.progress import Progress
 
 _LOOPS = ("While", "StatelessWhile", "If", "StatelessIf", "Case", "StatelessCase")
 
@@ -23,6 +25,7 @@ def convert(
     quantization: str | None = None,
     calibration: Sequence[np.ndarray] = (),
     batch_size: int = 1,
+    verbose: Verbose = 0,
 ) -> bytes:
     """Converts a model to the bytes of a `.tflite` file.
 
@@ -31,6 +34,7 @@ def convert(
         quantization: see `export_tflite`.
         calibration: for `"int8"`, the calibration inputs, in the order of the model's.
         batch_size: number of examples per call.
+        verbose: how to show the progress of the calibration, see `Progress`.
 
     Raises:
         ValueError: the model uses an operation that is not builtin, the converter rejects it, or
@@ -60,7 +64,8 @@ def convert(
     batches = _batches(described.input_names, calibration, batch_size)
     heads = [output.name for output in described.outputs if output.task is not None]
     try:
-        return quantize(content, batches, heads)
+        with Progress("Calibration", len(batches), verbose) as progress:
+            return quantize(content, batches, heads, progress)
     except RuntimeError as error:
         raise ValueError(
             "LiteRT must be able to run an int8 model on the calibration data. Received: model "

@@ -19,7 +19,7 @@ from keras_lp.tflite.export.report import ExportReport
 from keras_lp.tflite.export.verify import Comparison, Tolerance, compare, latency, load
 from keras_lp.tflite.interface import Interface, describe
 from keras_lp.tflite.metadata.annotate import TFLiteMetadata, annotate
-from keras_lp.utils.arguments import check_choice, check_positive
+from keras_lp.utils.arguments import Verbose, check_choice, check_positive
 from keras_lp.utils.files import check_archive
 
 Quantization = Literal["dynamic", "float16", "int8"]
@@ -38,6 +38,7 @@ def export_tflite(
     verify: bool = True,
     verification_data: Any = None,
     tolerance: float | None = None,
+    verbose: Verbose = "auto",
 ) -> ExportReport:
     """Exports a model to a `.tflite` file that any LiteRT runtime can run.
 
@@ -86,6 +87,8 @@ def export_tflite(
             examples of the calibration data, else generated inputs. The report names the source.
         tolerance: the largest allowed difference, or for `"dynamic"` and `"int8"` the lowest
             allowed agreement over all answers. Replaces the limits above. Defaults to None.
+        verbose: `"auto"` shows a progress bar of the calibration in a terminal or notebook; 1
+            does, and prints lines elsewhere; 2 prints lines; 0 is silent. Defaults to `"auto"`.
 
     Returns:
         An `ExportReport`, which can be printed.
@@ -122,7 +125,7 @@ def export_tflite(
         described = describe(float32_copy(described.model))
     calibration = _read(described, calibration_data, "calibration_data")
     examples = _read(described, verification_data, "verification_data") or calibration
-    content = _converted(described, quantization, calibration, batch_size)
+    content = _converted(described, quantization, calibration, batch_size, verbose)
     if metadata:
         options = metadata if isinstance(metadata, TFLiteMetadata) else TFLiteMetadata()
         content = annotate(content, described, options)
@@ -186,13 +189,17 @@ def _read(described: Interface, data: Any, argument: str) -> Examples | None:
 
 
 def _converted(
-    described: Interface, quantization: str | None, calibration: Examples | None, batch_size: int
+    described: Interface,
+    quantization: str | None,
+    calibration: Examples | None,
+    batch_size: int,
+    verbose: Verbose,
 ) -> bytes:
     if calibration is None:
         return convert(described, quantization, batch_size=batch_size)
     described = dataclasses.replace(described, model=without_loops(described.model))
     inputs = calibration.thinned(_CALIBRATE_ON).inputs
-    return convert(described, quantization, inputs, batch_size)
+    return convert(described, quantization, inputs, batch_size, verbose)
 
 
 def _verified(

@@ -23,6 +23,7 @@ from tensorflow.lite.python import schema_py_generated as schema
 
 from keras_lp.tflite.device.runtime import load_interpreter
 from keras_lp.tflite.export.correction import affine_map
+from keras_lp.utils.progress import Progress
 
 _CUT_OFF = 3e-5  # share of the nonzero values that is cut off at each end
 _DRAWN = 1000  # sampled values per activation and example
@@ -40,13 +41,19 @@ _AFTER_HEAD = (  # operations between the last dense layer of a head and its out
 Batches = Sequence[Mapping[str, np.ndarray]]
 
 
-def quantize(content: bytes, batches: Batches, heads: Collection[str] = ()) -> bytes:
+def quantize(
+    content: bytes,
+    batches: Batches,
+    heads: Collection[str] = (),
+    progress: Progress | None = None,
+) -> bytes:
     """Returns a file that computes in 8 bits.
 
     Args:
         content: a float32 file with one subgraph and one signature.
         batches: calibration batches, each a dict of inputs by their names in the signature.
         heads: names of the outputs whose last dense layers are corrected. Defaults to none.
+        progress: gets a step per batch. Defaults to None.
 
     Raises:
         ValueError: an activation is not finite.
@@ -66,6 +73,8 @@ def quantize(content: bytes, batches: Batches, heads: Collection[str] = ()) -> b
             layer.see(value_of(layer.operator.inputs[0]))
         for name, layer in last.items():
             wanted[name].append(value_of(layer.operator.outputs[0]))
+        if progress is not None:
+            progress.step()
     for index, activation in activations.items():
         tensor = graph.tensors[index]
         low, high = activation.range(tensor.name.decode())
