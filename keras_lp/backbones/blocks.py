@@ -9,10 +9,10 @@ import re
 from collections.abc import Sequence
 
 import keras
-import keras.src.utils.naming
 
 from keras_lp.backbones.freezing import leaf_layers
 from keras_lp.tasks.heads import backbone_of
+from keras_lp.utils.keras_internals import inputs_of_call, producer, to_snake_case
 
 
 def blocks_of(layers: Sequence[keras.Layer]) -> list[list[keras.Layer]]:
@@ -91,7 +91,7 @@ def _block_names(leaves: Sequence[keras.Layer]) -> list[str | None]:
 
 
 def _is_default_name(layer: keras.Layer) -> bool:
-    own = keras.src.utils.naming.to_snake_case(type(layer).__name__)
+    own = to_snake_case(type(layer).__name__)
     return re.fullmatch(rf"{own}(_\d+)?", layer.name) is not None
 
 
@@ -150,9 +150,9 @@ def _output_layers(model: keras.Model) -> list[keras.Layer]:
     found = []
     pending = list(model.outputs)
     while pending:
-        history = pending.pop()._keras_history
-        if getattr(history.operation, "weights", None):
-            found.append(history.operation)
+        tensor = pending.pop()
+        if getattr(producer(tensor), "weights", None):
+            found.append(producer(tensor))
         else:
-            pending += history.operation._inbound_nodes[history.node_index].input_tensors
+            pending += inputs_of_call(tensor)
     return found

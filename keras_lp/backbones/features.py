@@ -9,12 +9,20 @@ from typing import Any, Literal, cast
 import keras
 import numpy as np
 import tensorflow as tf
-from keras.src.backend.common.masking import get_keras_mask, set_keras_mask
-from keras.src.models.functional import Functional
 
 from keras_lp.backbones.freezing import is_frozen, run_layer
 from keras_lp.backbones.images import Augmentation
 from keras_lp.utils.arguments import check_choice, check_positive
+from keras_lp.utils.keras_internals import (
+    Functional,
+    draws_random_numbers,
+    get_keras_mask,
+    graph_of,
+    run_through_graph,
+    set_keras_mask,
+    sublayers,
+    takes_training,
+)
 
 # A batch whose input is a dict with this key contains features instead of model inputs.
 KEY = "keras_lp_features"
@@ -80,7 +88,7 @@ def run_above(model: keras.Model, inputs: Mapping[str, Any], training: bool | No
             return lambda *_, **__: None
         return run_layer(operation, training)
 
-    return model._run_through_graph([None] * len(model.inputs), run)
+    return run_through_graph(model, [None] * len(model.inputs), run)
 
 
 def obstacle(model: keras.Model, weightless: bool = False) -> str | None:
@@ -103,8 +111,8 @@ def obstacle(model: keras.Model, weightless: bool = False) -> str | None:
             return f"{op.name!r} is not wholly frozen"
         if isinstance(op, Augmentation):
             return f"{op.name!r} is random"
-        for inner in op._flatten_layers():
-            if inner._seed_generators and not (op.weights and inner._call_has_training_arg):
+        for inner in sublayers(op):
+            if draws_random_numbers(inner) and not (op.weights and takes_training(inner)):
                 return f"{inner.name!r} is random"
             if getattr(inner, "stateful", False):
                 return f"{inner.name!r} keeps state between batches"
@@ -137,7 +145,7 @@ def feature_batch_size(model: keras.Model) -> int:
     while pending:
         for op in pending.pop().operations:
             shapes += [tensor.shape for tensor in keras.tree.flatten(op.output)]
-            inner = op._functional if isinstance(op, keras.Sequential) else op
+            inner = graph_of(op)
             if isinstance(inner, Functional):
                 pending.append(inner)
     largest = 1

@@ -12,8 +12,17 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, get_args
 
 import keras
-from keras.src.models.functional import Functional
 
+from keras_lp.utils.keras_internals import (
+    Functional,
+    direct_sublayers,
+    graph_of,
+    own_trainable_variables,
+    run_through_graph,
+    standardize_inputs,
+    sublayers,
+    takes_training,
+)
 from keras_lp.utils.names import near
 
 Part = Literal["head", "all"]
@@ -30,7 +39,7 @@ def leaf_layers(layer: keras.Layer) -> Iterator[keras.Layer]:
         for inner in layer.layers:
             yield from leaf_layers(inner)
     elif _is_stack(layer):
-        yield from layer._layers
+        yield from direct_sublayers(layer)
     else:
         yield layer
 
@@ -38,9 +47,11 @@ def leaf_layers(layer: keras.Layer) -> Iterator[keras.Layer]:
 def _is_stack(layer: keras.Layer) -> bool:
     """Whether a layer contains two or more numbered composite layers of the same class."""
     numbered = [
-        type(inner) for inner in layer._layers if inner._layers and inner.name[-1:].isdigit()
+        type(inner)
+        for inner in direct_sublayers(layer)
+        if direct_sublayers(inner) and inner.name[-1:].isdigit()
     ]
-    own = sum(len(inner.weights) for inner in layer._layers) == len(layer.weights)
+    own = sum(len(inner.weights) for inner in direct_sublayers(layer)) == len(layer.weights)
     return own and any(numbered.count(kind) > 1 for kind in numbered)
 
 
@@ -50,7 +61,7 @@ def set_trainable(layer: keras.Layer, value: bool) -> None:
     It sets each flag separately: `layer.trainable = value` does not reach the inner layers if
     the layer itself already has this value.
     """
-    for inner in layer._flatten_layers():
+    for inner in sublayers(layer):
         restore_flag(inner, value)
 
 
@@ -62,7 +73,7 @@ def restore_flag(layer: keras.Layer, value: bool) -> None:
     layer.trainable = not value
     layer.trainable = value
     if getattr(layer, "lora_enabled", False):
-        for variable in layer._trainable_variables:
+        for variable in own_trainable_variables(layer):
             variable.trainable = value and variable.name.startswith("lora_")
 
 
@@ -78,14 +89,14 @@ def freeze(below: Sequence[keras.Layer], chosen: set[int], *, keep_statistics: b
         set_trainable(layer, bool(chosen))  # inner layers train only if the model is trainable
     for layer in below:
         whole = all(id(leaf) in chosen for leaf in leaf_layers(layer))
-        for inner in layer._flatten_layers():
+        for inner in sublayers(layer):
             if isinstance(inner, keras.Model):  # the model's own weights, outside its layers
-                for variable in inner._trainable_variables:
+                for variable in own_trainable_variables(inner):
                     variable.trainable = whole
     for leaf in (leaf for layer in below for leaf in leaf_layers(layer)):
         set_trainable(leaf, id(leaf) in chosen)
         if keep_statistics:
-            for inner in leaf._flatten_layers():
+            for inner in sublayers(leaf):
                 if isinstance(inner, keras.layers.BatchNormalization):
                     set_trainable(inner, False)
 
@@ -140,7 +151,7 @@ def choose(
 
 def is_frozen(layer: keras.Layer) -> bool:
     """Whether a layer has no trainable layer or weight inside it."""
-    return not any(inner.trainable for inner in layer._flatten_layers())
+    return not any(inner.trainable for inner in sublayers(layer))
 
 
 def run_layer(operation: Any, training: bool | None) -> Callable[..., Any]:
@@ -155,14 +166,14 @@ def run_layer(operation: Any, training: bool | None) -> Callable[..., Any]:
     training = bool(training) and not is_frozen(operation)
     graph = operation
     if type(operation).call is keras.Sequential.call:
-        graph = operation._functional
+        graph = graph_of(operation)
 
     def run(*args: Any, **kwargs: Any) -> Any:
         # This graph can be inspected; a model with its own `call` runs as a whole.
         plain = isinstance(graph, Functional) and type(graph).call is Functional.call
         if training and plain and kwargs.get("mask") is None:
             return run_graph(graph, args[0], training)
-        if operation._call_has_training_arg:
+        if takes_training(operation):
             kwargs["training"] = training
         return operation(*args, **kwargs)
 
@@ -171,8 +182,8 @@ def run_layer(operation: Any, training: bool | None) -> Callable[..., Any]:
 
 def run_graph(model: Functional, inputs: Any, training: bool | None) -> Any:
     """Runs a Functional model with its frozen layers in inference mode."""
-    outputs = model._run_through_graph(
-        model._standardize_inputs(inputs), lambda operation: run_layer(operation, training)
+    outputs = run_through_graph(
+        model, standardize_inputs(model, inputs), lambda operation: run_layer(operation, training)
     )
     single = isinstance(outputs, (list, tuple)) and len(outputs) == 1
     return outputs[0] if single else outputs

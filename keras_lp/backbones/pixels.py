@@ -9,6 +9,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_lp.utils.keras_internals import sublayers
+
 _SEEN = 64  # images
 
 
@@ -46,7 +48,7 @@ def _takes_0_to_255(model: keras.Model) -> bool:
     """Whether the model divides its images by a large number, or subtracts one."""
     if not any(len(tensor.shape) == 4 for tensor in model.inputs):
         return False
-    for layer in model._flatten_layers():
+    for layer in sublayers(model):
         if isinstance(layer, keras.layers.Rescaling):
             small, far = np.max(np.abs(layer.scale)) < 0.05, np.max(np.abs(layer.offset)) > 10
         elif isinstance(layer, keras.layers.Normalization) and layer.built:

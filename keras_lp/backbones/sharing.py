@@ -12,6 +12,7 @@ import weakref
 import keras
 
 from keras_lp.backbones.copying import copy_model
+from keras_lp.utils.keras_internals import own_trainable_variables, sublayers
 
 _TRAINED: weakref.WeakSet[keras.Layer] = weakref.WeakSet()
 
@@ -20,8 +21,8 @@ def note_training(model: keras.Model) -> None:
     """Remembers which layers train in a model."""
     _TRAINED.update(
         layer
-        for layer in model._flatten_layers(include_self=False)
-        if layer.trainable and layer._trainable_variables
+        for layer in sublayers(model, include_self=False)
+        if layer.trainable and own_trainable_variables(layer)
     )
 
 
@@ -35,7 +36,7 @@ def own_copy(backbone: keras.Model) -> keras.Model:
 
 def warn_if_trained(backbone: keras.Model) -> None:
     """Warns if layers of a backbone train, or trained, in a model that keras_lp built."""
-    found = [layer.name for layer in backbone._flatten_layers() if layer in _TRAINED]
+    found = [layer.name for layer in sublayers(backbone) if layer in _TRAINED]
     if found:
         warnings.warn(
             "A backbone object should have its pretrained weights: a model built on it starts from "

@@ -12,10 +12,10 @@ from typing import Any, cast
 
 import keras
 import tensorflow as tf
-from keras.src.losses.loss import unscale_loss_for_distribution
 
 from keras_lp.balancing.ways import Balancing
 from keras_lp.tasks.heads import backbone_of
+from keras_lp.utils.keras_internals import loss_tracker, unscale_loss_for_distribution
 
 
 def balanced_step(model: Any, balancing: Balancing, data: Any) -> dict[str, Any]:
@@ -49,7 +49,7 @@ def balanced_step(model: Any, balancing: Balancing, data: Any) -> dict[str, Any]
     model.optimizer.apply_gradients(zip(gradients, variables, strict=True))
     balancing.record(weights, gramian, present)
     balancing.update(values, gramian, present)
-    model._loss_tracker.update_state(
+    loss_tracker(model).update_state(
         tf.reduce_sum(values) + penalty, sample_weight=tf.shape(tf.nest.flatten(x)[0])[0]
     )
     return model.compute_metrics(x, y, y_pred, sample_weight=sample_weight)

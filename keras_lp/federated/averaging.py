@@ -29,6 +29,7 @@ from keras_lp.model import checks
 from keras_lp.model.absent import with_unknown_hidden
 from keras_lp.tasks.heads import tasks
 from keras_lp.utils.arguments import Verbose, check_choice, check_positive
+from keras_lp.utils.keras_internals import compile_config, rate_of
 from keras_lp.utils.progress import bar_only
 
 Weighting = Literal["examples", "uniform"]
@@ -248,7 +249,7 @@ al., 2021 (arXiv:2003.00295) |
             if verbose and self.rounds_done == 0:
                 print_restarts(self.model)
             bar = bar_only(verbose)  # the lines of the rounds are below
-            compiled = self.model._compile_config  # a new object with each `compile`
+            compiled = compile_config(self.model)  # a new object with each `compile`
             try:
                 while self.rounds_done < last and not self.model.stop_training:
                     self._check_compiled(compiled)
@@ -398,7 +399,7 @@ al., 2021 (arXiv:2003.00295) |
             )
 
     def _check_compiled(self, compiled: Any) -> None:
-        if self.model._compile_config is not compiled:
+        if compile_config(self.model) is not compiled:
             raise ValueError(
                 "A model must not be recompiled while `fit` runs. Received: model "
                 f"{self.model.name!r}, recompiled since round {self.rounds_done}, perhaps by a "
@@ -476,9 +477,7 @@ al., 2021 (arXiv:2003.00295) |
         if ended:
             ends = [*ends, [self.rounds_done, bool(self.model.stop_training)]]
         optimizer = self.model.optimizer
-        schedule = isinstance(
-            optimizer._learning_rate, keras.optimizers.schedules.LearningRateSchedule
-        )
+        schedule = isinstance(rate_of(optimizer), keras.optimizers.schedules.LearningRateSchedule)
         about = {
             "ends": ends,
             "logs": [

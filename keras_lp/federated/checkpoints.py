@@ -20,6 +20,7 @@ import keras
 import numpy as np
 
 from keras_lp.utils.files import whole_file
+from keras_lp.utils.keras_internals import compile_arguments, sublayers
 
 _KEPT = 3  # files: the newest, and older ones in case it is damaged
 # Non-trainable variables that differ between runs of a program.
@@ -117,12 +118,12 @@ def describe_model(model: keras.Model) -> dict[str, str]:
     They do not include names, which Keras numbers differently in each process, trainable weights,
     and label thresholds, which training does not use.
     """
-    layers = model._flatten_layers(include_self=False)
+    layers = sublayers(model, include_self=False)
     shapes = [
         (tuple(v.shape), keras.backend.standardize_dtype(v.dtype), v.trainable)
         for v in model.weights
     ]
-    config = {key: _plain(value) for key, value in (model._compile_config.config or {}).items()}
+    config = {key: _plain(value) for key, value in compile_arguments(model).items()}
     names = {layer.name: f"#{i}" for i, layer in enumerate(layers)}
     structure = json.dumps(_without_names(model.get_config(), names), default=str, sort_keys=True)
     frozen = hashlib.sha256()

@@ -8,6 +8,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_lp.utils.keras_internals import metric_direction
+
 
 def summary(
     model: keras.Model,
@@ -47,5 +49,5 @@ def _better(model: keras.Model, name: str) -> int:
         for metric in (*metrics, *(m for outer in metrics for m in getattr(outer, "metrics", [])))
         if name == metric.name or name.endswith(f"_{metric.name}")
     ]
-    direction = next((d for m in found if (d := getattr(m, "_direction", None))), None)
+    direction = next((d for m in found if (d := metric_direction(m))), None)
     return {"up": 1, "down": -1}.get(direction or "", 0)

@@ -22,6 +22,7 @@ from keras_lp.model.scaling import fold_scales
 from keras_lp.tasks.classification import as_task
 from keras_lp.tasks.task import TaskLike
 from keras_lp.utils.arguments import check_positive
+from keras_lp.utils.keras_internals import compile_arguments, sublayers
 
 
 def finetune_model(
@@ -124,7 +125,7 @@ def finetune_model(
     below = below_head(model)
     blocks = blocks_of(below)
     chosen = choose(below, blocks, trainable)  # may raise an error, so before any change
-    flags = [(layer, layer.trainable) for layer in model._flatten_layers()]
+    flags = [(layer, layer.trainable) for layer in sublayers(model)]
     if lora is not None:
         add_adapters(model, lora)
     else:
@@ -183,7 +184,7 @@ def merge_adapters(model: keras.Model) -> keras.Model:
 
 def _recompile(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> keras.Model:
     """Compiles a model with another optimizer and otherwise as before."""
-    arguments = {**model._compile_config.config, "optimizer": optimizer}
+    arguments = {**compile_arguments(model), "optimizer": optimizer}
     if "sampler" in inspect.signature(model.compile).parameters:  # set by KerasHub, not by Keras
         arguments["sampler"] = model.sampler
     model.compile(**arguments)

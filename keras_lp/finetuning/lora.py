@@ -21,6 +21,12 @@ from keras_lp.backbones.freezing import restore_flag, set_trainable
 from keras_lp.model.adapters import adapted_layers, adapters_of, is_loaded, revive_adapters
 from keras_lp.utils.arguments import check_positive
 from keras_lp.utils.files import whole_file
+from keras_lp.utils.keras_internals import (
+    direct_sublayers,
+    own_trainable_variables,
+    sublayers,
+    untrack_variable,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +82,7 @@ def add_adapters(model: keras.Model, lora: LoRA) -> None:
         ValueError: if there is no layer to adapt, or a pattern matches no layer.
     """
     below = below_head(model)
-    able = [layer for part in below for layer in part._flatten_layers() if _can_adapt(layer)]
+    able = [layer for part in below for layer in sublayers(part) if _can_adapt(layer)]
     if lora.layers is None:
         chosen = [layer for layer in able if not isinstance(layer, keras.layers.Embedding)]
         idle = [] if chosen else ["any layer"]
@@ -208,7 +214,7 @@ def fold_adapters(model: keras.Model) -> None:
         merged: dict[str, Any] = {}
         layer.save_own_variables(merged)
         for variable in adapters_of(layer):
-            layer._untrack_variable(variable)
+            untrack_variable(layer, variable)
         layer.lora_enabled, layer.lora_rank = False, None
         layer.load_own_variables({name: np.asarray(value) for name, value in merged.items()})
 
@@ -249,10 +255,10 @@ def _freeze_all_but(layer: keras.Layer, chosen: set[int]) -> bool:
 
     A layer that contains a chosen layer must be trainable, but its own weights are not.
     """
-    holding = [_freeze_all_but(inner, chosen) for inner in layer._layers]
+    holding = [_freeze_all_but(inner, chosen) for inner in direct_sublayers(layer)]
     if not any(holding) and id(layer) not in chosen:
         set_trainable(layer, False)
         return False
-    for variable in layer._trainable_variables:
+    for variable in own_trainable_variables(layer):
         variable.trainable = False
     return True

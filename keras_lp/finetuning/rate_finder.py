@@ -15,6 +15,7 @@ from keras_lp.model.data import as_numbers
 from keras_lp.tasks.heads import heads
 from keras_lp.tasks.regression import standardize
 from keras_lp.utils.arguments import Verbose, check_positive
+from keras_lp.utils.keras_internals import rate_of
 from keras_lp.utils.progress import Progress
 from keras_lp.utils.text_table import ShownAsText
 
@@ -197,10 +198,10 @@ def _check(model: Any, low: Any, high: Any, steps: Any) -> keras.optimizers.Opti
             f"low={low}, high={high}, steps={steps}."
         )
     optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
-    if isinstance(optimizer._learning_rate, keras.optimizers.schedules.LearningRateSchedule):
+    if isinstance(rate_of(optimizer), keras.optimizers.schedules.LearningRateSchedule):
         raise ValueError(
             "The range test sets the rate itself, so the optimizer's rate must be a number. "
-            f"Received: a {type(optimizer._learning_rate).__name__}. Compile with a number first."
+            f"Received: a {type(rate_of(optimizer)).__name__}. Compile with a number first."
         )
     return optimizer
 

@@ -12,6 +12,7 @@ from keras_lp.backbones.blocks import below_head, blocks_of, head_layers
 from keras_lp.backbones.freezing import leaf_layers
 from keras_lp.finetuning.layerwise import with_multipliers
 from keras_lp.utils.arguments import check_positive
+from keras_lp.utils.keras_internals import rate_of
 from keras_lp.utils.names import near
 
 
@@ -120,7 +121,7 @@ def decay_between(model: keras.Model, low: float, high: float) -> float:
 
 def reference_rate(optimizer: keras.optimizers.Optimizer) -> float:
     """Returns the rate of an optimizer; for a schedule its peak, or first value."""
-    rate = optimizer._learning_rate
+    rate = rate_of(optimizer)
     if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
         peak = getattr(rate, "warmup_target", None)
         rate = rate(0) if peak is None else peak

@@ -5,15 +5,17 @@ from __future__ import annotations
 import keras
 import numpy as np
 
+from keras_lp.utils.keras_internals import own_trainable_variables, sublayers
+
 
 def adapted_layers(model: keras.Model) -> list[keras.Layer]:
     """Returns the layers of a model that have adapters, in order."""
-    return [la for la in model._flatten_layers() if getattr(la, "lora_enabled", False)]
+    return [la for la in sublayers(model) if getattr(la, "lora_enabled", False)]
 
 
 def adapters_of(layer: keras.Layer) -> list[keras.Variable]:
     """Returns A and B of an adapted layer."""
-    return [v for v in layer._trainable_variables if v.name.startswith("lora_")]
+    return [v for v in own_trainable_variables(layer) if v.name.startswith("lora_")]
 
 
 def is_loaded(layer: keras.Layer) -> bool:

@@ -16,7 +16,6 @@ from typing import Any, cast
 import keras
 import numpy as np
 import tensorflow as tf
-from keras.src.trainers.data_adapters.array_slicing import train_validation_split
 
 from keras_lp.backbones.features import (
     Features,
@@ -28,6 +27,7 @@ from keras_lp.backbones.features import (
 from keras_lp.model.data import is_arrays, is_batches
 from keras_lp.utils.arguments import Verbose
 from keras_lp.utils.files import named_errors
+from keras_lp.utils.keras_internals import is_distributed, loss_tracker, train_validation_split
 
 
 class FeatureCache:
@@ -284,7 +284,7 @@ def _several_steps_a_call(model: keras.Model, arguments: dict[str, Any]) -> Iter
     functions = model.train_function, model.test_function
     # Those of the last `fit`, unless the model was compiled since, which creates a new tracker.
     tracker, *several = model.__dict__.get("_several_steps", (None, None, None))
-    if tracker is not model._loss_tracker:
+    if tracker is not loss_tracker(model):
         several = [None, None]
     model.train_function, model.test_function = several
     model.steps_per_execution = 32
@@ -292,7 +292,7 @@ def _several_steps_a_call(model: keras.Model, arguments: dict[str, Any]) -> Iter
         yield
     finally:
         model.__dict__["_several_steps"] = (
-            model._loss_tracker, model.train_function, model.test_function
+            loss_tracker(model), model.train_function, model.test_function
         )  # fmt: skip
         model.steps_per_execution = 1
         model.train_function, model.test_function = functions
@@ -302,7 +302,7 @@ def _is_wanted(model: keras.Model, arguments: dict[str, Any]) -> bool:
     layer, x = features_layer(model), arguments["x"]
     if layer is None or layer.cache is False or obstacle(model) is not None:
         return False
-    if model._distribute_strategy is not None:
+    if is_distributed(model):
         return False
     if is_arrays(x):  # if they do not match, Keras raises the error
         weight = arguments["sample_weight"]

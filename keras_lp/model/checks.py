@@ -15,6 +15,7 @@ from keras_lp.backbones.pixels import warn_of_scaled_pictures
 from keras_lp.tasks.heads import tasks
 from keras_lp.tasks.missing import name_numbers
 from keras_lp.tasks.task import Task
+from keras_lp.utils.keras_internals import flags_at_compile
 from keras_lp.utils.names import near
 
 
@@ -23,7 +24,7 @@ def check_trainable_unchanged(model: keras.Model) -> None:
 
     Keras would use the flags from `compile` without a warning.
     """
-    compiled = getattr(model, "_compiled_trainable_state", {})
+    compiled = flags_at_compile(model)
     changed = [layer.name for layer, flag in compiled.items() if layer.trainable != flag]
     if changed:
         raise ValueError(

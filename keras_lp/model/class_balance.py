@@ -10,12 +10,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 from keras import ops
-from keras.src.trainers.data_adapters.array_slicing import train_validation_split
 
 from keras_lp.tasks.heads import Head, heads
 from keras_lp.tasks.missing import is_soft
 from keras_lp.tasks.regression import label_batches
 from keras_lp.tasks.task import ClassTask
+from keras_lp.utils.keras_internals import train_validation_split
 
 
 def waiting_heads(known: Mapping[str, Head]) -> dict[str, Head]:

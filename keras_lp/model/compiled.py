@@ -8,6 +8,7 @@ from typing import Any, cast
 import keras
 
 from keras_lp.tasks.heads import tasks
+from keras_lp.utils.keras_internals import compile_arguments, compile_config, set_compile_config
 
 
 def has_own_losses(model: keras.Model) -> bool:
@@ -52,9 +53,9 @@ def trace_again(model: keras.Model) -> None:
     if model.test_function is not None:
         model.make_test_function(force=True)
     model.__dict__.pop("_several_steps", None)  # set by `caching` in the last `fit`
-    compiled = model._compile_config  # a federation checks whether this object is new
-    model._compile_config = type(compiled)(**compiled.config)
+    compiled = compile_config(model)  # a federation checks whether this object is new
+    set_compile_config(model, type(compiled)(**compiled.config))
 
 
 def _config(model: keras.Model) -> dict[str, Any]:
-    return model._compile_config.config
+    return compile_arguments(model)

@@ -27,6 +27,7 @@ from keras_lp.tasks.heads import heads, tasks
 from keras_lp.tasks.regression import label_batches, standardize
 from keras_lp.tasks.task import ClassWeight
 from keras_lp.utils.arguments import Verbose
+from keras_lp.utils.keras_internals import sublayers
 
 Callbacks = (
     keras.callbacks.Callback | Sequence[keras.callbacks.Callback] | keras.callbacks.CallbackList
@@ -272,7 +273,7 @@ class Model(keras.Model):
 
     def get_compile_config(self) -> dict[str, Any]:
         """Returns the arguments of `compile` and the `trainable` flags of the layers."""
-        layers = [layer.trainable for layer in self._flatten_layers(include_self=False)]
+        layers = [layer.trainable for layer in sublayers(self, include_self=False)]
         weights = [weight.trainable for weight in self.weights]
         flags = {"layers": layers, "weights": weights}
         return {**super().get_compile_config(), "trainable": flags}
@@ -281,7 +282,7 @@ class Model(keras.Model):
         """Compiles as before saving, with the same trainable layers."""
         config = dict(config)
         flags = config.pop("trainable")
-        layers = self._flatten_layers(include_self=False)
+        layers = sublayers(self, include_self=False)
         for layer, flag in zip(layers, flags["layers"], strict=True):
             restore_flag(layer, flag)  # outer layers come first
         for weight, flag in zip(self.weights, flags["weights"], strict=True):

@@ -19,6 +19,7 @@ from keras_lp.tasks.heads import Head, heads, tasks
 from keras_lp.tasks.multi_label import MultiLabel
 from keras_lp.tasks.regression import Regression
 from keras_lp.tasks.task import ClassTask, Task
+from keras_lp.utils.keras_internals import compile_arguments, run_through_graph, sublayers
 
 
 def plain_model(model: keras.Model) -> keras.Model:
@@ -66,7 +67,7 @@ def plain_model(model: keras.Model) -> keras.Model:
             "plain_model takes a model without adapters. Received: model "
             f"{model.name!r} with adapters. Call lp.merge_adapters(model) first."
         )
-    layers = model._flatten_layers()
+    layers = sublayers(model)
     if _masks_steps(model) and any(isinstance(layer, MaskedMaxPooling1D) for layer in layers):
         raise ValueError(
             "plain_model needs layers that Keras has. Received: model "
@@ -85,7 +86,7 @@ def plain_model(model: keras.Model) -> keras.Model:
             made[id(operation)] = _plain(operation, copies)
         return made[id(operation)]
 
-    outputs = model._run_through_graph(inputs, operation_fn=plain)
+    outputs = run_through_graph(model, inputs, operation_fn=plain)
     result = keras.Model(inputs, outputs, name=model.name)
     for original, copy in copies:
         _copy_weights(original, copy)
@@ -146,7 +147,7 @@ def _plain(operation: Any, copies: list[tuple[Any, keras.Layer]]) -> Callable[..
 def _masks_steps(model: keras.Model) -> bool:
     return any(
         isinstance(layer, keras.layers.Masking) or getattr(layer, "mask_zero", False)
-        for layer in model._flatten_layers()
+        for layer in sublayers(model)
     )
 
 
@@ -165,7 +166,7 @@ def _copy_weights(original: keras.Layer, copy: keras.Layer) -> None:
         copy.set_weights([kernel, bias])
         return
     copy.set_weights(original.get_weights())
-    pairs = zip(original._flatten_layers(), copy._flatten_layers(), strict=True)
+    pairs = zip(sublayers(original), sublayers(copy), strict=True)
     for ours, other in pairs:  # outer layers come first
         restore_flag(other, ours.trainable)
     for ours, other in zip(original.weights, copy.weights, strict=True):
@@ -180,7 +181,7 @@ def _compile(model: keras.Model, plain: keras.Model) -> None:
         losses, metrics = (next(iter(part.values())) for part in (losses, metrics))
     optimizer = _plain_optimizer(model.optimizer)
     plain.compile(
-        optimizer, losses, loss_weights=model._compile_config.config["loss_weights"],
+        optimizer, losses, loss_weights=compile_arguments(model)["loss_weights"],
         weighted_metrics=metrics,
     )  # fmt: skip
     optimizer.build(plain.trainable_variables)

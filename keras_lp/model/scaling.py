@@ -22,6 +22,7 @@ from keras_lp.backbones.freezing import is_frozen
 from keras_lp.balancing.ways import Balancing
 from keras_lp.model.data import is_arrays
 from keras_lp.tasks.heads import Head, heads
+from keras_lp.utils.keras_internals import is_distributed, producer
 from keras_lp.utils.moments import moments
 
 SAMPLE = 1024  # number of examples of a data set from which the scale is computed
@@ -87,15 +88,15 @@ def _has_no_scale(head: Head) -> bool:
 
 def is_on_features(head: Head) -> bool:
     """Whether a head takes the features directly, except for Dropout during training."""
-    below = head.input._keras_history.operation
+    below = producer(head.input)
     while isinstance(below, (keras.layers.Dropout, Balancing)):
-        below = below.input._keras_history.operation
+        below = producer(below.input)
     return isinstance(below, Features)
 
 
 def _is_wanted(model: keras.Model) -> bool:
     layer = features_layer(model)
-    if layer is None or layer.cache is False or model._distribute_strategy is not None:
+    if layer is None or layer.cache is False or is_distributed(model):
         return False
     below = [op for op in feature_model(model).operations if isinstance(op, keras.Layer)]
     fixed = any(tensor.shape[0] is not None for tensor in model.inputs)

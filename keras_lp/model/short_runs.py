@@ -10,6 +10,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from keras_lp.utils.keras_internals import sublayers
+
 MEMORIES = 10  # the memory of a moving average is at most the steps of a run divided by this
 FALLING = 0.05  # relative decrease of the loss in the last epoch that suggests more epochs
 
@@ -29,7 +31,7 @@ def fast_statistics(model: keras.Model, arguments: Mapping[str, Any]) -> Iterato
     steps = _steps(arguments)
     layers = [
         layer
-        for layer in model._flatten_layers()
+        for layer in sublayers(model)
         if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
     ]
     if steps is None or not layers:

@@ -17,6 +17,7 @@ from keras_lp.model.model import Model
 from keras_lp.tasks.heads import backbone_of, tasks
 from keras_lp.tasks.missing import is_present
 from keras_lp.utils.arguments import Verbose, check_positive
+from keras_lp.utils.keras_internals import metric_direction
 from keras_lp.utils.progress import Progress
 from keras_lp.utils.text_table import ShownAsText, text_table
 
@@ -271,7 +272,7 @@ def _twin(model: Model, name: str) -> Model:
 
 def _sign(metric: keras.metrics.Metric) -> int:
     """Returns 1 if more is better, -1 if less is better."""
-    return -1 if getattr(metric, "_direction", "up") == "down" else 1
+    return -1 if metric_direction(metric) == "down" else 1
 
 
 def _spread(values: np.ndarray, form: str) -> str:

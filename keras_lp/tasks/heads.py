@@ -12,11 +12,11 @@ from typing import Any
 import keras
 import numpy as np
 from keras import ops
-from keras.src.losses.loss import unscale_loss_for_distribution
 
 from keras_lp.tasks.multi_label import MultiLabel
 from keras_lp.tasks.regression import Regression
 from keras_lp.tasks.task import ClassTask, Task
+from keras_lp.utils.keras_internals import unscale_loss_for_distribution
 
 
 @keras.saving.register_keras_serializable("keras_lp")

@@ -10,10 +10,10 @@ from typing import Any, ClassVar
 import keras
 import numpy as np
 import tensorflow as tf
-from keras.src.trainers.data_adapters.array_slicing import train_validation_split
 
 from keras_lp.tasks.missing import mask_entries
 from keras_lp.tasks.task import REDUCTION, Task
+from keras_lp.utils.keras_internals import train_validation_split
 
 
 @keras.saving.register_keras_serializable("keras_lp")

@@ -14,6 +14,13 @@ from keras_lp.model.model import input_structure
 from keras_lp.tasks.heads import Head
 from keras_lp.tasks.multi_label import MultiLabel
 from keras_lp.tasks.task import ClassTask, Task
+from keras_lp.utils.keras_internals import (
+    graph_of,
+    input_tensors_of_calls,
+    inputs_of_call,
+    producer,
+    sublayers,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +150,7 @@ def describe(model: Any, taken_by: str = "export_tflite") -> Interface:
         for i, (name, tensor) in enumerate(zip(_input_names(model), model.inputs, strict=True))
     )
     outputs = tuple(
-        _describe_output(name, tensor._keras_history.operation)
+        _describe_output(name, producer(tensor))
         for name, tensor in zip(output_names, model.outputs, strict=True)
     )
     return Interface(model, inputs, outputs)
@@ -159,13 +166,13 @@ def _describe_output(name: str, layer: Any) -> Output:
 
 def vocabulary_sizes(model: keras.Model) -> dict[int, int]:
     """Returns the number of ids by input index, for inputs that go into an `Embedding`."""
-    model = getattr(model, "_functional", None) or model  # inside a Sequential model
+    model = graph_of(model)
     own = {id(tensor): i for i, tensor in enumerate(model.inputs)}
     sizes: dict[int, int] = {}
     for operation in model.operations:
-        for node in operation._inbound_nodes:
-            for position, size in _ids_read(operation, len(node.input_tensors)).items():
-                for tensor in _sources(node.input_tensors[position]):
+        for tensors in input_tensors_of_calls(operation):
+            for position, size in _ids_read(operation, len(tensors)).items():
+                for tensor in _sources(tensors[position]):
                     if (index := own.get(id(tensor))) is not None:
                         sizes[index] = min(size, sizes.get(index, size))
     return sizes
@@ -191,7 +198,7 @@ def _last_activation(layer: Any) -> str:
 def _output_names(model: keras.Model) -> list[str]:
     counts: dict[str, int] = {}
     names = []
-    for name in (tensor._keras_history.operation.name for tensor in model.outputs):
+    for name in (producer(tensor).name for tensor in model.outputs):
         counts[name] = counts.get(name, 0) + 1
         names.append(name if counts[name] == 1 else f"{name}_{counts[name]}")
     return names
@@ -201,7 +208,7 @@ def _ids_read(operation: Any, arguments: int) -> dict[int, int]:
     """Returns the number of ids that an operation accepts, by argument position."""
     if isinstance(operation, keras.Model) and getattr(operation, "inputs", None):
         return vocabulary_sizes(operation)
-    layers = operation._flatten_layers() if isinstance(operation, keras.Layer) else []
+    layers = sublayers(operation) if isinstance(operation, keras.Layer) else []
     found = [layer.input_dim for layer in layers if isinstance(layer, keras.layers.Embedding)]
     return dict.fromkeys(range(arguments), min(found)) if found else {}
 
@@ -213,6 +220,5 @@ def _sources(tensor: Any) -> list[Any]:
         one = waiting.pop()
         if id(one) not in found:
             found[id(one)] = one
-            node = one._keras_history.operation._inbound_nodes[one._keras_history.node_index]
-            waiting += node.input_tensors
+            waiting += inputs_of_call(one)
     return list(found.values())

@@ -12,6 +12,7 @@ import tensorflow as tf
 from keras_lp.federated.clients.arrays import Arrays, is_ragged
 from keras_lp.model.model import input_structure
 from keras_lp.tasks.heads import tasks
+from keras_lp.utils.keras_internals import has_masks, sublayers
 
 
 def example_specs(model: keras.Model, data: Arrays) -> Any:
@@ -102,7 +103,7 @@ def sizes_of(data: Arrays) -> list[tuple[int, ...]]:
 
 def _values(model: keras.Model, data: Arrays) -> list[float]:
     """Returns the padding value of each array."""
-    masking = [la for la in model._flatten_layers() if isinstance(la, keras.layers.Masking)]
+    masking = [la for la in sublayers(model) if isinstance(la, keras.layers.Masking)]
     known = tasks(model)
     x, y, *weight = data
     inputs = [float(masking[0].mask_value) if masking else 0.0] * len(tf.nest.flatten(x))
@@ -130,7 +131,7 @@ def _masks_outputs(model: keras.Model) -> bool:
         input_structure(model),
     )
     outputs = tf.nest.flatten(model(examples))
-    return all(getattr(output, "_keras_mask", None) is not None for output in outputs)
+    return has_masks(outputs)
 
 
 def _masks_padding(model: keras.Model) -> bool:
@@ -138,7 +139,7 @@ def _masks_padding(model: keras.Model) -> bool:
     return any(tensor.name == "padding_mask" for tensor in model.inputs) or any(
         isinstance(layer, keras.layers.Masking)
         or (isinstance(layer, keras.layers.Embedding) and layer.mask_zero)
-        for layer in model._flatten_layers()
+        for layer in sublayers(model)
     )
 
 

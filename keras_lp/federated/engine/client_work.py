@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -22,6 +22,7 @@ from keras_lp.federated.engine.files import read_tensor, write_tensor
 from keras_lp.federated.engine.merging import Merging
 from keras_lp.federated.engine.optimizers import stateless_optimizer
 from keras_lp.model.absent import seen
+from keras_lp.utils.keras_internals import loss_metrics, loss_tracker, rate_of, sublayers
 
 Tensors = tuple[tf.Tensor, ...]
 _EVALUATION_BATCH = 256
@@ -104,7 +105,7 @@ class StatelessModel:
             y_pred = model(x, training=training)
             with _over_examples(model, _count(data)):
                 loss = model.compute_loss(x, y, y_pred, sample_weight, training=training)
-            model._loss_tracker.update_state(loss, sample_weight=_count(data))
+            loss_tracker(model).update_state(loss, sample_weight=_count(data))
             model.compute_metrics(x, y, y_pred, sample_weight)
             self._check_still(before, scope)
         states = tuple(scope.get_current_value(v) for v in self._random)
@@ -280,7 +281,7 @@ def _client_training(stateless: StatelessModel, local: LocalTraining) -> Callabl
     model = stateless.model
     optimizer = stateless_optimizer(model.optimizer, model.trainable_variables)
     optimizer_start = [variable.numpy() for variable in optimizer.variables]
-    is_rate = [variable is optimizer._learning_rate for variable in optimizer.variables]
+    is_rate = [variable is rate_of(optimizer) for variable in optimizer.variables]
 
     def train(start: Tensors, frozen: Tensors, data: Any, seed: tf.Tensor, rate: tf.Tensor) -> Any:
         examples = _count(data)
@@ -351,7 +352,7 @@ def _state_outside(model: keras.Model) -> str:
         keras.layers.StringLookup,
         keras.layers.IntegerLookup,
     )
-    found = [layer.name for layer in model._flatten_layers() if isinstance(layer, lookups)]
+    found = [layer.name for layer in sublayers(model) if isinstance(layer, lookups)]
     rule = "Models on clients must have no lookup table and no variable that is not a weight. "
     if found:
         return (
@@ -368,7 +369,7 @@ def _state_outside(model: keras.Model) -> str:
 @contextlib.contextmanager
 def _over_examples(model: keras.Model, count: tf.Tensor) -> Iterator[None]:
     """Makes the Keras losses per output means over examples instead of means over batches."""
-    means = cast(Any, model._compile_loss).metrics
+    means = loss_metrics(model)
     before = [(mean.total + 0.0, mean.count + 0.0) for mean in means]
     for mean in means:
         mean.reset_state()

@@ -9,6 +9,7 @@ import keras
 from keras_lp.balancing.ways import balancing_of
 from keras_lp.federated.engine.optimizers import check_client_optimizer
 from keras_lp.model.model import Model
+from keras_lp.utils.keras_internals import sublayers
 
 
 def check_model(model: Any) -> None:
@@ -55,7 +56,7 @@ def check_model(model: Any) -> None:
         )
     training = [
         layer.name
-        for layer in model._flatten_layers()
+        for layer in sublayers(model)
         if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
     ]
     if training:

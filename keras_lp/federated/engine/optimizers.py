@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
-from keras.src.optimizers.base_optimizer import BaseOptimizer
 
 from keras_lp.federated.engine.yogi import Yogi
 from keras_lp.model.optimizers import make_optimizer
+from keras_lp.utils.keras_internals import BaseOptimizer, decays
 from keras_lp.utils.names import near
 
 # Each is tested to equal that of Keras over three steps.
@@ -94,7 +94,7 @@ def stateless_optimizer(
     made: Any = type(cls.__name__, (cls,), plain)
     twin = made.from_config(optimizer.get_config())
     if optimizer.weight_decay is not None:  # exclusions are not in the config
-        decays = optimizer._use_weight_decay
-        twin.exclude_from_weight_decay(var_list=[v for v in variables if not decays(v)])
+        excluded = [variable for variable in variables if not decays(optimizer, variable)]
+        twin.exclude_from_weight_decay(var_list=excluded)
     twin.build(list(variables))
     return twin

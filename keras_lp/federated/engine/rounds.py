@@ -34,6 +34,7 @@ from keras_lp.model import class_balance
 from keras_lp.model.scaling import waiting_heads
 from keras_lp.tasks.heads import heads
 from keras_lp.utils.arguments import Verbose
+from keras_lp.utils.keras_internals import compile_config
 from keras_lp.utils.progress import Progress
 
 _EVALUATED_AT_ONCE = 256  # clients
@@ -208,7 +209,7 @@ class Rounds:
         return self._training.groups
 
     def _compiled(self) -> Any:
-        return self._model._compile_config  # a new object with each `compile`
+        return compile_config(self._model)  # a new object with each `compile`
 
     def _changing(self) -> list[Any]:
         known = heads(self._model).values()

@@ -13,6 +13,8 @@ from collections.abc import Iterable, Mapping
 import keras
 import numpy as np
 
+from keras_lp.utils.keras_internals import own_variables, sublayers
+
 VERSION = "version"
 HALF = 4  # int32 numbers in each half of a version
 
@@ -57,11 +59,7 @@ def model_version(model: keras.Model, exchanged: Mapping[str, keras.Variable]) -
 
 def layer_of_variable(model: keras.Model) -> dict[int, keras.Layer]:
     """Returns the layer of each weight, by the id of the weight."""
-    return {
-        id(variable): layer
-        for layer in model._flatten_layers()
-        for variable in (*layer._trainable_variables, *layer._non_trainable_variables)
-    }
+    return {id(variable): layer for layer in sublayers(model) for variable in own_variables(layer)}
 
 
 def all_weights(model: keras.Model) -> Variables:

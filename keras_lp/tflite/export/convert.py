@@ -15,6 +15,7 @@ from keras_lp.tflite.export.int8 import quantize
 from keras_lp.tflite.interface import Interface
 from keras_lp.utils.arguments import Verbose
 from keras_lp.utils.files import check_scratch_space
+from keras_lp.utils.keras_internals import sublayers
 from keras_lp.utils.progress import Progress
 
 _LOOPS = ("While", "StatelessWhile", "If", "StatelessIf", "Case", "StatelessCase")
@@ -150,7 +151,7 @@ def _layers_with(model: keras.Model, serve: Any, operation: str) -> str | None:
     places = [node.name for node in nodes if node.op == operation]
     if not places:
         return None
-    names = {layer.name for layer in model._flatten_layers(include_self=False)}
+    names = {layer.name for layer in sublayers(model, include_self=False)}
     found = []
     for place in places:
         # Keras names the scope of a layer after the layer, with a number if it is called again.

@@ -8,11 +8,12 @@ from typing import Any
 import keras
 
 from keras_lp.backbones.copying import copy_model
+from keras_lp.utils.keras_internals import sublayers
 
 
 def compute_types(model: keras.Model) -> set[str]:
     """Returns the compute dtypes of the layers of a model other than float32."""
-    types = {layer.compute_dtype for layer in model._flatten_layers()}
+    types = {layer.compute_dtype for layer in sublayers(model)}
     return types & {"float16", "bfloat16", "float64"}
 
 
@@ -26,7 +27,7 @@ def without_loops(model: keras.Model) -> keras.Model:
 
     `"int8"` needs it, because activations inside loops are neither measured nor quantized.
     """
-    if not any(getattr(layer, "unroll", True) is False for layer in model._flatten_layers()):
+    if not any(getattr(layer, "unroll", True) is False for layer in sublayers(model)):
         return model
     return _copy(model, _unrolled, "its recurrent layers loop")
 

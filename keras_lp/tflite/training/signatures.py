@@ -17,6 +17,7 @@ from keras_lp.tasks.heads import heads
 from keras_lp.tasks.regression import Regression
 from keras_lp.tflite.device.exchange import VERSION
 from keras_lp.tflite.training.gradients import builtin_gradients, gradients
+from keras_lp.utils.keras_internals import producer
 
 Tensors = Mapping[str, tf.Tensor]
 
@@ -40,7 +41,7 @@ class DeviceModel:
         self.soft_labels = soft_labels
         self.exchanged = dict(exchanged)
         self.head = next(iter(heads(model).values()), None)
-        self.output_name = model.outputs[0]._keras_history.operation.name
+        self.output_name = producer(model.outputs[0]).name
         given = {id(variable) for variable in self.exchanged.values()}
         self._constants = [
             (variable, keras.ops.convert_to_numpy(variable))

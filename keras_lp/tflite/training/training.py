@@ -34,6 +34,7 @@ from keras_lp.tflite.training.signatures import DeviceModel, Signatures
 from keras_lp.tflite.training.step_check import StepCheck, check_step
 from keras_lp.utils.arguments import check_choice, check_positive
 from keras_lp.utils.files import check_scratch_space
+from keras_lp.utils.keras_internals import draws_random_numbers, producer, sublayers
 from keras_lp.utils.text_table import ShownAsText
 
 PhoneOptimizer = Literal["sgd", "momentum", "adam"]
@@ -190,9 +191,7 @@ def export_trainable_tflite(
         batch_size=int(batch_size),
         optimizer=optimizer,
         learning_rate=float(learning_rate),
-        switched_off=tuple(
-            layer.name for layer in model._flatten_layers() if layer._seed_generators
-        ),
+        switched_off=tuple(layer.name for layer in sublayers(model) if draws_random_numbers(layer)),
         held_still=held_still,
         check=check,
     )
@@ -220,7 +219,7 @@ def _check_model(model: Any) -> None:
             "copy the weights with `set_weights(model.get_weights())`."
         )
     inputs = [tensor.name for tensor in model.inputs] if len(model.inputs) > 1 else []
-    for name in (*inputs, model.outputs[0]._keras_history.operation.name):
+    for name in (*inputs, producer(model.outputs[0]).name):
         if not re.fullmatch(r"\w+", name, re.ASCII):
             raise ValueError(
                 "Input and output names of a trainable .tflite file must consist of letters, "
@@ -237,7 +236,7 @@ def _check_model(model: Any) -> None:
 @contextlib.contextmanager
 def _training_alone(model: keras.Model, trainable: Trainable) -> Iterator[None]:
     """Context manager in which only the part that trains on the device is trainable."""
-    layers = [(layer, layer.trainable) for layer in model._flatten_layers()]
+    layers = [(layer, layer.trainable) for layer in sublayers(model)]
     variables = [(variable, variable.trainable) for variable in model.weights]
     below = below_head(model)
     chosen = choose(below, blocks_of(below), trainable)
@@ -264,7 +263,7 @@ def _training_alone(model: keras.Model, trainable: Trainable) -> Iterator[None]:
 def _training_normalization(model: keras.Model) -> tuple[str, ...]:
     return tuple(
         layer.name
-        for layer in model._flatten_layers()
+        for layer in sublayers(model)
         if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
     )
 
@@ -285,7 +284,7 @@ def _exchanged(model: keras.Model) -> Variables:
 
 
 def _cannot_train(model: keras.Model, error: Untrainable) -> str:
-    names = {layer.name for layer in model._flatten_layers(include_self=False)}
+    names = {layer.name for layer in sublayers(model, include_self=False)}
     scopes = [re.sub(r"_\d+$", "", part) if part not in names else part
               for part in error.operation.name.split("/")]  # fmt: skip
     layer = next((part for part in reversed(scopes) if part in names), None)
