@@ -2,7 +2,7 @@
 
     TFDS_DATA_DIR=... python benchmarks/federated_rounds.py
 
-An MLP (64 units, 10 classes) on the digits and on fashion_mnist, 9 steps of 20 examples a client,
+An MLP (64 units, 10 classes) on the digits and on fashion_mnist, 9 steps of 20 examples per client,
 10 to 1,000 clients. The contenders take turns, a few rounds each; seconds per round are medians:
 
 - `lp.FederatedAveraging`;

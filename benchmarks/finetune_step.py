@@ -6,7 +6,7 @@ On MobileNetV2 (96x96, 158 trainable variables) and on a transformer of 12 layer
 tokens), batches of 16: plain `keras.optimizers.AdamW`, `lp.layerwise` over it, and
 `keras.optimizers.MultiOptimizer` with an AdamW for each block. Then the transformer with all its
 weights and with `lp.LoRA` on its Dense and EinsumDense layers; its peak memory is that of a process
-of its own. They take turns, a step each, in another order every round, and a ratio compares steps
+of its own. They take turns of one step, in another order every round, and a ratio compares steps
 of one round, so that what else the machine does falls on all of them; a second AdamW shows how
 exact that is. Processor time, of all threads, is what the step itself takes on a busy machine. The
 weights are random: they do not change the time.

@@ -211,7 +211,10 @@ def plot(results: dict[str, Any], path: Path) -> None:
                 for name in APPROACHES
             }
             first, second = size["tasks"]
-            labels = {"xlabel": f"texts with {second} (log)", "title": f"{problem}, with {first}"}
+            labels = {
+                "xlabel": f"texts with {second} (log)",
+                "title": f"{problem}: {second}, with {first}",
+            }
             curves(axis, SHARES, found, " %", ylabel=f"test accuracy of {second}, %", **labels)
 
 

@@ -49,7 +49,7 @@ Fit = Callable[[], None]
 
 @dataclasses.dataclass(frozen=True)
 class Unmasked(lp.Classification):
-    """A task that takes it that all labels are there."""
+    """A task that assumes that no label is missing."""
 
     def mask_missing(self, y: Any, y_pred: Any, sample_weight: Any = None) -> tuple[Any, Any, Any]:
         return y, y_pred, ops.ones(ops.shape(y)[:1])

@@ -12,7 +12,7 @@ pictures. How `export_tflite` corrects int8 was chosen on validation pictures of
 part, the heads, was found on test pictures of pneumonia_mnist and confirmed on validation pictures.
 
 Time is that of one picture: the files in LiteRT on one thread, compared with `predict`, `model(x)`
-and a `tf.function` of Keras, which take the threads they want. They take turns, a call each, in
+and a `tf.function` of Keras, which take the threads they want. They take turns of one call, in
 another order every round.
 """
 

@@ -2,10 +2,10 @@
 
     python benchmarks/tflite_training.py --mobilenet mobilenet_2_5_224_tf_no_top.h5
 
-MobileNet 0.25 at 96x96, 10 classes, 16 examples a step, SGD: the head on features, the head on
+MobileNet 0.25 at 96x96, 10 classes, 16 examples per step, SGD: the head on features, the head on
 pictures, and the whole network with BatchNormalization frozen. LiteRT has one thread;
 `train_on_batch` and one `tf.function` of the same step (what `fit` runs, without its loop) have all
-cores. They take turns, a step each. Without `--mobilenet` the weights are random, which does not
+cores. They take turns of one step. Without `--mobilenet` the weights are random, which does not
 change the time.
 """
 

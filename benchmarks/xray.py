@@ -221,7 +221,7 @@ def plot(study: Study, runs: list[Run], path: Path) -> None:
             cases = study.cases(runs, problem, metric)
             ticks = [case.examples // study.per for case in cases]
             found = {name: [case.chosen(runs, name) for case in cases] for name in approaches}
-            xlabel = "training pictures" + (" a class" if study.per > 1 else "")
+            xlabel = "training pictures" + (" per class" if study.per > 1 else "")
             ylabel = f"test {METRICS[metric][0]}"
             curves(axis, ticks, found, title=problem, xlabel=f"{xlabel} (log)", ylabel=ylabel)
 

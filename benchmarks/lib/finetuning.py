@@ -73,7 +73,7 @@ def schedule(rate: float, steps: int) -> keras.optimizers.schedules.CosineDecay:
 def train(
     model: keras.Model, x: np.ndarray, y: np.ndarray, steps: int, stages: int, **options: Any
 ) -> None:
-    """Trains for so many steps; an epoch of Keras is a stage, whatever the number of pictures."""
+    """Trains for a number of steps, as stages: epochs of Keras, whatever the number of pictures."""
     data = tf.data.Dataset.from_tensor_slices((x, y)).shuffle(len(x)).repeat().batch(BATCH)
     options |= {"shuffle": False, "verbose": 0}  # the data set is shuffled
     model.fit(data, epochs=stages, steps_per_epoch=steps // stages, **options)

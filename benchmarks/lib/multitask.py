@@ -126,7 +126,7 @@ def shuffled(index: np.ndarray, seed: int) -> Iterator[int]:
 
 
 def batches(problem: Problem, tasks: list[str], labels: int, seed: int) -> Iterator[np.ndarray]:
-    """Yields the numbers of the examples of a batch, with so many labels of each task."""
+    """Yields the numbers of the examples of a batch, with this number of labels of each task."""
     known = [np.flatnonzero(problem.train[1][task] >= 0) for task in tasks]
     if len(tasks) > 1 and all(np.array_equal(known[0], one) for one in known):
         known = known[:1]  # each example has all labels

@@ -18,7 +18,7 @@ import numpy as np
 from keras_lp.backbones import hub
 from keras_lp.backbones.freezing import leaf_layers
 from keras_lp.backbones.images import check_image_size, fit_images
-from keras_lp.backbones.sharing import own_copy, warn_if_trained
+from keras_lp.backbones.sharing import own_copy, warn_if_copied, warn_if_trained
 from keras_lp.tasks.heads import backbone_of
 from keras_lp.utils.files import check_archive
 from keras_lp.utils.names import near
@@ -89,6 +89,8 @@ def resolve_backbone(
     _check_headless(model)
     if trains:
         model = own_copy(model)
+    else:
+        warn_if_copied(model)
     model = _functional(model, input_shape, image_size)
     return model, True if pretrained is None else pretrained
 

@@ -15,6 +15,7 @@ from keras_lp.backbones.copying import copy_model
 from keras_lp.utils.keras_internals import own_trainable_variables, sublayers
 
 _TRAINED: weakref.WeakSet[keras.Layer] = weakref.WeakSet()
+_COPIED: weakref.WeakSet[keras.Model] = weakref.WeakSet()
 
 
 def note_training(model: keras.Model) -> None:
@@ -29,9 +30,22 @@ def note_training(model: keras.Model) -> None:
 def own_copy(backbone: keras.Model) -> keras.Model:
     """Returns a copy of a backbone that will train, or the backbone if it cannot be copied."""
     try:
-        return copy_model(backbone)
+        copy = copy_model(backbone)
     except Exception:  # layers of users raise what they like in `from_config`
         return backbone
+    _COPIED.add(backbone)
+    return copy
+
+
+def warn_if_copied(backbone: keras.Model) -> None:
+    """Warns if another model trains a copy of a backbone that is about to be frozen."""
+    if backbone in _COPIED:
+        warnings.warn(
+            "A backbone object keeps its weights: a model that trains it trains a copy. Received: "
+            f"backbone {backbone.name!r}, frozen, of which another model trains a copy. To build "
+            "on what that model has learned, pass the model instead of the backbone.",
+            stacklevel=5,
+        )
 
 
 def warn_if_trained(backbone: keras.Model) -> None:

@@ -118,7 +118,8 @@ def finetune_model(
     base_optimizer = _with_decay(optimizer, high, weight_decay)
     check_layerwise(base_optimizer)
     if task is not None:
-        base, _ = resolve_backbone(model, trains=trainable not in ("head", 0))
+        trains = lora is None and trainable not in ("head", 0)  # adapters leave its weights
+        base, _ = resolve_backbone(model, trains=trains)
         model = compile_tasks(build_model(base, {HEAD: as_task(task)}, Options()), "sgd")
     model = _check_compiled(model)
 

@@ -423,7 +423,6 @@ def test_a_backbone_object_that_trains_is_copied(mlp):
         lambda: lp.transfer_model(backbone, 3, trainable=1),
         lambda: lp.multitask_model(backbone, {"a": 3}),
         lambda: lp.finetune_model(backbone, task=3),
-        lambda: lp.finetune_model(backbone, task=3, lora=lp.LoRA(rank=2)),
     ):
         model = build()
         copy = model.get_layer(backbone.name)
@@ -433,6 +432,9 @@ def test_a_backbone_object_that_trains_is_copied(mlp):
         assert np.abs(np.asarray(copy(x)) - backbone(x)).max() > 0
         for a, b in zip(before, backbone.get_weights(), strict=True):
             np.testing.assert_array_equal(a, b)
+        lp.transfer_model(model, 4)  # builds on what the model has learned
+    with pytest.warns(UserWarning, match=r"trains a copy.*'mlp', frozen.*pass the model"):
+        lp.transfer_model(backbone, 3)
 
 
 def test_a_backbone_that_cannot_be_copied_is_shared():

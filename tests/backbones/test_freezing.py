@@ -33,6 +33,7 @@ def test_a_reused_backbone_trains_but_keeps_its_statistics(convnet, pictures, bu
         model = build(lp.transfer_model(backbone, 10), learning_rate=1e-2)
     else:
         model, y = build(backbone, {"digit": 10}), {"digit": y}
+    backbone = model.get_layer(backbone.name)
     statistics = [v.numpy() for v in backbone.non_trainable_weights]
     kernel = backbone.get_layer("block1_conv").kernel.numpy()
     model.fit(x, y, epochs=2, verbose=0)
@@ -43,6 +44,7 @@ def test_a_reused_backbone_trains_but_keeps_its_statistics(convnet, pictures, bu
 def test_batch_normalization_of_an_untrained_backbone_trains(convnet, pictures):
     backbone = convnet()
     model = lp.transfer_model(backbone, 10, pretrained=False, trainable="all")
+    backbone = model.get_layer(backbone.name)
     before = backbone.get_layer("block1_bn").moving_mean.numpy()
     model.fit(*pictures, verbose=0)
     assert np.abs(before - backbone.get_layer("block1_bn").moving_mean.numpy()).max() > 1e-4
