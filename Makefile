@@ -29,7 +29,7 @@ test-slow: install
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(BIN)/mypy keras_lp
 
 format: install
 	$(BIN)/ruff check --fix .

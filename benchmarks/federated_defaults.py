@@ -1,4 +1,4 @@
-"""A federation with its defaults, compared with the same examples in one place.
+"""What does a federation with its defaults lose against the same examples in one place?
 
     TFDS_DATA_DIR=... python benchmarks/federated_defaults.py
 
@@ -14,28 +14,32 @@ of the sorted examples, so mostly two labels.
 - fit_head: `FederatedAveraging(model).fit_head(clients)`.
 - central: `model.fit` by default over 20 epochs of all examples; central head: `lp.fit_head`.
 
-Rates of SGD are compared on the validation split. A seed changes the examples, who has them, and
-the sampling.
+Rates of SGD are compared on the validation split. A seed changes the examples, which client has
+them, and the sampling.
 """
 
 from __future__ import annotations
 
-import argparse
 import functools
 import itertools
-import json
+import os
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
 import keras
-import numpy as np
 import tensorflow as tf
-from common import RESULTS, machine, table, write
-from defaults_cases import scripts_setting, text_settings
-from studies import Problem, draw, mean_and_spread
+from lib.arguments import command, parser
+from lib.journal import Journal, Run
+from lib.machine import machine
+from lib.networks import Build, accuracy, script_setting, text_settings
+from lib.problems import Problem, draw
+from lib.results import RESULTS, page, table, write
+from lib.scores import mean_and_deviation, select, unique
 
 import keras_lp as lp
 
@@ -45,9 +49,6 @@ import quickstart
 CLIENTS, ROUNDS = 10, 20
 RATES = (0.01, 0.03, 0.1, 0.3, 1.0)
 SPREADS = {"alpha 0.5": {"alpha": 0.5}, "2 shards": {"shards": 2}}
-KEYS = ("problem", "spread", "way", "seed")
-
-Build = Callable[..., lp.Model]
 
 
 def federated(build: Build, clients: Any, seed: int, **options: Any) -> lp.Model:
@@ -75,9 +76,9 @@ def central_head(build: Build, data: Any) -> lp.Model:
 
 
 WAYS = {
-    "before": lambda *case: federated(*case, cache_features=False, learning_rate=1e-3),
+    "before": functools.partial(federated, cache_features=False, learning_rate=1e-3),
     "Adam": federated,
-    "SGD": lambda *case: federated(*case, optimizer="sgd"),
+    "SGD": functools.partial(federated, optimizer="sgd"),
     "fit_head": solved,
 }
 SWEEP = {
@@ -100,111 +101,80 @@ def problems(data_dir: str | None, folder: Path) -> list[tuple[Problem, int, Bui
         val, train = draw((x[y >= half], y[y >= half] - half), 200, seed=0)
         problem = Problem(name, data.names, train, val, data.test)
         found.append((problem, count, functools.partial(lp.transfer_model, path, half)))
-    for setting in (scripts_setting(data_dir, folder), text_settings(data_dir, folder)[0]):
+    for setting in (script_setting(data_dir, folder), text_settings(data_dir, folder)[0]):
         found.append((setting.problem, setting.sizes[-1], setting.build))
     return found
 
 
-def accuracy(model: lp.Model, data: Any) -> float:
-    logits = model.predict(data[0], batch_size=256, verbose=0)
-    return float(np.mean(logits.argmax(-1) == data[1]))
+def learn(problem: Problem, seed: int, fit: Callable[[], lp.Model]) -> Run:
+    keras.backend.clear_session()
+    keras.utils.set_random_seed(seed)
+    model = fit()
+    run = {
+        "features": model.get_layer("features").output.shape[-1],
+        "val": accuracy(model, problem.val),
+        "test": accuracy(model, problem.test),
+    }
+    print(problem.name, seed, run, flush=True)
+    return run
 
 
-def study(cases: list[tuple[Problem, int, Build]], seeds: int, partial: Path) -> list[Any]:
-    """Runs what the file of runs does not have yet."""
-    runs = json.loads(partial.read_text()) if partial.exists() else []
-    done = {tuple(run[key] for key in KEYS) for run in runs}
+def study(cases: list[tuple[Problem, int, Build]], seeds: int, journal: Journal) -> None:
     for (problem, count, build), seed in itertools.product(cases, range(seeds)):
         data, _ = draw(problem.train, count, seed)
-        work = [("", way, functools.partial(learn, build, data)) for way, learn in CENTRAL.items()]
+        work = [("", way, functools.partial(fit, build, data)) for way, fit in CENTRAL.items()]
         for spread, options in SPREADS.items():
             clients = lp.partition(data, clients=CLIENTS, seed=seed, **options)
-            ways = {**WAYS, **(SWEEP if seed == 0 else {})}
             work += [
-                (spread, way, functools.partial(learn, build, clients, seed))
-                for way, learn in ways.items()
+                (spread, way, functools.partial(fit, build, clients, seed))
+                for way, fit in {**WAYS, **(SWEEP if seed == 0 else {})}.items()
             ]
-        for spread, way, learn in work:
-            key = problem.name, spread, way, seed
-            if key in done:
-                continue
-            keras.backend.clear_session()
-            keras.utils.set_random_seed(seed)
-            model = learn()
-            width = model.get_layer("features").output.shape[-1]
-            scores = {part: accuracy(model, getattr(problem, part)) for part in ("val", "test")}
-            runs.append({**dict(zip(KEYS, key, strict=True)), "features": width, **scores})
-            partial.write_text(json.dumps(runs))
-            print(runs[-1], flush=True)
-    return runs
-
-
-def select(runs: list[Any], way: str, problem: str, spread: str, part: str) -> np.ndarray:
-    wanted = problem, ("" if way in CENTRAL else spread), way
-    return np.array(
-        [100 * run[part] for run in runs if (run["problem"], run["spread"], run["way"]) == wanted]
-    )
+        for spread, way, fit in work:
+            key = {"problem": problem.name, "spread": spread, "way": way, "seed": seed}
+            journal.run(functools.partial(learn, problem, seed, fit), **key)
 
 
 def report(results: dict[str, Any]) -> str:
     runs = results["runs"]
-    names = list(dict.fromkeys((run["problem"], run["features"]) for run in runs))
-    cases = list(itertools.product(names, SPREADS))
+    cases = list(itertools.product(unique(runs, "problem", "features"), SPREADS))
 
-    def rows(ways: list[str], part: str) -> str:
-        cells = [
-            [
-                f"{name} ({width:,} features), {spread}",
-                *(
-                    mean_and_spread(select(runs, way, name, spread, part), "accuracy")
-                    for way in ways
-                ),
-            ]
-            for (name, width), spread in cases
-        ]
-        return table(["", *ways], cells)
+    def values(way: str, problem: str, spread: str, part: str) -> list[float]:
+        of = select(runs, problem=problem, way=way, spread="" if way in CENTRAL else spread)
+        return [100 * run[part] for run in of]
 
-    best = [
-        [
-            f"{name}, {spread}",
-            *(f"{select(runs, way, name, spread, 'val')[0]:.1f}" for way in SWEEP),
-        ]
-        for (name, _), spread in cases
-    ]
-    parts = __doc__.split("\n\n")
-    return "\n\n".join(
-        [
-            "# A federation with its defaults",
-            f"    {results['command']}",
-            f"Machine: {results['machine']}.",
-            *(part.strip() for part in parts[2:]),
-            f"Test accuracy in per cent, mean and deviation over "
-            f"{len({run['seed'] for run in runs})} seeds:",
-            rows([*WAYS, *CENTRAL], "test"),
-            "Rates of SGD, validation accuracy, one seed:",
-            table(["", *SWEEP], best),
-        ]
+    scores, rates = [], []
+    for (name, width), spread in cases:
+        found = [values(way, name, spread, "test") for way in (*WAYS, *CENTRAL)]
+        title = f"{name} ({width:,} features), {spread}"
+        scores.append([title, *(mean_and_deviation(one) for one in found)])
+        found = [values(way, name, spread, "val") for way in SWEEP]
+        rates.append([f"{name}, {spread}", *(f"{one[0]:.1f}" for one in found)])
+    return page(
+        "A federation with its defaults",
+        results["command"],
+        results["machine"],
+        __doc__,
+        "Test accuracy in per cent, mean and standard deviation over "
+        f"{len(unique(runs, 'seed'))} seeds:",
+        table(["", *WAYS, *CENTRAL], scores),
+        "Rates of SGD, validation accuracy, one seed:",
+        table(["", *SWEEP], rates),
     )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data-dir")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=RESULTS / "federated_defaults")
-    arguments = parser.parse_args()
+    arguments = parser(__doc__, seeds=3, data_dir=True, out=RESULTS / "federated_defaults")
+    given = arguments.parse_args()
     tf.get_logger().setLevel("ERROR")
+    journal = Journal(given.out.with_suffix(".partial.json"))
     with tempfile.TemporaryDirectory() as folder:
-        cases = problems(arguments.data_dir, Path(folder))
-        runs = study(cases, arguments.seeds, arguments.out.with_suffix(".partial.json"))
+        study(problems(given.data_dir, Path(folder)), given.seeds, journal)
     results = {
-        "command": f"python benchmarks/federated_defaults.py --seeds {arguments.seeds}",
+        "command": command(__file__, given, "seeds"),
         "machine": machine("tensorflow-federated"),
-        "runs": runs,
+        "runs": journal.runs,
     }
-    write(arguments.out, report(results), results)
+    write(given.out, report(results), results)
 
 
 if __name__ == "__main__":

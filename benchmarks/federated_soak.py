@@ -1,15 +1,14 @@
-"""Thousands of rounds in one process: memory, open files and worker restarts.
+"""Do memory and open files level off over thousands of rounds, and does a restart change a weight?
 
     python benchmarks/federated_soak.py --rounds 2000
 
-The digits over 100 clients, 10 a round. Every 50 rounds a line goes to the results: resident
-memory of this process and of TFF's worker, open files, restarts, seconds a round. At the end the
-weights are compared with those of the same rounds after a worker that was killed half way.
+The digits over 100 clients, 10 of them in a round. Every 50 rounds a line goes to the results:
+resident memory of this process and of TFF's worker, open files, restarts, seconds per round. At the
+end the weights are compared with those of the same rounds after a worker that was killed half way.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import time
@@ -19,20 +18,18 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import numpy as np
-from common import RESULTS, machine, table
+from lib.arguments import command, parser
+from lib.machine import machine, memory
+from lib.networks import classifier
+from lib.problems import scaled
+from lib.results import page, table
 
 import keras_lp as lp
 from keras_lp.federated.engine import worker as worker_module
 
 
-def resident_mb(pid: int | str) -> float:
-    """Of a process; 0 of one that has died."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return sum(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS:"))
-
-
 class Watch(keras.callbacks.Callback):
-    """Writes a line every so many rounds, and may kill the worker once."""
+    """Writes a line every so many rounds, and kills the worker at the end of one."""
 
     def __init__(self, path: Path, every: int, kill_at: int | None = None) -> None:
         super().__init__()
@@ -48,8 +45,8 @@ class Watch(keras.callbacks.Callback):
             return
         row = {
             "round": epoch + 1,
-            "this process, MB": resident_mb("self"),
-            "worker, MB": resident_mb(worker.process.pid),
+            "this process, MB": memory(),
+            "worker, MB": memory(pid=worker.process.pid),
             "open files": len(os.listdir("/proc/self/fd")),
             "restarts": worker.restarts,
             "seconds a round": (time.perf_counter() - self.start) / self.every,
@@ -61,44 +58,42 @@ class Watch(keras.callbacks.Callback):
 
 
 def run(rounds: int, watch: Watch) -> list[np.ndarray]:
-    x, y = lp.load_dataset("digits", split="train", batch_size=-1)
-    x, y = x.reshape(-1, 64).astype("float32") / 255, y.astype("int32")
+    x, y = scaled("digits")
     keras.utils.set_random_seed(0)
     layers = [keras.layers.Dense(64, "relu"), keras.layers.Dense(10)]
-    model = keras.Sequential([keras.Input((64,)), *layers])
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.SGD(0.05), loss, metrics=["accuracy"])
+    model = classifier((64,), layers, keras.optimizers.SGD(0.05))
     federated = lp.FederatedAveraging(model, clients_per_round=10)
-    federated.fit(lp.partition((x, y), 100, alpha=0.5), rounds, callbacks=watch, verbose=0)
+    clients = lp.partition((x.reshape(-1, 64), y), 100, alpha=0.5)
+    federated.fit(clients, rounds, callbacks=watch, verbose=0)
     return model.get_weights()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=2000)
-    parser.add_argument("--every", type=int, default=50)
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    arguments = parser.parse_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    path = arguments.out / "federated_soak.jsonl"
+    arguments = parser(__doc__)
+    arguments.add_argument("--rounds", type=int, default=2000)
+    arguments.add_argument("--every", type=int, default=50, help="rounds between two lines")
+    given = arguments.parse_args()
+    given.out.mkdir(parents=True, exist_ok=True)
+    path = given.out / "federated_soak.jsonl"
     path.unlink(missing_ok=True)
-    watch = Watch(path, arguments.every)
-    whole = run(arguments.rounds, watch)
-    again = Watch(path, arguments.every, kill_at=arguments.rounds // 2)
-    killed = run(arguments.rounds, again)
+    watch = Watch(path, given.every)
+    whole = run(given.rounds, watch)
+    again = Watch(path, given.every, kill_at=given.rounds // 2)
+    killed = run(given.rounds, again)
     difference = max(float(np.abs(a - b).max()) for a, b in zip(whole, killed, strict=True))
-    step = max(1, len(watch.rows) // 10)
-    shown = watch.rows[::step]
-    rows = [[f"{value:,.4g}" for value in row.values()] for row in shown]
-    text = (
-        f"# {arguments.rounds:,} rounds in one process\n\n{machine('tensorflow-federated')}.\n\n"
-        f"`python benchmarks/federated_soak.py --rounds {arguments.rounds}`\n\n"
-        f"{table(list(watch.rows[0]), rows)}\n\nRestarts in these rounds: "
-        f"{watch.rows[-1]['restarts']}. The same rounds with the worker killed after "
-        f"{arguments.rounds // 2}: {again.rows[-1]['restarts'] - watch.rows[-1]['restarts']} "
-        f"restarts, the weights differ by {difference:.1e} at most.\n"
+    rows = watch.rows[:: max(1, len(watch.rows) // 10)]
+    restarts = watch.rows[-1]["restarts"]
+    text = page(
+        f"{given.rounds:,} rounds in one process",
+        command(__file__, given, "rounds"),
+        machine("tensorflow-federated"),
+        __doc__,
+        table(list(rows[0]), [[f"{value:,.4g}" for value in row.values()] for row in rows]),
+        f"Restarts in these rounds: {restarts}. The same rounds with the worker killed after "
+        f"{given.rounds // 2}: {again.rows[-1]['restarts'] - restarts} restarts, the weights "
+        f"differ by {difference:.1e} at most.",
     )
-    (arguments.out / "federated_soak.md").write_text(text)
+    (given.out / "federated_soak.md").write_text(text)
     print(text)
 
 

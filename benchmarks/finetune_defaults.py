@@ -19,31 +19,36 @@ changes the examples and the order. Rates are compared on the validation split.
 
 from __future__ import annotations
 
-import argparse
+import functools
 import itertools
-import json
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
 import keras
-import numpy as np
 import tensorflow as tf
-from common import RESULTS, machine, table, write
-from defaults_cases import Setting, settings
-from studies import draw, mean_and_spread
+from lib.arguments import command, parser
+from lib.journal import Journal, Run
+from lib.machine import machine
+from lib.networks import Setting, accuracy, settings
+from lib.problems import BANGLA, CIFAR, draw
+from lib.results import RESULTS, page, table, write
+from lib.scores import mean_and_deviation, select, unique
 
 import keras_lp as lp
 
 EPOCHS = 10
-CASES = {"cifar10_subset": 500, "cmaterdb/bangla": 500, "trec": 300}
+CASES = {CIFAR: 500, BANGLA: 500, "trec": 300}
 RATES = {
     "finetune_model": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
     "LoRA": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
     "two-phase": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
 }
 HEAD, FOUND = "head", "found"
-KEYS = ("problem", "way", "rate", "seed")
+WAYS = [(HEAD, 0.0), *((way, rate) for way in RATES for rate in (*RATES[way], FOUND))]
 
 
 def prepare(way: str, model: keras.Model, rate: float) -> keras.Model:
@@ -51,8 +56,8 @@ def prepare(way: str, model: keras.Model, rate: float) -> keras.Model:
     return lp.finetune_model(model, learning_rate=rate, lora=lora)
 
 
-def learn(way: str, rate: float | str, setting: Setting, data: Any) -> tuple[keras.Model, float]:
-    """Solves the head, and learns on in one way; returns the model and the rate."""
+def fit(way: str, rate: float | str, setting: Setting, data: Any) -> tuple[keras.Model, float]:
+    """Solves the head and trains on in one way; returns the model and the rate."""
     model = setting.build()
     if way == "two-phase" and rate != FOUND:
         val = setting.problem.val
@@ -64,114 +69,78 @@ def learn(way: str, rate: float | str, setting: Setting, data: Any) -> tuple[ker
     if way == HEAD:
         return model, 0.0
     if rate == FOUND:
-        model = prepare(way, model, 1e-3)
-        found = lp.find_learning_rate(model, data).valley
-        if way == "two-phase":
-            return learn(way, 2 * found, setting, data)
-        return learn(way, found, setting, data)
+        found = lp.find_learning_rate(prepare(way, model, 1e-3), data).valley
+        return fit(way, 2 * found if way == "two-phase" else found, setting, data)
     model = prepare(way, model, rate)
     model.fit(*data, epochs=EPOCHS, verbose=0)
     return model, rate
 
 
-def accuracy(model: keras.Model, data: Any) -> float:
-    logits = model.predict(data[0], batch_size=256, verbose=0)
-    return float(np.mean(logits.argmax(-1) == data[1]))
+def learn(setting: Setting, way: str, rate: float | str, seed: int) -> Run:
+    problem = setting.problem
+    data, _ = draw(problem.train, CASES[problem.name], seed)
+    keras.backend.clear_session()
+    keras.utils.set_random_seed(seed)
+    model, used = fit(way, rate, setting, data)
+    run = {"used": used, "val": accuracy(model, problem.val), "test": accuracy(model, problem.test)}
+    print(problem.name, way, rate, seed, run, flush=True)
+    return run
 
 
-def study(every: list[Setting], seeds: int, partial: Path) -> list[dict[str, Any]]:
-    """Runs what the file of runs does not have yet."""
-    runs = json.loads(partial.read_text()) if partial.exists() else []
-    done = {tuple(run[key] for key in KEYS) for run in runs}
-    ways = [(HEAD, 0.0), *((way, rate) for way in RATES for rate in (*RATES[way], FOUND))]
-    for setting, seed, (way, rate) in itertools.product(every, range(seeds), ways):
-        key = setting.problem.name, way, rate, seed
-        if key in done:
-            continue
-        data, _ = draw(setting.problem.train, CASES[setting.problem.name], seed)
-        keras.backend.clear_session()
-        keras.utils.set_random_seed(seed)
-        model, used = learn(way, rate, setting, data)
-        scores = {p: accuracy(model, getattr(setting.problem, p)) for p in ("val", "test")}
-        runs.append({**dict(zip(KEYS, key, strict=True)), "used": used, **scores})
-        partial.write_text(json.dumps(runs))
-        print(runs[-1], flush=True)
-    return runs
+def study(every: list[Setting], seeds: int, journal: Journal) -> None:
+    for setting, seed, (way, rate) in itertools.product(every, range(seeds), WAYS):
+        key = {"problem": setting.problem.name, "way": way, "rate": rate, "seed": seed}
+        journal.run(functools.partial(learn, setting, way, rate, seed), **key)
 
 
-def select(runs: list[Any], problem: str, way: str, rate: Any, part: str) -> np.ndarray:
-    wanted = problem, way, rate
-    return np.array([100 * r[part] for r in runs if (r["problem"], r["way"], r["rate"]) == wanted])
-
-
-def way_table(runs: list[Any], way: str, part: str) -> str:
+def way_table(runs: list[Run], way: str, part: str) -> str:
     columns = [(HEAD, 0.0), *((way, rate) for rate in (*RATES[way], FOUND))]
-    rows = [
-        [
-            f"{problem}, {CASES[problem]}",
-            *(
-                mean_and_spread(select(runs, problem, name, rate, part), "accuracy")
-                for name, rate in columns
-            ),
-        ]
-        for problem in CASES
-    ]
-    names = [HEAD, *(f"{rate:g}" for rate in RATES[way]), FOUND]
-    return table([way, *names], rows)
+    rows = []
+    for problem, count in CASES.items():
+        found = [select(runs, problem=problem, way=name, rate=rate) for name, rate in columns]
+        cells = [mean_and_deviation([100 * run[part] for run in of]) for of in found]
+        rows.append([f"{problem}, {count}", *cells])
+    return table([way, HEAD, *(f"{rate:g}" for rate in RATES[way]), FOUND], rows)
 
 
 def report(results: dict[str, Any]) -> str:
     runs = results["runs"]
-    parts = __doc__.split("\n\n")
-    seeds = len({run["seed"] for run in runs})
-    found = [
-        f"- {way}, {problem}: "
-        + ", ".join(
-            f"{run['used']:.1e}"
-            for run in runs
-            if (run["problem"], run["way"], run["rate"]) == (problem, way, FOUND)
-        )
-        for way in RATES
-        for problem in CASES
-    ]
-    return "\n\n".join(
-        [
-            "# Default rates of fine-tuning",
-            f"    {results['command']}",
-            f"Machine: {results['machine']}.",
-            *(part.strip() for part in parts[2:]),
-            f"Validation accuracy in per cent, mean and deviation over {seeds} seeds:",
-            *(way_table(runs, way, "val") for way in RATES),
-            "Test accuracy:",
-            *(way_table(runs, way, "test") for way in RATES),
-            "Rates that were found, by seed:",
-            "\n".join(found),
-        ]
+    found = []
+    for way, problem in itertools.product(RATES, CASES):
+        used = [run["used"] for run in select(runs, problem=problem, way=way, rate=FOUND)]
+        found.append(f"- {way}, {problem}: {', '.join(f'{rate:.1e}' for rate in used)}")
+    return page(
+        "Default rates of fine-tuning",
+        results["command"],
+        results["machine"],
+        __doc__,
+        "Validation accuracy in per cent, mean and standard deviation over "
+        f"{len(unique(runs, 'seed'))} seeds:",
+        *(way_table(runs, way, "val") for way in RATES),
+        "Test accuracy:",
+        *(way_table(runs, way, "test") for way in RATES),
+        "Rates that were found, by seed:",
+        "\n".join(found),
     )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--mobilenet", type=Path, required=True)
-    parser.add_argument("--cifar10", type=Path, required=True)
-    parser.add_argument("--data-dir")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=RESULTS / "finetune_defaults")
-    arguments = parser.parse_args()
+    arguments = parser(__doc__, seeds=3, data_dir=True, out=RESULTS / "finetune_defaults")
+    arguments.add_argument("--mobilenet", type=Path, required=True, help="h5 file, alpha 0.25")
+    arguments.add_argument("--cifar10", type=Path, required=True, help="npz file")
+    given = arguments.parse_args()
     tf.get_logger().setLevel("ERROR")
+    journal = Journal(given.out.with_suffix(".partial.json"))
     with tempfile.TemporaryDirectory() as folder:
-        every = settings(arguments.mobilenet, arguments.cifar10, arguments.data_dir, Path(folder))
+        every = settings(given.mobilenet, given.cifar10, given.data_dir, Path(folder))
         every = [setting for setting in every if setting.problem.name in CASES]
-        runs = study(every, arguments.seeds, arguments.out.with_suffix(".partial.json"))
+        study(every, given.seeds, journal)
     results = {
-        "command": f"python benchmarks/finetune_defaults.py --mobilenet {arguments.mobilenet.name} "
-        f"--cifar10 {arguments.cifar10.name} --seeds {arguments.seeds}",
+        "command": command(__file__, given, "mobilenet", "cifar10", "seeds"),
         "machine": machine(),
-        "runs": runs,
+        "runs": journal.runs,
     }
-    write(arguments.out, report(results), results)
+    write(given.out, report(results), results)
 
 
 if __name__ == "__main__":

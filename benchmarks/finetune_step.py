@@ -1,15 +1,15 @@
-"""What a step of fine-tuning costs: layer rates beside plain AdamW, LoRA beside all weights.
+"""What does a step of fine-tuning cost with layer rates or LoRA, compared with plain AdamW?
 
     python benchmarks/finetune_step.py
 
 On MobileNetV2 (96x96, 158 trainable variables) and on a transformer of 12 layers (width 128, 64
-tokens): plain `keras.optimizers.AdamW`, `lp.layerwise` over it, and
+tokens), batches of 16: plain `keras.optimizers.AdamW`, `lp.layerwise` over it, and
 `keras.optimizers.MultiOptimizer` with an AdamW for each block. Then the transformer with all its
-weights and with `lp.LoRA`; its peak memory is that of a process of its own. They take turns, a step
-each, in another order every round, and a ratio compares steps of one round, so that what else the
-machine does falls on all of them; a second AdamW shows how exact that is. Processor time, of all
-threads, is what the step itself takes on a busy machine. The weights are random: they do not
-change the time.
+weights and with `lp.LoRA` on its Dense and EinsumDense layers; its peak memory is that of a process
+of its own. They take turns, a step each, in another order every round, and a ratio compares steps
+of one round, so that what else the machine does falls on all of them; a second AdamW shows how
+exact that is. Processor time, of all threads, is what the step itself takes on a busy machine. The
+weights are random: they do not change the time.
 """
 
 from __future__ import annotations
@@ -17,20 +17,21 @@ from __future__ import annotations
 import argparse
 import gc
 import os
-import random
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import numpy as np
 import tensorflow as tf
-from common import RESULTS, machine, table, write
+from lib.arguments import command, parser
+from lib.machine import answer, machine, memory, own_process
+from lib.results import page, table, write
+from lib.timing import Seconds, in_turn, seconds
 
 import keras_lp as lp
 from keras_lp.backbones.blocks import below_head, blocks_of
@@ -78,7 +79,7 @@ def layered(model: keras.Model) -> None:
 
 
 def several(model: keras.Model) -> None:
-    """Keras's own way: an optimizer for each block."""
+    """Compiles with Keras's own way: an optimizer for each block."""
     blocks = blocks_of(below_head(model))
     count = len(blocks)
     made = [keras.optimizers.AdamW(1e-4 * 0.7 ** (count - i)) for i in range(count + 1)]
@@ -103,28 +104,26 @@ OPTIMIZERS = {
     "lp.layerwise(AdamW)": layered,
     "MultiOptimizer": several,
 }
+THE_TRANSFORMER = "the transformer"
 WAYS = {"all weights": all_weights, f"lp.LoRA(rank={RANK})": adapters}
 
 
-def race(build: Callable, ways: dict[str, Callable], repeats: int, rounds: int) -> dict[str, dict]:
-    """Returns first steps and later ones of every way, round by round, each `cost_of_step`."""
-    times = {way: {"first": [], "step": []} for way in ways}
-    order, rng = list(ways), random.Random(0)
-    for _ in range(repeats):
+Times = dict[str, dict[str, list[Seconds]]]  # of each way the first steps and later ones
+
+
+def race(build: Callable, ways: dict[str, Callable], repeats: int, rounds: int) -> Times:
+    times: Times = {way: {"first": [], "step": []} for way in ways}
+    for repeat in range(repeats):
         keras.backend.clear_session()
         gc.collect()
-        models = {}
-        rng.shuffle(order)
-        for way in order:
+        steps: dict[str, Callable[[], Any]] = {}
+        order = np.random.default_rng(repeat).permutation(list(ways))
+        for way in map(str, order):
             model, x, y = made(build, ways[way])
-            models[way] = model
-            times[way]["first"].append(cost_of_step(model, x, y))
-        for round_ in range(-2, rounds):
-            rng.shuffle(order)
-            for way in order:
-                cost = cost_of_step(models[way], x, y)
-                if round_ >= 0:  # the first two only warm up
-                    times[way]["step"].append(cost)
+            steps[way] = partial(model.train_on_batch, x, y)
+            times[way]["first"].append(seconds(steps[way]))
+        for way, found in in_turn(steps, rounds, warm_up=2, seed=repeat).items():
+            times[way]["step"] += found
     return times
 
 
@@ -135,15 +134,8 @@ def made(build: Callable, way: Callable) -> tuple[keras.Model, np.ndarray, np.nd
     return model, x, np.arange(len(x)) % 10
 
 
-def cost_of_step(model: keras.Model, x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
-    """Returns the seconds on the clock and those of the processor."""
-    clock, processor = time.perf_counter(), time.process_time()
-    model.train_on_batch(x, y)
-    return time.perf_counter() - clock, time.process_time() - processor
-
-
-def time_rows(times: dict[str, dict], name: str) -> list[list[str]]:
-    """A line a way: the median, and the ratios to the first way with their quartiles."""
+def time_rows(times: Times, name: str) -> list[list[str]]:
+    """Returns a row per way: the median, and the ratios to the first way with their quartiles."""
     base = next(iter(times.values()))
     rows = []
     for way, found in times.items():
@@ -158,37 +150,17 @@ def time_rows(times: dict[str, dict], name: str) -> list[list[str]]:
 
 
 def measure_memory(way: str) -> None:
-    """Prints MiB before the model is made, at the peak, and bytes; in a process of its own."""
-    before = status("VmRSS")
+    """Answers with MiB before the model is made and at the peak, bytes, and parameters."""
+    before = memory()
     model, x, y = made(transformer, WAYS[way])
     for _ in range(10):
         model.train_on_batch(x, y)
     state = sum(v.value.dtype.size * int(np.prod(v.shape)) for v in model.optimizer.variables)
+    trained = sum(int(np.prod(v.shape)) for v in model.trainable_variables)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "learned.weights.h5"
         (lp.save_adapters if WAYS[way] is adapters else keras.Model.save_weights)(model, file)
-        print("RESULT", before, status("VmHWM"), state, file.stat().st_size, trained(model))
-
-
-def trained(model: keras.Model) -> int:
-    return sum(int(np.prod(v.shape)) for v in model.trainable_variables)
-
-
-def status(kind: str) -> float:
-    """Returns MiB of this process's memory, as Linux counts it."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(kind)) / 2**10
-
-
-def memory(way: str, repeats: int) -> list[float]:
-    """Returns the medians over some processes."""
-    found = []
-    for _ in range(repeats):
-        command = [sys.executable, __file__, "--memory", way]
-        result = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        line = next(line for line in result.stdout.splitlines() if line.startswith("RESULT"))
-        found.append([float(value) for value in line.split()[1:]])
-    return [float(value) for value in np.median(found, axis=0)]
+        answer(before, memory("VmHWM"), state, file.stat().st_size, trained)
 
 
 def memory_row(way: str, found: list[float]) -> list[str]:
@@ -197,62 +169,61 @@ def memory_row(way: str, found: list[float]) -> list[str]:
             f"{state / 1024:,.0f}", f"{file / 1024:,.0f}"]  # fmt: skip
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=5, help="models made of each kind")
-    parser.add_argument("--rounds", type=int, default=30, help="steps of each model")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
-    parser.add_argument("--memory", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.memory:
-        measure_memory(arguments.memory)
-        return
-
-    kept = {way: memory(way, min(3, arguments.repeats)) for way in WAYS}
-    contests = {name: (build, OPTIMIZERS) for name, build in NETWORKS.items()}
-    contests["the transformer"] = (transformer, WAYS)
-    made(transformer, plain)[0].train_on_batch(np.zeros((1, 64)), np.zeros(1))  # warms up
-    times, rows = {}, {}
-    for name, (build, ways) in contests.items():
-        times[name] = race(build, ways, arguments.repeats, arguments.rounds)
-        rows[name] = time_rows(times[name], name)
-        print("\n".join(" | ".join(row) for row in rows[name]), flush=True)
-
-    header = ["network", "optimizer", "first step, s", "ratio", "of processor time",
-              "step, ms", "ratio", "of processor time"]  # fmt: skip
-    *compared, lora = rows.values()
-    memory_header = ["trained", "parameters trained", "peak memory, MiB", "above the imports, MiB",
-                     "optimizer, KiB", "file, KiB"]  # fmt: skip
-    text = "\n".join(
-        [
-            "# What a step of fine-tuning costs",
-            "",
-            f"    python benchmarks/finetune_step.py --repeats {arguments.repeats} "
-            f"--rounds {arguments.rounds}",
-            "",
-            f"Machine: {machine()}. Batches of {BATCH}. Medians of {arguments.repeats} first steps "
-            f"(tracing) and of {arguments.repeats * arguments.rounds} later ones; ratios are "
-            "medians over the rounds, with their quartiles.",
-            "",
-            f"Layer rates. Goals for `lp.layerwise`: first step at most {GOALS['first']}, step at "
-            f"most {GOALS['step']}.",
-            "",
-            table(header, [row for part in compared for row in part]),
-            "",
-            "LoRA on all Dense and EinsumDense layers of the transformer, beside all its weights.",
-            "",
-            table(["network", "trained", *header[2:]], lora),
-            "",
-            table(memory_header, [memory_row(way, found) for way, found in kept.items()]),
-            "",
-            "The file is what `lp.save_adapters` writes (adapters and head); for all weights, what "
-            "`model.save_weights` writes.",
-        ]
+def report(results: dict[str, Any]) -> str:
+    rows = {name: time_rows(times, name) for name, times in results["seconds"].items()}
+    lora = rows.pop(THE_TRANSFORMER)
+    costs = ["first step, s", "ratio", "of processor time", "step, ms", "ratio",
+             "of processor time"]  # fmt: skip
+    header = ["trained", "parameters trained", "peak memory, MiB", "above the imports, MiB",
+              "optimizer, KiB", "file, KiB"]  # fmt: skip
+    times = next(iter(results["seconds"].values()))["AdamW"]
+    return page(
+        "What a step of fine-tuning costs",
+        results["command"],
+        results["machine"],
+        __doc__,
+        f"Medians of {len(times['first'])} first steps (tracing) and of {len(times['step'])} later "
+        "ones; ratios are medians over the rounds, with their quartiles.",
+        f"Layer rates. Goals for `lp.layerwise`: first step at most {GOALS['first']}, step at most "
+        f"{GOALS['step']}.",
+        table(["network", "optimizer", *costs], [row for part in rows.values() for row in part]),
+        "LoRA, compared with all weights.",
+        table(["network", "trained", *costs], lora),
+        table(header, [memory_row(way, found) for way, found in results["memory"].items()]),
+        "The file is what `lp.save_adapters` writes (adapters and head); for all weights, what "
+        "`model.save_weights` writes.",
     )
-    write(arguments.out / "finetune_step", text, {"machine": machine(), "seconds": times,
-                                                  "memory": kept})  # fmt: skip
+
+
+def main() -> None:
+    arguments = parser(__doc__)
+    arguments.add_argument("--repeats", type=int, default=5, help="models made of each kind")
+    arguments.add_argument("--rounds", type=int, default=30, help="steps of each model")
+    arguments.add_argument("--memory", help=argparse.SUPPRESS)
+    given = arguments.parse_args()
+    tf.get_logger().setLevel("ERROR")
+    if given.memory:
+        measure_memory(given.memory)
+        return
+    kept = {}
+    for way in WAYS:
+        found = [own_process(__file__, "--memory", way) for _ in range(min(3, given.repeats))]
+        kept[way] = np.median(found, axis=0).tolist()
+    contests = {name: (build, OPTIMIZERS) for name, build in NETWORKS.items()}
+    contests[THE_TRANSFORMER] = (transformer, WAYS)
+    made(transformer, plain)[0].train_on_batch(np.zeros((1, 64)), np.zeros(1))  # warms up
+    times = {}
+    for name, (build, ways) in contests.items():
+        times[name] = race(build, ways, given.repeats, given.rounds)
+        print(*time_rows(times[name], name), sep="\n", flush=True)
+    results = {
+        "command": command(__file__, given, "repeats", "rounds"),
+        "machine": machine(),
+        "seconds": times,
+        "memory": kept,
+    }
+    write(given.out / "finetune_step", report(results), results)
 
 
 if __name__ == "__main__":
-    tf.get_logger().setLevel("ERROR")
     main()

@@ -1,27 +1,33 @@
-"""The rounds of McMahan et al., 2017 (arXiv:1602.05629) to a target accuracy on MNIST.
+"""How many rounds to a target accuracy on MNIST, against McMahan et al., 2017 (arXiv:1602.05629)?
 
     TFDS_DATA_DIR=... python benchmarks/mcmahan.py --cases 2nn_iid 2nn_shards cnn_iid
 
-100 clients, a tenth of them a round; the 2NN (199,210 parameters) to 97 % with E=1, the CNN
-(1,663,370) to 99 % with E=5. `shards` deals each client two shards of the sorted examples. As in
+100 clients, a tenth of them in a round; the 2NN (199,210 parameters) to 97 % with E=1, the CNN
+(1,663,370) to 99 % with E=5. `shards` gives each client two shards of the sorted examples. As in
 the paper the count is where the best accuracy so far crosses the target, interpolated. The rate
 is tuned on 5,000 training pictures that no client has, over a few rounds, or given by `--rates`.
-Each round's accuracy is written to a file, and each case goes on where it was killed. Results are
-added to those that are there.
+Each round's accuracy is written to a file, and a case that was stopped continues. A result is added
+to those that are there.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import numpy as np
-from common import RESULTS, machine, table, write
+from lib.arguments import parser
+from lib.journal import Run
+from lib.machine import machine
+from lib.networks import classifier
+from lib.problems import scaled
+from lib.results import page, table, write
+from lib.scores import unique
 
 import keras_lp as lp
 
@@ -33,7 +39,7 @@ CASES = {
     "cnn_iid": ("cnn", None, 5, 10, 0.99, 60, "18 to 20"),
     "cnn_shards": ("cnn", 2, 5, 10, 0.99, 500, "206 to 229"),
 }
-RATES = {10: (0.03, 0.1, 0.2), None: (0.1, 0.3, 1.0)}  # by batch; all at once bears more
+RATES = {10: (0.03, 0.1, 0.2), None: (0.1, 0.3, 1.0)}  # by batch; all examples at once allow more
 
 
 def network(kind: str, rate: float, seed: int) -> keras.Model:
@@ -48,14 +54,11 @@ def network(kind: str, rate: float, seed: int) -> keras.Model:
             keras.layers.Flatten(), dense(512, "relu"), dense(10),
         ],
     }[kind]()  # fmt: skip
-    model = keras.Sequential([keras.Input((28, 28, 1)), *layers])
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.SGD(rate), loss, metrics=["accuracy"])
-    return model
+    return classifier((28, 28, 1), layers, keras.optimizers.SGD(rate))
 
 
 def rounds_to(accuracies: list[float], target: float) -> float | None:
-    """Where the best accuracy so far crosses the target, interpolated; None if it never does."""
+    """Returns where the best accuracy so far crosses the target; None if it never does."""
     best = np.maximum.accumulate(accuracies)
     reached = np.flatnonzero(best >= target)
     if not len(reached):
@@ -90,7 +93,7 @@ def federation(case: str, rate: float, seed: int) -> lp.FederatedAveraging:
 
 
 def tuned_rate(case: str, x: np.ndarray, y: np.ndarray, rounds: int) -> float:
-    """The rate with the best accuracy after a few rounds, on pictures that no client has."""
+    """Returns the rate with the best accuracy after a few rounds."""
     clients = lp.partition((x[5000:], y[5000:]), 100, shards=CASES[case][1])
     found = {}
     for rate in RATES[CASES[case][3]]:
@@ -102,12 +105,8 @@ def tuned_rate(case: str, x: np.ndarray, y: np.ndarray, rounds: int) -> float:
     return max(found, key=found.get)
 
 
-def run(case: str, given: float | None, seed: int, folder: Path, tuning_rounds: int) -> dict:
-    (x, y), test = (
-        lp.load_dataset("mnist", split=split, batch_size=-1) for split in ("train", "test")
-    )
-    x, x_test = (part.astype("float32") / 255 for part in (x, test[0]))
-    y, y_test = (part.astype("int32") for part in (y, test[1]))
+def run(case: str, given: float | None, seed: int, folder: Path, tuning_rounds: int) -> Run:
+    x, y = scaled("mnist")
     _, shards, *_, target, most, published = CASES[case]
     rate_file, name, rate = folder / f"{case}_rate.json", f"{case}_{seed}", given
     if given is None:
@@ -119,7 +118,7 @@ def run(case: str, given: float | None, seed: int, folder: Path, tuning_rounds: 
     history = federation(case, rate, seed).fit(
         lp.partition((x, y), 100, shards=shards, seed=seed),
         most,
-        validation_data=(x_test, y_test),
+        validation_data=scaled("mnist", "test"),
         callbacks=Log(folder / f"{name}.jsonl", target),
         checkpoint_dir=folder / name,
     )
@@ -132,49 +131,47 @@ def run(case: str, given: float | None, seed: int, folder: Path, tuning_rounds: 
     }  # fmt: skip
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
-    parser.add_argument("--rates", nargs="+", type=float, help="in place of the tuned one")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--tuning-rounds", type=int, default=10)
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    arguments = parser.parse_args()
-    folder = arguments.out / "mcmahan_runs"
-    folder.mkdir(parents=True, exist_ok=True)
-    for case in arguments.cases:
-        for rate in arguments.rates or [None]:
-            new = run(case, rate, arguments.seed, folder, arguments.tuning_rounds)
-            save(new, arguments.out)
-
-
-def tuning_of(result: dict) -> str:
-    tried = f", tuned in {result['tuning rounds']} rounds" if result["tuned"] else ""
-    return f"{result['rate']:g}{tried}"
-
-
-def save(new: dict, out: Path) -> None:
-    """Adds a result, in the place of one of the same settings."""
+def added(new: Run, path: Path) -> list[Run]:
+    """Returns the results with a new one, which replaces that of the same settings."""
     settings = ("case", "rate", "tuned", "seed")
-    file = out / "mcmahan.json"
-    known = json.loads(file.read_text())["results"] if file.exists() else []
+    known = json.loads(path.read_text())["results"] if path.exists() else []
     results = [old for old in known if any(old[name] != new[name] for name in settings)] + [new]
-    results.sort(key=lambda r: (list(CASES).index(r["case"]), r["rate"], r["seed"]))
-    rows = [
-        [r["case"], tuning_of(r), f"{r['target']:.0%}",
-         f"{r['rounds']:.0f}" if r["rounds"] else f"not in {r['run']}",
-         r["published"], f"{r['best']:.2%}"]
-        for r in results
-    ]  # fmt: skip
-    seeds = sorted({result["seed"] for result in results})
-    header = ["case", "rate", "target", "rounds", "published", "best accuracy"]
-    text = (
-        f"# McMahan et al., 2017, on MNIST\n\n{machine('tensorflow-federated')}.\n\n"
-        "`python benchmarks/mcmahan.py --cases CASE --tuning-rounds ROUNDS`, or `--rates RATE` "
-        f"where the rate was not tuned. Seeds: {', '.join(map(str, seeds))}.\n\n"
-        f"{table(header, rows)}\n"
+    return sorted(results, key=lambda r: (list(CASES).index(r["case"]), r["rate"], r["seed"]))
+
+
+def report(results: dict[str, Any]) -> str:
+    rows = []
+    for r in results["results"]:
+        tuned = f", tuned in {r['tuning rounds']} rounds" if r["tuned"] else ""
+        rounds = f"{r['rounds']:.0f}" if r["rounds"] else f"not in {r['run']}"
+        rows.append([r["case"], f"{r['rate']:g}{tuned}", f"{r['target']:.0%}", rounds,
+                     r["published"], f"{r['best']:.2%}"])  # fmt: skip
+    return page(
+        "McMahan et al., 2017, on MNIST",
+        results["command"],
+        results["machine"],
+        __doc__,
+        f"Seeds: {', '.join(map(str, sorted(unique(results['results'], 'seed'))))}.",
+        table(["case", "rate", "target", "rounds", "published", "best accuracy"], rows),
     )
-    write(out / "mcmahan", text, {"results": results})
+
+
+def main() -> None:
+    arguments = parser(__doc__)
+    arguments.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
+    arguments.add_argument("--rates", nargs="+", type=float, help="default: the tuned one")
+    arguments.add_argument("--seed", type=int, default=0)
+    arguments.add_argument("--tuning-rounds", type=int, default=10)
+    given = arguments.parse_args()
+    folder, stem = given.out / "mcmahan_runs", given.out / "mcmahan"
+    folder.mkdir(parents=True, exist_ok=True)
+    command = "python benchmarks/mcmahan.py --cases CASE --tuning-rounds ROUNDS  # or --rates RATE"
+    results = {"command": command, "machine": machine("tensorflow-federated")}
+    for case in given.cases:
+        for rate in given.rates or [None]:
+            new = run(case, rate, given.seed, folder, given.tuning_rounds)
+            results["results"] = added(new, stem.with_suffix(".json"))
+            write(stem, report(results), results)
 
 
 if __name__ == "__main__":

@@ -2,10 +2,10 @@
 
     TFDS_DATA_DIR=... python benchmarks/multitask_limited_labels.py
 
-Task B has labels on 1, 5, 20 and 100 % of the training texts, task A on all of them. trec: A the
-coarse and B the fine type of a question. clinc_oos: A the domain and B the intent of a request.
+Task B has labels on 1, 5, 20 and 100 % of the training texts, task A on all of them. trec: A is the
+coarse and B the fine type of a question. clinc_oos: A is the domain and B the intent of a request.
 
-- single task: a model of B alone; its batches hold labelled texts only.
+- single task: a model of B alone; its batches have labelled texts only.
 - multitask: `lp.multitask_model`; batches of all texts, the missing labels -1. The loss of B is
   the mean over the labels present.
 - naive mask: the same network in plain Keras; the losses of B, those of missing labels times 0,
@@ -13,97 +13,61 @@ coarse and B the fine type of a question. clinc_oos: A the domain and B the inte
 - multitask, half of each batch labelled: as `lp.mix` of the labelled texts and of all texts does it
   with `temperature=float("inf")`.
 
-All have the same steps and batch size. Learning rate (one of four, with the first seed) and when
-to stop are chosen by the accuracy of B on validation texts, for each approach and share. A seed
-changes the texts with labels, the initial weights and the order.
-
-Writes tables (Markdown), all runs (JSON) and a plot (PNG). What is done is kept in
-`partial/` beside them, so that a run can go on where it ended.
+All have 600 steps of Adam on batches of 64, the rate falling to zero along a cosine. The rate is
+one of four, the best with the first seed, and each run stops at the best of 6 checkpoints; both by
+the accuracy of B on validation texts, for each approach and share. The validation texts all have
+their labels, also where the training texts have few. The encoder is the mean of embeddings (32
+wide) of words and pairs of words, and a dense layer of 128. A seed changes the texts with labels,
+the initial weights and the order. The test split chooses nothing.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import keras
 import numpy as np
-import tensorflow as tf
-from common import RESULTS, machine, table
-from multitask_common import (
-    Journal,
-    Problem,
-    accuracies,
-    cosine,
-    restart,
-    shuffled,
-    take,
-    text_encoder,
-    texts,
-)
-from studies import Run, mean_and_spread, spread, unique, verdict
+from lib import multitask
+from lib.arguments import command, parser
+from lib.journal import Journal, Run
+from lib.machine import machine, one_thread
+from lib.multitask import Problem, Restarted, accuracies, cosine, model_of, plain_model
+from lib.plots import curves, panels
+from lib.results import page, table, write
+from lib.scores import VERDICTS, chosen, mean_and_deviation, select, tuned, unique, verdict
 
-import keras_lp as lp
-
+NAME = "multitask_limited_labels"
 PROBLEMS = ("trec", "clinc_oos")
 SHARES = (1, 5, 20, 100)  # % of the training texts
 RATES = (3e-3, 1e-2, 3e-2, 1e-1)
 BATCH, STEPS, CHECKPOINTS = 64, 100, 6  # steps between two checkpoints
-SINGLE, MULTI, NAIVE, HALF = (
-    "single task",
-    "multitask",
-    "naive mask",
-    "multitask, half of each batch labelled",
-)
+SINGLE, MULTI, NAIVE = "single task", "multitask", "naive mask"
+HALF = "multitask, half of each batch labelled"
 APPROACHES = (SINGLE, MULTI, NAIVE, HALF)
-NAME = "multitask_limited_labels"
-
-
-def builder(problem: Problem, approach: str):
-    """Returns what builds and compiles the model of an approach."""
-    options = {"pretrained": False, "pooling": None}
-
-    def single() -> keras.Model:
-        classes = list(problem.classes.values())[1]
-        return lp.transfer_model(text_encoder(), classes, trainable="all", **options)
-
-    def multitask() -> keras.Model:
-        return lp.multitask_model(text_encoder(), problem.classes, **options)
-
-    def naive() -> keras.Model:
-        encoder = text_encoder()
-        logits = {
-            task: keras.layers.Dense(classes, name=task)(encoder.outputs[0])
-            for task, classes in problem.classes.items()
-        }
-        model = keras.Model(encoder.inputs[0], logits)
-        loss = keras.losses.SparseCategoricalCrossentropy  # its mean is over the whole batch
-        model.compile("adam", {task: loss(from_logits=True) for task in problem.classes})
-        return model
-
-    return {SINGLE: single, NAIVE: naive}.get(approach, multitask)
 
 
 class Learner:
-    """Learns a problem; models are built once and used again for all runs."""
+    """Learns a problem; a model is traced once and used for all runs."""
 
     def __init__(self, problem: Problem) -> None:
-        self.problem = problem
-        self.tasks = list(problem.classes)
-        self._models: dict = {}
+        self.problem, self.tasks = problem, list(problem.classes)
+        single = {self.tasks[1]: problem.classes[self.tasks[1]]}
+        multi = Restarted(partial(model_of, problem.network, problem.classes), STEPS)
+        self._models = {
+            SINGLE: Restarted(partial(model_of, problem.network, single), STEPS),
+            MULTI: multi,
+            NAIVE: Restarted(partial(plain_model, problem.network, problem.classes), STEPS),
+            HALF: multi,
+        }
 
-    def __call__(self, approach: str, share: int, seed: int, rate: float) -> dict:
-        build = builder(self.problem, approach)
-        if build.__name__ not in self._models:
-            self._models[build.__name__] = build()
-            self._models[build.__name__].steps_per_execution = STEPS
-        model = self._models[build.__name__]
-        restart(model, build, seed)
+    def __call__(self, approach: str, share: int, seed: int, rate: float) -> Run:
+        model = self._models[approach](seed)
         count = len(self.problem.train[0])
         labelled = np.random.default_rng(seed).permutation(count)[: round(count * share / 100)]
         batches = self._batches(approach, labelled, seed)
@@ -120,19 +84,18 @@ class Learner:
                 test = accuracies(model, self.problem.test, wanted)
         return {"seconds": round(time.perf_counter() - start, 1), "val": curve, "test": test}
 
-    def _batches(self, approach: str, labelled: np.ndarray, seed: int):
+    def _batches(self, approach: str, labelled: np.ndarray, seed: int) -> Iterator[np.ndarray]:
         """Yields the numbers of the texts of each batch."""
-        ours, everything = (
-            shuffled(index, seed) for index in (labelled, np.arange(len(self.problem.train[0])))
-        )
+        everything = np.arange(len(self.problem.train[0]))
+        ours, others = (multitask.shuffled(index, seed) for index in (labelled, everything))
         of_labelled = {SINGLE: BATCH, HALF: BATCH // 2}.get(approach, 0)
         while True:
             batch = [next(ours) for _ in range(of_labelled)]
-            yield np.array(batch + [next(everything) for _ in range(BATCH - of_labelled)])
+            yield np.array(batch + [next(others) for _ in range(BATCH - of_labelled)])
 
     def _labels(self, approach: str, index: np.ndarray, labelled: np.ndarray) -> tuple:
         """Returns the texts, their labels, and weights for the naive mask."""
-        x, y = take(self.problem.train, index)
+        x, y = multitask.take(self.problem.train, index)
         first, second = self.tasks
         known = np.isin(index, labelled)
         if approach == SINGLE:
@@ -142,195 +105,138 @@ class Learner:
         return x, {first: y[first], second: np.where(known, y[second], -1)}, None
 
 
-def study(learn: Learner, journal: Journal, seeds: int, approaches: Sequence[str]) -> None:
-    for approach in approaches:
+def study(problem: Problem, journal: Journal, seeds: int) -> None:
+    learn = Learner(problem)
+    for approach in APPROACHES:
         for share in shares_of(approach):
-            sweep(learn, journal, approach, share, seeds)
-
-
-def sweep(learn: Learner, journal: Journal, approach: str, share: int, seeds: int) -> None:
-    """Learns with all rates and the first seed, then with the best rate and the others."""
-    key = {"problem": learn.problem.name, "approach": approach, "share": share}
-
-    def learned(seed: int, rate: float) -> Run:
-        return journal.run(lambda: learn(approach, share, seed, rate), **key, seed=seed, rate=rate)
-
-    tried = [learned(0, rate) for rate in RATES]
-    best = max(tried, key=lambda run: max(run["val"]))["rate"]
-    for seed in range(1, seeds):
-        learned(seed, best)
-    found = mean_and_spread(scores(journal.runs, *key.values()), "accuracy")
-    print(f"{', '.join(map(str, key.values()))} %: rate {best:g}, {found} %", flush=True)
+            key = {"problem": problem.name, "approach": approach, "share": share}
+            tuned(journal, partial(learn, approach, share), RATES, seeds, validated, **key)
 
 
 # Results
 
 
-def shares_of(approach: str) -> list[int]:
-    """With all labels, two of the approaches are the multitask model."""
-    return [share for share in SHARES if share < 100 or approach in (SINGLE, MULTI)]
+def shares_of(*approaches: str) -> list[int]:
+    """Returns the shares that all have; with all labels two of them are the multitask model."""
+    whole = set(approaches) <= {SINGLE, MULTI}
+    return [share for share in SHARES if share < 100 or whole]
 
 
-def chosen(runs: list[Run], problem: str, approach: str, share: int) -> list[Run]:
-    """The runs with the rate that was chosen, by seed."""
-    wanted = (problem, approach, share)
-    of = [r for r in runs if (r["problem"], r["approach"], r["share"]) == wanted]
-    first = [run for run in of if run["seed"] == 0]
-    rate = max(first, key=lambda run: max(run["val"]))["rate"]
-    return sorted((run for run in of if run["rate"] == rate), key=lambda run: run["seed"])
+def validated(run: Run) -> float:
+    return max(run["val"])
+
+
+def runs_of(runs: list[Run], problem: str, approach: str, share: int) -> list[Run]:
+    """Returns the runs at the rate that was chosen, by seed."""
+    return chosen(select(runs, problem=problem, approach=approach, share=share), validated)
 
 
 def scores(runs: list[Run], problem: str, approach: str, share: int) -> np.ndarray:
-    """Test accuracies of B in %, by seed."""
-    of = chosen(runs, problem, approach, share)
+    """Returns the test accuracies of B in %, by seed."""
+    of = runs_of(runs, problem, approach, share)
     return np.array([100 * list(run["test"].values())[-1] for run in of])
 
 
-def report(runs: list[Run], seeds: int, out: Path, sizes: dict[str, dict]) -> None:
-    import json
-
-    blocks = [
-        "# A second task, and few labels",
-        f"    python benchmarks/{NAME}.py --seeds {seeds}",
-        f"Machine: {machine('scikit-learn')}. {len(runs)} trainings of "
-        f"{sum(run['seconds'] for run in runs) / len(runs):.0f} s on the mean (the machine was "
-        "busy with other work).",
-        "Task B has labels on a share of the training texts, task A on all of them. Test accuracy "
-        f"of B in %, mean and standard deviation over {seeds} seeds.",
-        *(score_table(runs, problem, sizes) for problem in PROBLEMS),
-        f"![Accuracy by share of labels]({NAME}.png)",
-        "At 100 % no label is missing: the naive mask and the batches of halves are then the "
-        "multitask model.",
-        "## Against the single-task model",
-        "Multitask minus single task, seed by seed. Better and worse: zero is outside the 95 % "
-        "interval (Student's t) of the mean over the seeds. That covers the seeds; all of them "
-        "share the test texts.",
-        *(difference_table(runs, problem, SINGLE) for problem in PROBLEMS),
-        "## Against the naive mask",
-        *(difference_table(runs, problem, NAIVE) for problem in PROBLEMS),
-        "## How",
-        f"All approaches: {STEPS * CHECKPOINTS} steps of Adam on batches of {BATCH}, the rate "
-        f"falling to zero along a cosine; a checkpoint each {STEPS} steps. The rate is one of "
-        f"{', '.join(f'{rate:g}' for rate in RATES)}: the best with the first seed; each run stops "
-        "at its best checkpoint; both by the accuracy of B on the validation texts, for each "
-        "approach and share. The validation texts all have their labels, also where the training "
-        "has few: more than one would have, for every approach alike. Encoder: the mean of "
-        "embeddings (32 wide) of words and pairs of words, and a dense layer of 128; the "
-        "vocabulary is of the training texts, with or without a label. A batch at 1 % has 0.6 "
-        "labels of B on the mean; the single-task model sees 64 in each.",
-        *(rate_table(runs, problem) for problem in PROBLEMS),
-    ]
-    text = "\n\n".join(blocks)
-    (out / f"{NAME}.md").write_text(text + "\n")
-    content = {"command": f"python benchmarks/{NAME}.py --seeds {seeds}",
-               "machine": machine("scikit-learn"), "sizes": sizes, "runs": runs}  # fmt: skip
-    (out / f"{NAME}.json").write_text(json.dumps(content) + "\n")
-    print(text)
-
-
-def score_table(runs: list[Run], problem: str, sizes: dict) -> str:
-    labels = sizes[problem]["labels"]
-    header = [f"{problem}: {sizes[problem]['tasks'][1]}"]
+def share_table(
+    title: str,
+    approaches: Sequence[str],
+    cell: Callable[[str, int], str],
+    labels: Sequence[str] = ("",) * len(SHARES),
+    baseline: str = SINGLE,
+) -> str:
+    """Returns a row for each approach, empty where it or the baseline does not have the share."""
     rows = []
-    for approach in unique(runs, "approach"):
-        row = [approach]
-        for share in SHARES:
-            there = share in shares_of(approach)
-            row.append(
-                mean_and_spread(scores(runs, problem, approach, share), "accuracy") if there else ""
-            )
-        rows.append(row)
-    return table(
-        header + [f"{s} %: {n:,} labels" for s, n in zip(SHARES, labels, strict=True)], rows
-    )
+    for approach in approaches:
+        there = shares_of(approach, baseline)
+        rows.append([approach, *(cell(approach, s) if s in there else "" for s in SHARES)])
+    return table([title, *(f"{s} %{w}" for s, w in zip(SHARES, labels, strict=True))], rows)
+
+
+def score_table(runs: list[Run], problem: str, size: dict[str, Any]) -> str:
+    def cell(approach: str, share: int) -> str:
+        return mean_and_deviation(scores(runs, problem, approach, share))
+
+    labels = [f": {count:,} labels" for count in size["labels"]]
+    return share_table(f"{problem}: {size['tasks'][1]}", unique(runs, "approach"), cell, labels)
 
 
 def difference_table(runs: list[Run], problem: str, baseline: str) -> str:
-    approaches = [a for a in (MULTI, NAIVE, HALF) if a != baseline]
-    rows = []
-    for approach in approaches:
-        row = [approach]
-        for share in SHARES:
-            if share not in shares_of(approach) or share not in shares_of(baseline):
-                row.append("")
-                continue
-            change = scores(runs, problem, approach, share)
-            change = change - scores(runs, problem, baseline, share)
-            row.append(f"{change.mean():+.1f}, {verdict(change)}")
-        rows.append(row)
-    return table([f"{problem}, minus {baseline}", *(f"{s} %" for s in SHARES)], rows)
+    def cell(approach: str, share: int) -> str:
+        change = np.subtract(*(scores(runs, problem, one, share) for one in (approach, baseline)))
+        return f"{change.mean():+.1f}, {verdict(change)}"
+
+    approaches = [name for name in (MULTI, NAIVE, HALF) if name != baseline]
+    return share_table(f"{problem}, minus {baseline}", approaches, cell, baseline=baseline)
 
 
 def rate_table(runs: list[Run], problem: str) -> str:
-    rows = []
-    for approach in unique(runs, "approach"):
-        row = [approach]
-        for share in SHARES:
-            if share not in shares_of(approach):
-                row.append("")
-                continue
-            of = chosen(runs, problem, approach, share)
-            stops = [STEPS * (int(np.argmax(run["val"])) + 1) for run in of]
-            row.append(f"{of[0]['rate']:g}, {np.median(stops):.0f}")
-        rows.append(row)
-    return table([f"{problem}: rate, steps (median)", *(f"{s} %" for s in SHARES)], rows)
+    def cell(approach: str, share: int) -> str:
+        of = runs_of(runs, problem, approach, share)
+        stops = [STEPS * (int(np.argmax(run["val"])) + 1) for run in of]
+        return f"{of[0]['rate']:g}, {np.median(stops):.0f}"
+
+    return share_table(f"{problem}: rate, steps (median)", unique(runs, "approach"), cell)
 
 
-def plot(runs: list[Run], out: Path, sizes: dict) -> None:
-    import matplotlib
+def report(results: dict[str, Any]) -> str:
+    runs, sizes = results["runs"], results["sizes"]
+    return page(
+        "A second task, and few labels",
+        results["command"],
+        results["machine"],
+        __doc__,
+        f"Test accuracy of B in %, mean and standard deviation over {len(unique(runs, 'seed'))} "
+        f"seeds, {len(runs)} trainings of {np.mean([run['seconds'] for run in runs]):.0f} s on the "
+        "mean:",
+        *(score_table(runs, problem, sizes[problem]) for problem in sizes),
+        f"![Accuracy by share of labels]({NAME}.png)",
+        "At 100 % no label is missing, so the naive mask and the batches of halves are the "
+        "multitask model.",
+        "## Against the single-task model",
+        f"Multitask minus single task, seed by seed. {VERDICTS}",
+        *(difference_table(runs, problem, SINGLE) for problem in sizes),
+        "## Against the naive mask",
+        *(difference_table(runs, problem, NAIVE) for problem in sizes),
+        "## Rates",
+        *(rate_table(runs, problem) for problem in sizes),
+    )
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
 
-    styles = {SINGLE: ("#5f6368", "o-"), MULTI: ("#1a73e8", "s-"), NAIVE: ("#e8710a", "^--"),
-              HALF: ("#12a594", "v:")}  # fmt: skip
-    figure, axes = plt.subplots(1, len(PROBLEMS), figsize=(9.5, 4), layout="constrained")
-    for axis, problem in zip(axes, PROBLEMS, strict=True):
-        for approach, (colour, style) in styles.items():
-            shares = shares_of(approach)
-            found = [scores(runs, problem, approach, share) for share in shares]
-            mean = np.array([one.mean() for one in found])
-            band = np.array([spread(one) for one in found])
-            axis.fill_between(shares, mean - band, mean + band, color=colour, alpha=0.15, lw=0)
-            axis.plot(shares, mean, style, color=colour, label=approach, markersize=5)
-        axis.set_xscale("log")
-        axis.set_xticks(SHARES, [f"{share} %" for share in SHARES])
-        axis.minorticks_off()
-        first, second = sizes[problem]["tasks"]
-        axis.set(title=f"{problem}: {second}, with {first}", xlabel=f"texts with {second} (log)",
-                 ylabel=f"test accuracy of {second}, %")  # fmt: skip
-        axis.grid(alpha=0.25)
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[0].legend(loc="lower right", fontsize=9)
-    figure.savefig(out / f"{NAME}.png", dpi=150)
-    plt.close(figure)
+def plot(results: dict[str, Any], path: Path) -> None:
+    runs, sizes = results["runs"], results["sizes"]
+    with panels(path, len(sizes)) as axes:
+        for axis, (problem, size) in zip(axes, sizes.items(), strict=True):
+            found = {
+                name: [scores(runs, problem, name, share) for share in shares_of(name)]
+                for name in APPROACHES
+            }
+            first, second = size["tasks"]
+            labels = {"xlabel": f"texts with {second} (log)", "title": f"{problem}, with {first}"}
+            curves(axis, SHARES, found, " %", ylabel=f"test accuracy of {second}, %", **labels)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--problem", choices=PROBLEMS, help="learn this one, write no report")
-    parser.add_argument("--data-dir", help="where TFDS keeps its data (else TFDS_DATA_DIR)")
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
-    arguments = parser.parse_args()
-    # The network is small: one thread is as fast, and two studies can run beside each other.
-    tf.config.threading.set_intra_op_parallelism_threads(1)
-    tf.config.threading.set_inter_op_parallelism_threads(1)
-
+    given = parser(__doc__, seeds=5, data_dir=True).parse_args()
+    one_thread()
     runs, sizes = [], {}
-    for name in [arguments.problem] if arguments.problem else PROBLEMS:
-        problem = texts(name, arguments.data_dir)
+    for name in PROBLEMS:
+        problem = multitask.texts(name, given.data_dir)
         count = len(problem.train[0])
-        sizes[name] = {"tasks": list(problem.classes), "train": count,
-                       "labels": [round(count * share / 100) for share in SHARES]}  # fmt: skip
-        settings = {"rates": list(RATES), "batch": BATCH, "steps": STEPS,
-                    "checkpoints": CHECKPOINTS}  # fmt: skip
-        journal = Journal(arguments.out / "partial" / f"{NAME}_{name}.json", settings)
-        study(Learner(problem), journal, arguments.seeds, APPROACHES)
+        labels = [round(count * share / 100) for share in SHARES]
+        sizes[name] = {"tasks": list(problem.classes), "train": count, "labels": labels}
+        settings = {"rates": list(RATES), "batch": BATCH, "steps": STEPS}
+        path = given.out / "partial" / f"{NAME}_{name}.json"
+        journal = Journal(path, {**settings, "checkpoints": CHECKPOINTS})
+        study(problem, journal, given.seeds)
         runs += journal.runs
-    if not arguments.problem:
-        report(runs, arguments.seeds, arguments.out, sizes)
-        plot(runs, arguments.out, sizes)
+    results = {
+        "command": command(__file__, given, "seeds"),
+        "machine": machine("scikit-learn"),
+        "sizes": sizes,
+        "runs": runs,
+    }
+    write(given.out / NAME, report(results), results)
+    plot(results, (given.out / NAME).with_suffix(".png"))
 
 
 if __name__ == "__main__":

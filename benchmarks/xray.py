@@ -5,24 +5,29 @@
 
 Two studies, each over several numbers of training pictures and several seeds:
 
-- xray: ImageNet to chest X-rays, MobileNet with alpha 0.25 on pneumonia_mnist.
+- xray: ImageNet to chest X-rays, MobileNet with alpha 0.25 at 96 by 96 pixels on pneumonia_mnist:
+  normal or pneumonia, 624 test pictures, the 524 of the split `val` for validation.
 - scripts: the digits of mnist to those of two other scripts, cmaterdb/bangla and
-  cmaterdb/devanagari, with a small network. A negative control: the same from
-  fashion_mnist, whose clothes have little to do with digits.
+  cmaterdb/devanagari, with a small network. A negative control: the same from fashion_mnist, whose
+  clothes have little to do with digits. Each network to transfer from trains for one epoch.
+  Pictures of cmaterdb are inverted (white on black, as in mnist) and have one channel; those of the
+  sources are enlarged from 28 to 32 pixels. 500 of the training pictures are for validation. All
+  heads see the features flattened.
 
-"From scratch" is the same network, untrained, all of it learning. All approaches get the same
-pictures and steps: an epoch shows 1,000 pictures, so that few ones come again, and the rate falls
-to zero along a cosine. Nothing is augmented. The rate is tuned, one of three for each approach and
-number of pictures: the best on the validation pictures, with the first seed. A seed changes the
-training pictures (drawn at random, each class in its share), the initial weights and the order. A
-test split never chooses anything.
+"From scratch" is the same network, untrained, all of it trained. There BatchNormalization averages
+with a momentum of 0.9: at the 0.99 of Keras the statistics lag behind in so few steps.
 
-Writes for each study tables (Markdown), all runs (JSON) and a plot of sample efficiency (PNG).
+Every approach gets the same pictures and steps: 8 epochs of 1,000 pictures, fewer ones repeated, in
+batches of 40; Adam, its rate falling to zero along a cosine. Nothing is augmented; in the loss each
+class counts the same. The rate is one of three for each approach and number of pictures: the best
+on the validation pictures with the first seed. A seed changes the training pictures (drawn at
+random, each class in its share), the initial weights and the order. The test split chooses nothing.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import os
 import tempfile
@@ -36,51 +41,109 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras
 import numpy as np
 import tensorflow as tf
-from common import RESULTS, machine, table, write
-from studies import (
+from lib.arguments import command, parser
+from lib.journal import Run
+from lib.machine import machine
+from lib.networks import SIZE, pretrain, short_averages, untrained
+from lib.plots import curves, panels
+from lib.problems import XRAY, XRAY_LABELS, Problem, script_problem, xray_problem
+from lib.results import page, write
+from lib.scores import VERDICTS, unique
+from lib.study import (
     METRICS,
-    XRAY_LABELS,
     Approach,
     Case,
-    Problem,
-    Run,
-    difference,
-    draw,
+    difference_table,
     learn,
-    normalisations,
     rate_table,
     score_table,
-    scores,
-    spread,
     sweep,
-    unique,
-    values,
-    xray_problem,
 )
 
 import keras_lp as lp
 
-tf.get_logger().setLevel("ERROR")
-
-SHOWN = 1000  # pictures an epoch
-BATCH = 40
-EPOCHS = 8
-LOW = (3e-4, 1e-3, 3e-3)  # rates; which three an approach gets was seen with one seed on `val`
-HIGH = (1e-3, 3e-3, 1e-2)
+SHOWN, BATCH, EPOCHS = 1000, 40, 8  # pictures of an epoch
+LOW, HIGH = (3e-4, 1e-3, 3e-3), (1e-3, 3e-3, 1e-2)  # rates; which were seen on `val`, one seed
 SCRATCH = "from scratch"
-XRAY_SIZES = (40, 200, 1000)
-
 SCRIPTS = ("cmaterdb/bangla", "cmaterdb/devanagari")
 SOURCES = ("mnist", "fashion_mnist")
-A_CLASS = (10, 20, 50, 100)  # examples a class
-HELD_OUT = 500  # training pictures of cmaterdb to choose the rate on
+XRAY_SIZES, SCRIPT_SIZES = (40, 200, 1000), (100, 200, 500, 1000)
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """The texts of a study, the files of its results, and (problem, metric) of each panel."""
+
+    title: str
+    file: str
+    panels: tuple[tuple[str, str], ...]
+    unit: str
+    per: int = 1  # the unit counts pictures divided by this
+
+    def cases(self, runs: list[Run], problem: str, metric: str) -> list[Case]:
+        sizes = unique(runs, "examples")
+        labels = [f"{n // self.per:,} {self.unit}" for n in sizes]
+        return [Case(problem, n, metric, w) for n, w in zip(sizes, labels, strict=True)]
+
+
+STUDIES = {
+    "xray": Study(
+        "ImageNet to chest X-rays",
+        "xray",
+        ((XRAY, "balanced_accuracy"), (XRAY, "auc")),
+        "pictures",
+    ),
+    "scripts": Study(
+        "Digits to digits of other scripts",
+        "scripts_transfer",
+        tuple((name, "accuracy") for name in SCRIPTS),
+        "a class",
+        per=10,
+    ),
+}
 
 
 def cosine(rate: float) -> keras.optimizers.schedules.CosineDecay:
     return keras.optimizers.schedules.CosineDecay(rate, EPOCHS * SHOWN // BATCH)
 
 
-def study(
+def approach(name: str, rates: Sequence[float], build: Callable[..., lp.Model]) -> Approach:
+    def fit(x: np.ndarray, y: np.ndarray, rate: float, **options: Any) -> lp.Model:
+        model = build(learning_rate=cosine(rate))
+        model.fit(x, y, epochs=EPOCHS, **options)
+        return model
+
+    return Approach(name, rates, fit)
+
+
+def xray_approaches(weights: Path) -> list[Approach]:
+    build = functools.partial(
+        lp.transfer_model,
+        "MobileNet",
+        XRAY_LABELS,
+        input_shape=(28, 28, 1),
+        image_size=SIZE,
+        backbone_kwargs={"alpha": 0.25},
+    )
+
+    def scratch(**options: Any) -> lp.Model:
+        return short_averages(build(weights=None, trainable="all", **options))
+
+    transfer = functools.partial(build, weights=weights)
+    return [approach(SCRATCH, HIGH, scratch), approach("transfer", HIGH, transfer)]
+
+
+def script_approaches(folder: Path) -> list[Approach]:
+    """Takes the folder that holds `SOURCE.keras` for each source."""
+    found = [approach(SCRATCH, HIGH, untrained)]
+    for source in SOURCES:
+        path = folder / f"{source}.keras"
+        build = functools.partial(lp.transfer_model, path, 10, pooling="flatten")
+        found.append(approach(f"transfer from {source}", LOW, build))
+    return found
+
+
+def runs_of(
     problems: Sequence[Problem], approaches: Sequence[Approach], sizes: Sequence[int], seeds: int
 ) -> list[Run]:
     options = {"shown": SHOWN, "batch_size": BATCH, "verbose": 0}
@@ -95,236 +158,24 @@ def study(
     ]
 
 
-# ImageNet to chest X-rays
-
-
-def xray_approaches(weights: Path) -> list[Approach]:
-    def build(rate: float, **options: Any) -> keras.Model:
-        return lp.transfer_model(
-            "MobileNet",
-            XRAY_LABELS,
-            input_shape=(28, 28, 1),
-            image_size=96,
-            backbone_kwargs={"alpha": 0.25},
-            learning_rate=cosine(rate),
-            **options,
-        )
-
-    def scratch(x: np.ndarray, y: np.ndarray, rate: float, **options: Any) -> keras.Model:
-        model = build(rate, weights=None, trainable="all")
-        # Keras averages the statistics over some 100 steps (0.99), which is too slow for 200: the
-        # network then guesses one class for all of `test`.
-        for layer in normalisations(model):
-            layer.momentum = 0.9
-        model.fit(x, y, epochs=EPOCHS, **options)
-        return model
-
-    def transfer(x: np.ndarray, y: np.ndarray, rate: float, **options: Any) -> keras.Model:
-        model = build(rate, weights=weights)
-        model.fit(x, y, epochs=EPOCHS, **options)
-        return model
-
-    return [
-        Approach(SCRATCH, HIGH, scratch),
-        Approach("transfer", HIGH, transfer),
-    ]
-
-
-# mnist, and fashion_mnist as a control, to other scripts
-
-
-def script_problem(name: str, data_dir: str | None) -> Problem:
-    """cmaterdb is black on white in three equal channels: here in one, white on black as mnist."""
-    parts = {}
-    for split in ("train", "test"):
-        x, y = lp.load_dataset(name, split=split, batch_size=-1, data_dir=data_dir)
-        parts[split] = 255 - x[..., :1], y
-    val, train = draw(parts["train"], HELD_OUT, seed=0)
-    return Problem(name, [str(digit) for digit in range(10)], train, val, parts["test"])
-
-
-def small_network() -> keras.Model:
-    """An untrained network without a head, for grey pictures of 32 by 32 from 0 to 255."""
-    layers = [keras.Input((32, 32, 1)), keras.layers.Rescaling(1 / 255)]
-    for i, (filters, strides) in enumerate([(32, 2), (64, 2), (64, 1)], start=1):
-        layers += [
-            keras.layers.Conv2D(filters, 3, strides, "same", name=f"block{i}_conv"),
-            keras.layers.GroupNormalization(8, name=f"block{i}_norm"),
-            keras.layers.ReLU(name=f"block{i}_relu"),
-        ]
-    return keras.Sequential(layers, name="small_network")
-
-
-def untrained(**options: Any) -> keras.Model:
-    return lp.transfer_model(
-        small_network(), 10, pretrained=False, trainable="all", pooling="flatten", **options
-    )
-
-
-def pretrain(source: str, data_dir: str | None, path: Path) -> float:
-    """Trains on `source`, enlarged from 28 to 32 pixels, and saves; returns the test accuracy."""
-    parts = {}
-    for split in ("train", "test"):
-        x, y = lp.load_dataset(source, split=split, batch_size=-1, data_dir=data_dir)
-        parts[split] = np.asarray(keras.layers.Resizing(32, 32)(x)), y
-    keras.utils.set_random_seed(0)
-    model = untrained(dropout=0.5)
-    model.fit(*parts["train"], batch_size=64, verbose=0)
-    model.save(path)
-    return scores(model, parts["test"])["accuracy"]
-
-
-def script_approaches(folder: Path) -> list[Approach]:
-    """The folder holds `SOURCE.keras` for each source."""
-
-    def scratch(x: np.ndarray, y: np.ndarray, rate: float, **options: Any) -> keras.Model:
-        model = untrained(learning_rate=cosine(rate))
-        model.fit(x, y, epochs=EPOCHS, **options)
-        return model
-
-    def transfer(path: Path) -> Callable[..., keras.Model]:
-        def fit(x: np.ndarray, y: np.ndarray, rate: float, **options: Any) -> keras.Model:
-            model = lp.transfer_model(path, 10, pooling="flatten", learning_rate=cosine(rate))
-            model.fit(x, y, epochs=EPOCHS, **options)
-            return model
-
-        return fit
-
-    return [
-        Approach(SCRATCH, HIGH, scratch),
-        *(
-            Approach(f"transfer from {source}", LOW, transfer(folder / f"{source}.keras"))
-            for source in SOURCES
-        ),
-    ]
-
-
-# Results
-
-
-def difference_table(runs: list[Run], title: str, cases: Sequence[Case]) -> str:
-    """Each approach minus "from scratch", seed by seed, and where it is not better."""
-    rows, without = [], []
-    for approach in unique(runs, "approach"):
-        if approach == SCRATCH:
-            continue
-        row = [approach]
-        for case in cases:
-            change, word = difference(runs, approach, SCRATCH, case)
-            row.append(f"{change}, {word}")
-            if word != "better":
-                without.append(f"{approach} with {case.label}")
-        rows.append(row)
-    text = table([title, *(case.label for case in cases)], rows)
-    return f"{text}\n\nNot better than from scratch: {'; '.join(without) or 'nothing here'}."
-
-
-def plot(
-    runs: list[Run],
-    panels: Sequence[tuple[str, str]],
-    path: Path,
-    per: int = 1,
-    xlabel: str = "training pictures",
-) -> None:
-    """Draws a panel for each (problem, metric): mean and standard deviation by examples."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    styles = [("#5f6368", "o-"), ("#1a73e8", "s-"), ("#e8710a", "^--"), ("#12a594", "v:")]
-    figure, axes = plt.subplots(1, len(panels), figsize=(9.5, 4), layout="constrained")
-    sizes = unique(runs, "examples")
-    ticks = [size // per for size in sizes]
-    for axis, (problem, metric) in zip(axes, panels, strict=True):
-        for approach, (colour, style) in zip(unique(runs, "approach"), styles, strict=False):
-            cases = [Case(problem, size, metric, "") for size in sizes]
-            found = [values(runs, approach, case) for case in cases]
-            mean = np.array([one.mean() for one in found])
-            band = np.array([spread(one) for one in found])
-            axis.fill_between(ticks, mean - band, mean + band, color=colour, alpha=0.15, lw=0)
-            axis.plot(ticks, mean, style, color=colour, label=approach, markersize=5)
-        axis.set_xscale("log")
-        axis.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
-        axis.minorticks_off()
-        axis.set(title=problem, xlabel=f"{xlabel} (log)", ylabel=f"test {METRICS[metric][0]}")
-        axis.grid(alpha=0.25)
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[0].legend(loc="lower right", fontsize=9)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
-    print(f"Plot: {path}")
-
-
-def markdown(
-    results: dict[str, Any],
-    title: str,
-    intro: str,
-    plot_name: str,
-    panels: Sequence[tuple[str, str]],
-    columns: dict[int, str],
-    details: str,
-) -> str:
-    """Puts the tables together.
-
-    Args:
-        results: what goes into the JSON file.
-        title: the heading.
-        intro: what is learned.
-        plot_name: the file of the plot, beside this one.
-        panels: the pairs of problem and metric.
-        columns: the numbers of training pictures, and how they are called.
-        details: what only this study does.
-    """
-    runs = results["runs"]
-    seeds = len(unique(runs, "seed"))
-    problems = unique(runs, "problem")
-
-    def cases(problem: str, metric: str) -> list[Case]:
-        return [Case(problem, n, metric, label) for n, label in columns.items()]
-
-    blocks = [
-        f"# {title}",
-        f"    {results['command']}",
-        f"Machine: {results['machine']}. All of it took {results['seconds'] / 60:.0f} minutes.",
-        intro,
-        *(
-            score_table(runs, f"{problem}: test {METRICS[metric][0]}", cases(problem, metric))
-            for problem, metric in panels
-        ),
-        f"Mean and standard deviation over {seeds} seeds, on the whole test split.",
-        f"![Sample efficiency]({plot_name})",
-        "## Where transfer helps, and where not",
-        'Minus "from scratch" with the same training pictures, seed by seed. "Better" and '
-        '"worse": zero is outside the 95 % interval (Student\'s t) of the mean over the seeds. '
-        "That covers the seeds; all of them share the test pictures.",
-        *(
-            difference_table(runs, f"{problem}: {METRICS[metric][0]}", cases(problem, metric))
-            for problem, metric in panels
-        ),
-        "## How",
-        "A seed changes the training pictures (drawn at random, each class in its share), the "
-        f"initial weights and the order. Every approach gets {EPOCHS} epochs of {SHOWN:,} "
-        f"pictures, fewer ones repeated, in batches of {BATCH}: {EPOCHS * SHOWN // BATCH} steps "
-        "of Adam, whose rate falls to zero along a cosine. Nothing is augmented; in the loss each "
-        "class counts the same. The rate is one of three, chosen for each approach and number of "
-        f"pictures by the {METRICS[panels[0][1]][0].split(',')[0]} on validation pictures with the "
-        "first seed, never on the test split; which three an approach gets was seen on the same. "
-        f"{details}",
-        *(
-            rate_table(runs, f"{problem}: rate", cases(problem, panels[0][1]))
-            for problem in problems
-        ),
-        "Seconds: median, of one training, with building the model.",
-    ]
-    return "\n\n".join(blocks)
-
-
-def results_of(command: str, runs: list[Run], seconds: float, **more: Any) -> dict[str, Any]:
+def results_of(name: str, given: argparse.Namespace) -> dict[str, Any]:
+    """Runs a study."""
+    start, more = time.perf_counter(), {}
+    if name == "xray":
+        approaches = xray_approaches(given.weights)
+        runs = runs_of([xray_problem(given.data_dir)], approaches, XRAY_SIZES, given.seeds)
+    else:
+        problems = [script_problem(script, given.data_dir) for script in SCRIPTS]
+        with tempfile.TemporaryDirectory() as folder:
+            paths = {source: Path(folder) / f"{source}.keras" for source in SOURCES}
+            more["pretrained"] = {s: pretrain(s, given.data_dir, paths[s]) for s in SOURCES}
+            approaches = script_approaches(Path(folder))
+            runs = runs_of(problems, approaches, SCRIPT_SIZES, given.seeds)
+    given.study = name
     return {
-        "command": f"python benchmarks/xray.py {command}",
+        "command": command(__file__, given, "study", *(["weights"] * (name == "xray")), "seeds"),
         "machine": machine("scikit-learn"),
-        "seconds": round(seconds),
+        "seconds": round(time.perf_counter() - start),
         "epochs": EPOCHS,
         "pictures an epoch": SHOWN,
         "batch": BATCH,
@@ -333,82 +184,60 @@ def results_of(command: str, runs: list[Run], seconds: float, **more: Any) -> di
     }
 
 
-def report_xray(results: dict[str, Any], out: Path) -> None:
-    panels = [("pneumonia_mnist", "balanced_accuracy"), ("pneumonia_mnist", "auc")]
-    text = markdown(
-        results,
-        "ImageNet to chest X-rays",
-        "MobileNet (alpha 0.25, 96 by 96 pixels) with ImageNet weights on pneumonia_mnist: normal "
-        "or pneumonia, 624 test pictures.",
-        "xray.png",
-        panels,
-        {n: f"{n:,} pictures" for n in unique(results["runs"], "examples")},
-        "These are the 524 of the split `val`, more than some of the networks were trained on. "
-        "From scratch, BatchNormalization averages its statistics with a momentum of 0.9: "
-        "at the 0.99 of Keras they lag too far behind in so few steps.",
+def report(results: dict[str, Any]) -> str:
+    runs, sources = results["runs"], results.get("pretrained", {})
+    study = STUDIES["scripts" if sources else "xray"]
+    learned = [f"{100 * found:.1f} % on {source}" for source, found in sources.items()]
+
+    def tables(make: Any, title: str) -> list[str]:
+        return [
+            make(runs, title.format(p, METRICS[metric][0]), study.cases(runs, p, metric))
+            for p, metric in study.panels
+        ]
+
+    return page(
+        study.title,
+        results["command"],
+        results["machine"],
+        __doc__,
+        f"The study took {results['seconds'] / 60:.0f} minutes. Mean and standard deviation over "
+        f"{len(unique(runs, 'seed'))} seeds, on the whole test split:",
+        *tables(score_table, "{}: test {}"),
+        f"![Sample efficiency]({study.file}.png)",
+        "## Where transfer helps, and where not",
+        f'Minus "from scratch" with the same training pictures, seed by seed. {VERDICTS}',
+        *tables(functools.partial(difference_table, baseline=SCRATCH), "{}: {}"),
+        "## Rates",
+        *dict.fromkeys(tables(rate_table, "{}: rate")),
+        "Seconds: median, of one training, with building the model."
+        + (f" Accuracy of the networks to transfer from: {', '.join(learned)}." if learned else ""),
     )
-    write(out / "xray", text, results)
-    plot(results["runs"], panels, out / "xray.png")
 
 
-def report_scripts(results: dict[str, Any], out: Path) -> None:
-    learned = " and ".join(
-        f"{100 * accuracy:.1f} % on {source}" for source, accuracy in results["pretrained"].items()
-    )
-    panels = [(name, "accuracy") for name in SCRIPTS]
-    text = markdown(
-        results,
-        "Digits to digits of other scripts",
-        "A small network that was trained on mnist meets the ten digits of Bangla and of "
-        "Devanagari. The negative control: the same from fashion_mnist.",
-        "scripts_transfer.png",
-        panels,
-        {n: f"{n // 10} a class" for n in unique(results["runs"], "examples")},
-        f"These are {HELD_OUT} held out of the training split. The networks to transfer from were "
-        f"trained once, one epoch on all training pictures ({learned}, test "
-        "split). Pictures of cmaterdb are inverted (white on black, as in mnist) and have one "
-        "channel; those of the sources are enlarged from 28 to 32 pixels. All heads see the "
-        "features flattened.",
-    )
-    write(out / "scripts_transfer", text, results)
-    plot(results["runs"], panels, out / "scripts_transfer.png", 10, "training pictures a class")
-
-
-def run_xray(weights: Path, data_dir: str | None, seeds: int, out: Path) -> None:
-    start = time.perf_counter()
-    runs = study([xray_problem(data_dir)], xray_approaches(weights), XRAY_SIZES, seeds)
-    command = f"--study xray --weights {weights.name} --seeds {seeds}"
-    report_xray(results_of(command, runs, time.perf_counter() - start), out)
-
-
-def run_scripts(data_dir: str | None, seeds: int, out: Path) -> None:
-    start = time.perf_counter()
-    problems = [script_problem(name, data_dir) for name in SCRIPTS]
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        learned = {s: pretrain(s, data_dir, folder / f"{s}.keras") for s in SOURCES}
-        print(f"Pretrained; accuracy: {learned}", flush=True)
-        sizes = [10 * count for count in A_CLASS]
-        runs = study(problems, script_approaches(folder), sizes, seeds)
-    command = f"--study scripts --seeds {seeds}"
-    report_scripts(results_of(command, runs, time.perf_counter() - start, pretrained=learned), out)
+def plot(study: Study, runs: list[Run], path: Path) -> None:
+    approaches = unique(runs, "approach")
+    with panels(path, len(study.panels)) as axes:
+        for axis, (problem, metric) in zip(axes, study.panels, strict=True):
+            cases = study.cases(runs, problem, metric)
+            ticks = [case.examples // study.per for case in cases]
+            found = {name: [case.chosen(runs, name) for case in cases] for name in approaches}
+            xlabel = "training pictures" + (" a class" if study.per > 1 else "")
+            ylabel = f"test {METRICS[metric][0]}"
+            curves(axis, ticks, found, title=problem, xlabel=f"{xlabel} (log)", ylabel=ylabel)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--study", choices=["xray", "scripts"], help="one of them (else both)")
-    parser.add_argument("--weights", type=Path, help="h5 file of MobileNet, alpha 0.25, no top")
-    parser.add_argument("--data-dir", help="where TFDS keeps its data (else TFDS_DATA_DIR)")
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
-    arguments = parser.parse_args()
-    if arguments.study != "scripts" and arguments.weights is None:
-        parser.error("the study xray needs --weights FILE")
-
-    if arguments.study != "scripts":
-        run_xray(arguments.weights, arguments.data_dir, arguments.seeds, arguments.out)
-    if arguments.study != "xray":
-        run_scripts(arguments.data_dir, arguments.seeds, arguments.out)
+    arguments = parser(__doc__, seeds=5, data_dir=True)
+    arguments.add_argument("--study", choices=list(STUDIES), help="one of them (default: both)")
+    arguments.add_argument("--weights", type=Path, help="h5 file of MobileNet, alpha 0.25, no top")
+    given = arguments.parse_args()
+    if given.study != "scripts" and given.weights is None:
+        arguments.error("the study xray needs `--weights`. Pass --weights FILE.")
+    tf.get_logger().setLevel("ERROR")
+    for name in [given.study] if given.study else STUDIES:
+        results, stem = results_of(name, given), given.out / STUDIES[name].file
+        write(stem, report(results), results)
+        plot(STUDIES[name], results["runs"], stem.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import numpy as np
+from prepared import ended_without_data, load
 
 import keras_lp as lp
 
@@ -35,9 +36,7 @@ Phone = tuple[np.ndarray, np.ndarray]
 def read_text(path: Path | None, data_dir: str | None) -> str:
     if path is not None:
         return path.read_text()
-    import tensorflow_datasets as tfds
-
-    splits = tfds.load("tiny_shakespeare", data_dir=data_dir, split=["train", "validation", "test"])
+    splits = load("tiny_shakespeare", split=["train", "validation", "test"], data_dir=data_dir)
     return "".join(next(iter(part.as_numpy_iterator()))["text"].decode() for part in splits)
 
 
@@ -107,8 +106,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args()
     args.units = 64 if args.quick else 128
-    args.rounds = args.rounds or (40 if args.quick else 300)
-    args.local_models, args.local_epochs_alone = (4, 10) if args.quick else (16, 30)
+    args.rounds = args.rounds or (8 if args.quick else 300)
+    args.local_models, args.local_epochs_alone = (2, 3) if args.quick else (16, 30)
     args.out.mkdir(parents=True, exist_ok=True)
 
     texts = speakers(read_text(args.text, args.data_dir), args.least)
@@ -163,4 +162,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with ended_without_data():
+        main()

@@ -1,6 +1,6 @@
 """A language model learns how users talk, with LoRA: 400 examples, a small file.
 
-    TFDS_DATA_DIR=... python examples/support_assistant.py
+    TFDS_DATA_DIR=... python examples/support_assistant.py --quick
 
 A small GPT-2 learns the English of the plays in tiny_shakespeare, in some minutes. Then adapters
 learn the questions that people ask an assistant (clinc_oos). Two layers do not make a model that
@@ -8,6 +8,8 @@ answers; what is to be seen is how far a few hundred examples and a file of 205 
 a network, start from a real one: replace `small_gpt2(...)` and its training by
 
     model = keras_hub.models.GPT2CausalLM.from_preset("gpt2_base_en")
+
+`--quick` trains on a tenth of the plays, for one epoch, and on the questions for two.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras
 import keras_hub
 import numpy as np
-import tensorflow_datasets as tfds
+from prepared import ended_without_data, load
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 import keras_lp as lp
@@ -40,14 +42,14 @@ OUT = Path("runs/support_assistant")
 
 def plays(data_dir: str | None) -> list[str]:
     """The text in pieces."""
-    dataset = tfds.load("tiny_shakespeare", split="train", data_dir=data_dir)
+    dataset = load("tiny_shakespeare", split="train", data_dir=data_dir)
     text = next(iter(dataset.as_numpy_iterator()))["text"].decode()
     return [text[i : i + CHARACTERS] for i in range(0, len(text) - CHARACTERS, CHARACTERS)]
 
 
 def questions(split: str, count: int, data_dir: str | None) -> list[str]:
     """Questions in a random order, always the same."""
-    dataset = tfds.load("clinc_oos", split=split, data_dir=data_dir)
+    dataset = load("clinc_oos", split=split, data_dir=data_dir)
     texts = [row["text"].decode() for row in dataset.as_numpy_iterator()]
     return [texts[i] for i in np.random.default_rng(0).permutation(len(texts))[:count]]
 
@@ -117,15 +119,20 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=400)
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--quick", action="store_true", help="fewer plays and epochs")
     arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.pretraining_epochs, arguments.epochs = 1, 2
     warnings.filterwarnings("ignore", message="`shuffle=True` was passed")
 
     keras.utils.set_random_seed(arguments.seed)
     old = plays(arguments.data_dir)
     np.random.default_rng(arguments.seed).shuffle(old)
     old_held_out, old = old[:HELD_OUT], old[HELD_OUT:]
+    if arguments.quick:
+        old_held_out, old = old_held_out[:50], old[: len(old) // 10]
     train = questions("train", arguments.examples, arguments.data_dir)
-    held_out = questions("test", 500, arguments.data_dir)
+    held_out = questions("test", 100 if arguments.quick else 500, arguments.data_dir)
 
     model = small_gpt2(old)
     start = time.perf_counter()
@@ -150,10 +157,11 @@ def main() -> None:
     show_samples(model, f"after {len(train)} questions")
     print(f"\nLearned from {len(train)} questions in {seconds:.0f} s")
     print(f"held-out loss a token, {len(held_out)} questions: {before:.3f} -> {after:.3f}")
-    print(f"the same, {HELD_OUT} pieces of the plays: {old_before:.3f} -> {old_after:.3f}")
+    print(f"the same, {len(old_held_out)} pieces of the plays: {old_before:.3f} -> {old_after:.3f}")
     print(f"parameters trained: {trained:,}; of the model: {model.count_params():,}")
     print(f"adapters on disk: {file.stat().st_size / 1024:.0f} KiB")
 
 
 if __name__ == "__main__":
-    main()
+    with ended_without_data():
+        main()

@@ -108,7 +108,8 @@ def _from_tfds(
     if not builder.info.splits:
         raise ValueError(
             "A data set must be prepared if download=False. Received: "
-            f"name={name!r}, which is not in {builder.data_dir}."
+            f"name={name!r}, which is not in {builder.data_dir}. Pass download=True, or another "
+            "`data_dir`."
         )
     base = split.split("[")[0]
     check_choice("split", base, [*builder.info.splits, "all"])

@@ -40,7 +40,7 @@ def test_every_public_name_is_there():
 
 def test_editors_see_the_names_that_are_loaded_when_first_used():
     tree = ast.parse(Path(lp.__file__).read_text())
-    (block,) = [node for node in tree.body if isinstance(node, ast.If)]
+    block = next(node for node in tree.body if isinstance(node, ast.If))
     seen = {alias.name: node.module for node in block.body for alias in node.names}
     assert seen == lp._LAZY
 
@@ -55,6 +55,8 @@ def modules():
 
 @pytest.mark.parametrize("name", modules())
 def test_examples_in_docstrings_run(name, tmp_path, monkeypatch):
+    if name == "keras_lp.federated.averaging" and installation.unsupported_platform():
+        pytest.skip("TFF has wheels for Linux x86-64 only")
     monkeypatch.chdir(tmp_path)  # examples write files
     results = doctest.testmod(importlib.import_module(name))
     assert results.failed == 0

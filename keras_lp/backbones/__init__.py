@@ -1,1 +1,1 @@
-"""A name, a file or a model becomes a headless network, frozen as far as wanted."""
+"""Turns a name, a file or a model into a headless network, and freezes it as requested."""

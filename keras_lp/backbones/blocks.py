@@ -1,4 +1,4 @@
-"""Blocks: the groups of neighbouring layers that an architecture is made of.
+"""Blocks: the groups of consecutive layers of which an architecture consists.
 
 `trainable=n` counts them from the top, and layer decay gives each a learning rate.
 """
@@ -18,12 +18,11 @@ from keras_lp.tasks.heads import backbone_of
 def blocks_of(layers: Sequence[keras.Layer]) -> list[list[keras.Layer]]:
     """Groups the leaf layers that have weights into blocks, from the bottom to the top.
 
-    A block is a group of neighbouring layers whose names share a prefix (`block1_conv`,
-    `block1_bn`), else one layer. A layer with a name that Keras gave (`dense_1`) is a block of its
-    own, unless it lies within a numbered block, or below a concatenation that ends one
-    (InceptionV3's `mixed0`). Normalisation that would be a block of its own belongs to the block
-    below it. Neighbouring embeddings are one
-    block.
+    A block is a group of consecutive layers whose names share a prefix (`block1_conv`,
+    `block1_bn`), or a single layer. A layer with a default name of Keras (`dense_1`) is its own
+    block, unless it lies within a numbered block or below a concatenation that ends one
+    (InceptionV3's `mixed0`). A normalisation layer that would be its own block belongs to the
+    block below it. Consecutive embeddings are one block.
 
     Args:
         layers: the layers below the head, in order. Models stand for their layers.
@@ -43,11 +42,11 @@ def blocks_of(layers: Sequence[keras.Layer]) -> list[list[keras.Layer]]:
 
 
 _NORMALISATION = (keras.layers.BatchNormalization, keras.layers.Normalization)
-# Names of numbered blocks, the first that matches: the families of keras.applications, then any
-# "<words><number>" or "<words><number>_<more>".
+# Names of numbered blocks; the first match counts. First the families of keras.applications, then
+# any "<words><number>" or "<words><number>_<more>".
 _NUMBERED = [
     re.compile(r"(block(?:35|17|8)_\d+)(?:_|$)"),  # InceptionResNetV2
-    # NASNet: the cell is at the end.
+    # NASNet has the cell number at the end.
     re.compile(r"(?:adjust|normal|reduction|separable)_\w*?_((?:stem_|reduce_)?\d+)$"),
     re.compile(r"(.*block_?\d+[a-z]?)(?:_|$)"),  # ResNet, VGG, MobileNetV2, EfficientNet, ...
     re.compile(r"(expanded_conv(?:_\d+)?)(?:_|$)"),  # MobileNetV3
@@ -61,7 +60,7 @@ _ENDS_BLOCK = re.compile(r"(?:block\d+_\d+_)?mixed\w*$")  # the Inception famili
 
 
 def _block_names(leaves: Sequence[keras.Layer]) -> list[str | None]:
-    """Returns the name of each leaf's block, None where it has no name for one."""
+    """Returns the block name of each leaf, None for a leaf whose name has none."""
     names: list[str | None] = []
     numbered: dict[str, list[int]] = {}
     for i, leaf in enumerate(leaves):
@@ -76,7 +75,7 @@ def _block_names(leaves: Sequence[keras.Layer]) -> list[str | None]:
             elif word := _WORD.match(name):
                 key = word.group(1)
         names.append(key)
-    # What Keras named lies within the block around it (the shortcuts of Xception).
+    # Layers with default names belong to the block around them (the shortcuts of Xception).
     for key, indices in numbered.items():
         for i in range(indices[0], indices[-1]):
             if names[i] is None or names[i] not in numbered:
@@ -97,7 +96,7 @@ def _is_default_name(layer: keras.Layer) -> bool:
 
 
 def _fold_normalisation(blocks: list[list[keras.Layer]]) -> list[list[keras.Layer]]:
-    """Joins blocks that hold nothing but normalisation to the block below, or above."""
+    """Merges blocks that contain only normalisation into the block below, or else above."""
     folded: list[list[keras.Layer]] = []
     waiting: list[keras.Layer] = []
     for block in blocks:
@@ -119,9 +118,9 @@ def _is_normalisation(layer: keras.Layer) -> bool:
 def below_head(model: keras.Model) -> list[keras.Layer]:
     """Returns the layers below the head, in order from the bottom.
 
-    In a model that keras_lp built, and in a task of KerasHub, that is the backbone. In another one
-    the head is, for each output, the nearest layer with weights; where that is a model, the head
-    is in it.
+    For a model that keras_lp built and for a KerasHub task, these are the layers of the backbone.
+    For other models, the head of each output is the nearest layer with weights; if that layer is
+    a model, the head is inside it.
     """
     backbone = backbone_of(model) or getattr(model, "backbone", None)
     if isinstance(backbone, keras.Model) and backbone in model.layers:
@@ -139,14 +138,14 @@ def below_head(model: keras.Model) -> list[keras.Layer]:
 def head_layers(model: keras.Model) -> list[keras.Layer]:
     """Returns the leaf layers with weights above those of `below_head`.
 
-    A language model whose embeddings also give its logits has none.
+    A language model that computes its logits from its embeddings has none.
     """
     below = {id(leaf) for layer in below_head(model) for leaf in leaf_layers(layer)}
     return [leaf for leaf in leaf_layers(model) if leaf.weights and id(leaf) not in below]
 
 
 def _output_layers(model: keras.Model) -> list[keras.Layer]:
-    if not getattr(model, "outputs", None):  # a subclassed model has no graph to follow
+    if not getattr(model, "outputs", None):  # a subclassed model has no graph
         return [layer for layer in model.layers if layer.weights][-1:]
     found = []
     pending = list(model.outputs)

@@ -1,7 +1,8 @@
-"""Copies of models: the same layers and values in variables of their own."""
+"""Copies of models: the same layers and values in new variables."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -15,16 +16,21 @@ def copy_model(
 
     Args:
         model: a built model.
-        change: what becomes of the config of each layer. Defaults to nothing.
+        change: function that maps the config of each layer to its new config. Defaults to the
+            identity.
 
     Raises:
-        Exception: what a layer raises that cannot be made from its config.
+        Exception: the error of a layer that cannot be created from its config.
     """
 
     def copy(layer: keras.Layer) -> keras.Layer:
         return type(layer).from_config(change(layer.get_config()))
 
-    made = keras.models.clone_model(model, clone_function=copy, recursive=True)
+    state = random.getstate()  # from which Keras seeds what has no seed
+    try:
+        made = keras.models.clone_model(model, clone_function=copy, recursive=True)
+    finally:
+        random.setstate(state)  # as if the initial values, replaced below, had not been drawn
     for new, old in zip(made.variables, model.variables, strict=True):
         new.assign(old)
     return made

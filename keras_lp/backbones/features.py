@@ -1,4 +1,4 @@
-"""Features: what a frozen backbone gives to the heads, and the model below and above them."""
+"""Features: the output of a frozen backbone, and the parts of the model below and above it."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from keras_lp.backbones.freezing import is_frozen, run_layer
 from keras_lp.backbones.images import Augmentation
 from keras_lp.utils.arguments import check_choice, check_positive
 
-# A batch whose input is a dict with this key holds features instead of inputs.
+# A batch whose input is a dict with this key contains features instead of model inputs.
 KEY = "keras_lp_features"
-MASK = "keras_lp_mask"  # next to them, if the features carry one
+MASK = "keras_lp_mask"  # the mask of the features, if they have one
 
 CacheFeatures = bool | Literal["auto"]
 
@@ -27,11 +27,11 @@ CACHE_MEMORY = 2 * 2**30
 
 @keras.saving.register_keras_serializable("keras_lp")
 class Features(keras.layers.Identity):
-    """The features between backbone and heads, and whether `fit` computes them once.
+    """Marks the features between backbone and heads, and whether `fit` computes them once.
 
     Args:
         cache: `"auto"`, True or False, see `lp.transfer_model`. Defaults to `"auto"`.
-        memory: bytes of memory that cached features may take; more than that goes to a file.
+        memory: bytes of memory for cached features; features beyond that are stored in a file.
             Defaults to 2 GiB.
         **kwargs: arguments of `keras.layers.Layer`.
     """
@@ -52,7 +52,7 @@ class Features(keras.layers.Identity):
 
 
 def features_layer(model: keras.Model) -> Features | None:
-    """Returns the layer whose output are the features, None in a model without one."""
+    """Returns the layer whose output is the features, None if the model has none."""
     return next((layer for layer in model.layers if isinstance(layer, Features)), None)
 
 
@@ -62,7 +62,7 @@ def feature_model(model: keras.Model) -> keras.Model:
 
 
 def are_features(inputs: Any) -> bool:
-    """Whether these inputs of a model are features instead of its inputs."""
+    """Whether these model inputs are features."""
     return isinstance(inputs, Mapping) and KEY in inputs
 
 
@@ -84,11 +84,11 @@ def run_above(model: keras.Model, inputs: Mapping[str, Any], training: bool | No
 
 
 def obstacle(model: keras.Model, weightless: bool = False) -> str | None:
-    """Returns why the features of a model cannot be computed once; None if they can.
+    """Returns the reason why the features cannot be computed once, None if they can.
 
     Args:
         model: the model.
-        weightless: whether features that take no weights to compute are worth it.
+        weightless: whether to cache features whose computation uses no weights.
     """
     layer = features_layer(model)
     if layer is None:
@@ -107,14 +107,14 @@ def obstacle(model: keras.Model, weightless: bool = False) -> str | None:
             if inner._seed_generators and not (op.weights and inner._call_has_training_arg):
                 return f"{inner.name!r} is random"
             if getattr(inner, "stateful", False):
-                return f"{inner.name!r} keeps a state from batch to batch"
+                return f"{inner.name!r} keeps state between batches"
             if inner.activity_regularizer is not None:
                 return f"{inner.name!r} adds a loss"
     return None
 
 
 def feature_function(model: keras.Model) -> Callable[[Any], dict[str, Any]]:
-    """Returns what computes `{KEY: features}`, and a mask of theirs; traced once a model."""
+    """Returns a function that computes `{KEY: features}` and their mask, traced once per model."""
     kept = model.__dict__
     if "_feature_function" not in kept:
         below = feature_model(model)
@@ -124,14 +124,14 @@ def feature_function(model: keras.Model) -> Callable[[Any], dict[str, Any]]:
             mask = get_keras_mask(features)
             return {KEY: features} if mask is None else {KEY: features, MASK: mask}
 
-        # Not by `setattr`, which would make the layers in it those of the model again.
+        # `setattr` would add its layers to the model a second time.
         kept["_feature_function"] = tf.function(compute, reduce_retracing=True, autograph=False)
         kept["_feature_function_eager"] = compute
     return kept["_feature_function_eager" if model.run_eagerly else "_feature_function"]
 
 
 def feature_batch_size(model: keras.Model) -> int:
-    """Examples a step: so few that the largest tensor has at most 2**24 numbers."""
+    """Returns the number of examples at which the largest tensor has at most 2**24 numbers."""
     shapes = [tensor.shape for tensor in model.inputs]
     pending = [feature_model(model)]
     while pending:
@@ -143,7 +143,7 @@ def feature_batch_size(model: keras.Model) -> int:
     largest = 1
     for _, *sizes in shapes:
         known = [size or (224 if len(sizes) == 3 else 512) for size in sizes]
-        if len(known) == 2:  # a sequence: attention makes a matrix of its steps for each head
+        if len(known) == 2:  # a sequence: attention computes a steps x steps matrix per head
             known[1] = max(known[1], 8 * known[0])
         largest = max(largest, math.prod(known))
     return 2 ** int(np.clip(np.log2(2**24 / largest), 0, 8))

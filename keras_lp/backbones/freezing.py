@@ -1,9 +1,9 @@
 """Freezing: the only place that sets `trainable`.
 
-A pretrained part never updates the statistics of its BatchNormalization layers, neither frozen
-nor fine-tuned. In Keras only `trainable=False` on the layer itself ensures that (the `training`
-argument given to a nested model is overridden by `fit`), so these layers stay frozen throughout.
-Whatever else is frozen runs in inference mode too: a frozen Dropout is off.
+BatchNormalization layers of a pretrained part never update their statistics, whether frozen or
+fine-tuned. In Keras only `trainable=False` on the layer itself ensures this (`fit` overrides the
+`training` argument of a nested model), so these layers always stay frozen. All other frozen
+layers run in inference mode too: a frozen Dropout is off.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from keras.src.models.functional import Functional
 from keras_lp.utils.names import near
 
 Part = Literal["head", "all"]
-# A part, the number of top blocks, or names of layers: a `Sequence[str]` could be a misspelt part.
+# A part, the number of top blocks, or layer names. `Sequence[str]` would accept a misspelt part.
 Trainable = Part | int | list[str] | tuple[str, ...]
 
 
 def leaf_layers(layer: keras.Layer) -> Iterator[keras.Layer]:
-    """Yields the layers of a model in order, those of nested models instead of the models.
+    """Yields the layers of a model in order, with nested models replaced by their layers.
 
-    A layer that is a stack of numbered blocks, such as a transformer's encoder, counts as a model.
+    A layer that is a stack of numbered blocks, such as a transformer encoder, counts as a model.
     """
     if isinstance(layer, keras.Model):
         for inner in layer.layers:
@@ -36,7 +36,7 @@ def leaf_layers(layer: keras.Layer) -> Iterator[keras.Layer]:
 
 
 def _is_stack(layer: keras.Layer) -> bool:
-    """Whether a layer holds two or more numbered layers of layers of one kind."""
+    """Whether a layer contains two or more numbered composite layers of the same class."""
     numbered = [
         type(inner) for inner in layer._layers if inner._layers and inner.name[-1:].isdigit()
     ]
@@ -45,19 +45,19 @@ def _is_stack(layer: keras.Layer) -> bool:
 
 
 def set_trainable(layer: keras.Layer, value: bool) -> None:
-    """Sets the flag of a layer and of everything in it.
+    """Sets the flag of a layer and of everything inside it.
 
-    One by one: `layer.trainable = value` alone reaches nothing inside where the layer itself
-    has that value already.
+    It sets each flag separately: `layer.trainable = value` does not reach the inner layers if
+    the layer itself already has this value.
     """
     for inner in layer._flatten_layers():
         restore_flag(inner, value)
 
 
 def restore_flag(layer: keras.Layer, value: bool) -> None:
-    """Sets the flag of one layer and its own variables, whatever they were before.
+    """Sets the flag of one layer and its own variables, whatever their previous values.
 
-    A layer with adapters (LoRA) trains these alone.
+    In a layer with adapters (LoRA), only the adapters train.
     """
     layer.trainable = not value
     layer.trainable = value
@@ -67,19 +67,19 @@ def restore_flag(layer: keras.Layer, value: bool) -> None:
 
 
 def freeze(below: Sequence[keras.Layer], chosen: set[int], *, keep_statistics: bool) -> None:
-    """Sets `trainable` below the head. The caller compiles afterwards.
+    """Sets `trainable` below the head. The caller must compile afterwards.
 
     Args:
         below: the layers below the head (models count as layers).
-        chosen: what trains, from `choose`.
+        chosen: ids of the layers that train, from `choose`.
         keep_statistics: whether BatchNormalization layers stay frozen in inference mode.
     """
     for layer in below:
-        set_trainable(layer, bool(chosen))  # a model must be trainable for anything in it to be
+        set_trainable(layer, bool(chosen))  # inner layers train only if the model is trainable
     for layer in below:
         whole = all(id(leaf) in chosen for leaf in leaf_layers(layer))
         for inner in layer._flatten_layers():
-            if isinstance(inner, keras.Model):  # weights of its own, outside its layers
+            if isinstance(inner, keras.Model):  # the model's own weights, outside its layers
                 for variable in inner._trainable_variables:
                     variable.trainable = whole
     for leaf in (leaf for layer in below for leaf in leaf_layers(layer)):
@@ -98,12 +98,12 @@ def choose(
     Args:
         below: the layers below the head (models count as layers).
         blocks: groups of their leaf layers, from the bottom to the top.
-        trainable: `"head"` chooses none of them, `"all"` each; a number n the top n blocks; a
-            list of names these layers.
+        trainable: `"head"` chooses none of them, `"all"` chooses all, a number n chooses the top
+            n blocks, and a list of names chooses these layers.
 
     Raises:
-        ValueError: more blocks than there are, or a name that no layer has.
-        TypeError: anything else.
+        ValueError: if there are fewer blocks, or no layer has a name.
+        TypeError: if `trainable` is anything else.
     """
     leaves = [leaf for layer in below for leaf in leaf_layers(layer)]
     if isinstance(trainable, str) and trainable in get_args(Part):
@@ -117,7 +117,7 @@ def choose(
             )
         if not trainable:
             return set()
-        # With what has no weights, such as a Dropout, between the layers of these blocks.
+        # Includes layers without weights, such as a Dropout, between the layers of these blocks.
         chosen = {id(layer) for block in blocks[len(blocks) - trainable :] for layer in block}
         below_top = {id(layer) for block in blocks[: len(blocks) - trainable] for layer in block}
         lowest = min(i for i, leaf in enumerate(leaves) if id(leaf) in chosen)
@@ -127,8 +127,8 @@ def choose(
         for name in trainable:
             if name not in names:
                 raise ValueError(
-                    "`trainable` must name layers below the head, those inside nested models. "
-                    f"Received: {name!r}, and no such layer has that name."
+                    "`trainable` must name layers below the head, including those inside nested "
+                    f"models. Received: {name!r}, and no such layer has that name."
                     f"{near(str(name), names)}"
                 )
         return {id(leaf) for leaf in leaves if leaf.name in trainable}
@@ -139,16 +139,16 @@ def choose(
 
 
 def is_frozen(layer: keras.Layer) -> bool:
-    """Whether neither a layer nor anything in it trains."""
+    """Whether a layer has no trainable layer or weight inside it."""
     return not any(inner.trainable for inner in layer._flatten_layers())
 
 
 def run_layer(operation: Any, training: bool | None) -> Callable[..., Any]:
-    """Returns what runs an operation of a graph; frozen layers run in inference mode.
+    """Returns a function that runs an operation of a graph, frozen layers in inference mode.
 
-    Keras hands `training=True` down to all of them, so Dropout in a frozen model would be active.
-    In a nested Functional or Sequential model of which a part is frozen, that part runs in
-    inference mode; a model with a `call` of its own runs as that says unless all of it is frozen.
+    Keras passes `training=True` to all of them, so Dropout in a frozen model would be active.
+    The frozen part of a partly frozen nested Functional or Sequential model runs in inference
+    mode. A model with its own `call` runs in inference mode only if it is fully frozen.
     """
     if not isinstance(operation, keras.Layer):
         return operation
@@ -158,7 +158,7 @@ def run_layer(operation: Any, training: bool | None) -> Callable[..., Any]:
         graph = operation._functional
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        # A graph that we can look into; a model with a `call` of its own runs as a whole.
+        # This graph can be inspected; a model with its own `call` runs as a whole.
         plain = isinstance(graph, Functional) and type(graph).call is Functional.call
         if training and plain and kwargs.get("mask") is None:
             return run_graph(graph, args[0], training)
@@ -170,7 +170,7 @@ def run_layer(operation: Any, training: bool | None) -> Callable[..., Any]:
 
 
 def run_graph(model: Functional, inputs: Any, training: bool | None) -> Any:
-    """Runs a Functional model, its frozen layers in inference mode."""
+    """Runs a Functional model with its frozen layers in inference mode."""
     outputs = model._run_through_graph(
         model._standardize_inputs(inputs), lambda operation: run_layer(operation, training)
     )

@@ -1,4 +1,4 @@
-"""KerasHub: its presets as backbones. Imported when first used."""
+"""KerasHub presets as backbones. KerasHub is imported on first use."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ def load_preset(preset: str, weights: Any, kwargs: dict[str, Any]) -> keras.Mode
 
     Args:
         preset: a name such as `"resnet_50_imagenet"`, a handle or a folder.
-        weights: `"imagenet"` for the preset's own, None for untrained ones, or a weights file.
-        kwargs: arguments of its constructor that differ from the preset.
+        weights: `"imagenet"` for the preset's own weights, None for untrained weights, or a
+            weights file.
+        kwargs: constructor arguments that override the preset.
 
     Raises:
-        ImportError: KerasHub is not installed.
-        ConnectionError: a preset that cannot be downloaded.
-        ValueError: an unknown preset.
+        ImportError: if KerasHub is not installed.
+        ConnectionError: if the preset cannot be downloaded.
+        ValueError: if the preset is unknown.
     """
     keras_hub = import_hub()
 
@@ -36,18 +37,18 @@ def load_preset(preset: str, weights: Any, kwargs: dict[str, Any]) -> keras.Mode
 
 
 def image_scaling(preset: str) -> tuple[Any, Any]:
-    """Returns by which factor the preset multiplies pixels, and what it adds: (1, 0) if unknown."""
+    """Returns the scale and the offset that the preset applies to pixels; (1, 0) if unknown."""
     keras_hub = import_hub()
     try:
         converter = _reach(preset, lambda: keras_hub.layers.ImageConverter.from_preset(preset))
-    except (FileNotFoundError, ValueError):  # a preset without one takes what it takes
+    except (FileNotFoundError, ValueError):  # the preset does not define a scaling
         return 1.0, 0.0
     scale = 1.0 if converter.scale is None else converter.scale
     return scale, 0.0 if converter.offset is None else converter.offset
 
 
 def import_hub() -> Any:
-    """Imports KerasHub, or says how to install it."""
+    """Imports KerasHub; the error tells how to install it."""
     try:
         import keras_hub
     except ImportError as error:

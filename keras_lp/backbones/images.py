@@ -1,4 +1,4 @@
-"""Pictures: from what the user has to what a network takes, and augmentation."""
+"""Images: conversion from the user's images to the network's input, and augmentation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ AugmentationLike = Preset | keras.Layer
 
 @keras.saving.register_keras_serializable("keras_lp")
 class Augmentation(keras.layers.Layer):
-    """Changes the inputs at random in training; otherwise it is not there at all.
+    """Augments the inputs during training; in inference the inputs are unchanged.
 
     Args:
         layer: a Keras layer that keeps the shape of its input.
@@ -23,7 +23,7 @@ class Augmentation(keras.layers.Layer):
     """
 
     def __init__(self, layer: keras.Layer, **kwargs: Any) -> None:
-        # Pixels stay as they are under mixed precision too.
+        # Pixels are not converted to float16 under mixed precision.
         super().__init__(**{"dtype": "float32", "autocast": False, **kwargs})
         self.layer = layer
 
@@ -43,32 +43,32 @@ class Augmentation(keras.layers.Layer):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Augmentation:
-        """Makes the layer again from `get_config()`."""
+        """Creates the layer from `get_config()`."""
         layer = keras.saving.deserialize_keras_object(config["layer"])
         return cls(**{**config, "layer": layer})
 
 
 def augment(inputs: Any, augmentation: Any) -> Any:
-    """Changes inputs as the argument `augmentation` of a builder says.
+    """Applies the `augmentation` argument of a builder to inputs.
 
     Args:
         inputs: the symbolic input of a model.
         augmentation: `"light"`, `"strong"` or a Keras layer.
 
     Raises:
-        ValueError: an unknown name, a name for inputs that are not pictures, or a layer that
-            changes the shape.
-        TypeError: something else.
+        ValueError: if a name is unknown, the inputs are not images although a name is given, or a
+            layer changes the shape.
+        TypeError: if `augmentation` is anything else.
     """
     if isinstance(augmentation, keras.Layer):
         seen = keras.Input(batch_shape=inputs.shape, dtype=inputs.dtype)
         changed = augmentation(seen)
         if tuple(changed.shape) != tuple(inputs.shape):
             raise ValueError(
-                "An augmentation must keep the shape of the inputs: it is left out where the model "
-                f"predicts. Received: augmentation={augmentation.name!r}, which turns "
-                f"{tuple(inputs.shape)} into {tuple(changed.shape)}. Put what changes the size "
-                "into your data set, or use `image_size`."
+                "An augmentation must keep the shape of the inputs, because it is left out in "
+                f"inference. Received: augmentation={augmentation.name!r}, which turns "
+                f"{tuple(inputs.shape)} into {tuple(changed.shape)}. Change the size in your data "
+                "set, or use `image_size`."
             )
         return Augmentation(augmentation, name="augmentation")(inputs)
     if not isinstance(augmentation, str):
@@ -79,8 +79,8 @@ def augment(inputs: Any, augmentation: Any) -> Any:
     check_choice("augmentation", augmentation, get_args(Preset))
     if len(inputs.shape) != 4:
         raise ValueError(
-            f"augmentation={augmentation!r} is for pictures, inputs of (height, width, channels). "
-            f"Received: inputs of shape {tuple(inputs.shape[1:])}. Pass a Keras layer of yours."
+            f"augmentation={augmentation!r} is for images, inputs of (height, width, channels). "
+            f"Received: inputs of shape {tuple(inputs.shape[1:])}. Pass your own Keras layer."
         )
     strong = augmentation == "strong"
     amount = 2.0 if strong else 1.0
@@ -100,7 +100,7 @@ def check_image_size(image_size: Any) -> tuple[int, int] | None:
     """Returns `image_size` as (height, width).
 
     Raises:
-        ValueError: neither a number nor two.
+        ValueError: if it is neither one number nor two.
     """
     if image_size is None:
         return None
@@ -114,12 +114,12 @@ def check_image_size(image_size: Any) -> tuple[int, int] | None:
 
 
 def fit_images(images: Any, channels: int, image_size: tuple[int, int] | None) -> Any:
-    """Resizes pictures in the graph and repeats a grey channel.
+    """Resizes images in the graph and repeats a grey channel.
 
     Args:
-        images: pictures of any size, and of `channels` channels or one.
-        channels: the channels that the network takes.
-        image_size: (height, width) that the network takes; None leaves the size.
+        images: images of any size with `channels` channels or one.
+        channels: number of channels that the network takes.
+        image_size: (height, width) that the network takes; None keeps the size.
     """
     if image_size is not None and tuple(images.shape[1:3]) != image_size:
         images = keras.layers.Resizing(*image_size, name="resizing")(images)

@@ -1,4 +1,4 @@
-"""The commonest slip with pictures: from 0 to 1 where a network wants 0 to 255."""
+"""Detects a common mistake: images scaled to 0..1 for a network that expects 0..255."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-_SEEN = 64  # pictures
+_SEEN = 64  # images
 
 
 def warn_of_scaled_pictures(model: keras.Model, x: Any, what: str = "x") -> None:
-    """Warns, once for each model, where pictures look scaled and the model scales them itself.
+    """Warns, once per model, if images look scaled although the model scales them itself.
 
     Args:
         model: the model.
-        x: inputs: arrays or tensors, or a data set of batches of them, with labels or without.
+        x: inputs: arrays or tensors, or a data set of batches, with or without labels.
         what: the name of the argument.
     """
     if model.__dict__.get("_pictures_checked") or not _takes_0_to_255(model):
@@ -35,15 +35,15 @@ def warn_of_scaled_pictures(model: keras.Model, x: Any, what: str = "x") -> None
         some = np.asarray(leaf[:_SEEN], "float32")
         if some.size and np.abs(some).max() <= 1 and (some % 1 != 0).any():
             warnings.warn(
-                f"The pictures of `{what}` have values from {some.min():.2g} to {some.max():.2g}, "
-                "and the model scales them itself: it takes raw pixels from 0 to 255. Pass them "
-                "as they are, or times 255 (from -1 to 1: plus 1, times 127.5).",
+                f"The images of `{what}` have values from {some.min():.2g} to {some.max():.2g}, "
+                "but the model scales them itself: it takes raw pixels from 0 to 255. Pass them "
+                "unscaled, or multiply by 255 (from -1 to 1: add 1, multiply by 127.5).",
                 stacklevel=4,
             )
 
 
 def _takes_0_to_255(model: keras.Model) -> bool:
-    """Whether the model divides its pictures by a large number, or takes one off."""
+    """Whether the model divides its images by a large number, or subtracts one."""
     if not any(len(tensor.shape) == 4 for tensor in model.inputs):
         return False
     for layer in model._flatten_layers():

@@ -1,4 +1,4 @@
-"""Pooling: features with axes of space or time become vectors."""
+"""Pooling: converts features with spatial or time axes to vectors."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from keras_lp.utils.arguments import check_choice
 
 Pooling = Literal["auto", "avg", "max", "flatten"]
 
-FLAT = 4096  # numbers of a feature map, see benchmarks/results/pooling.md
+FLAT = 4096  # largest size of a flattened feature map, see benchmarks/results/pooling.md
 
 
 @keras.saving.register_keras_serializable("keras_lp")
 class TokenPooling(keras.layers.Layer):
-    """The mean, or maximum, of the real tokens of a text; zeros where a text has none.
+    """The mean or maximum over the tokens of a text, without padding; zeros without tokens.
 
     Args:
         mode: `"avg"` or `"max"`.
@@ -29,7 +29,12 @@ class TokenPooling(keras.layers.Layer):
         self.mode = mode
 
     def call(self, features: Any, padding_mask: Any) -> Any:
-        """Pools features `(batch, tokens, width)` where `padding_mask` `(batch, tokens)` is 1."""
+        """Pools features `(batch, tokens, width)` over the tokens with `padding_mask` 1.
+
+        Args:
+            features: features.
+            padding_mask: `(batch, tokens)`.
+        """
         real = ops.cast(padding_mask, "bool")[..., None]
         if self.mode == "max":
             largest = ops.max(ops.where(real, features, -float("inf")), axis=1)
@@ -44,10 +49,10 @@ class TokenPooling(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("keras_lp")
 class MaskedAveragePooling1D(keras.layers.GlobalAveragePooling1D):
-    """Keras's mean over the steps that are not masked, but zeros where all are: Keras gives NaN."""
+    """The mean over the steps that are not masked; zeros if all are masked (Keras gives NaN)."""
 
     def call(self, inputs: Any, mask: Any = None) -> Any:
-        """Pools inputs `(batch, steps, width)` where `mask` `(batch, steps)` is true."""
+        """Pools inputs `(batch, steps, width)` over the steps with `mask` `(batch, steps)` true."""
         if mask is None:
             return super().call(inputs)
         weight = ops.cast(mask, inputs.dtype)[..., None]
@@ -56,14 +61,14 @@ class MaskedAveragePooling1D(keras.layers.GlobalAveragePooling1D):
 
 @keras.saving.register_keras_serializable("keras_lp")
 class MaskedMaxPooling1D(keras.layers.GlobalMaxPooling1D):
-    """The maximum over the steps that are not masked, which Keras takes over all; else zeros."""
+    """The maximum over the steps that are not masked (Keras uses all); zeros if all are masked."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.supports_masking = True
 
     def call(self, inputs: Any, mask: Any = None) -> Any:
-        """Pools inputs `(batch, steps, width)` where `mask` `(batch, steps)` is true."""
+        """Pools inputs `(batch, steps, width)` over the steps with `mask` `(batch, steps)` true."""
         if mask is None:
             return super().call(inputs)
         mask = ops.cast(mask, "bool")[..., None]
@@ -72,21 +77,21 @@ class MaskedMaxPooling1D(keras.layers.GlobalMaxPooling1D):
         return ops.where(ops.any(mask, axis=1), largest, 0.0)
 
     def compute_mask(self, inputs: Any, mask: Any = None) -> None:
-        """Returns None: no steps are left."""
+        """Returns None: there are no steps after pooling."""
 
 
 def pool(features: Any, pooling: Pooling | None, padding_mask: Any = None) -> Any:
-    """Adds the layer for the argument `pooling` of a builder.
+    """Adds the layer for the `pooling` argument of a builder.
 
     Args:
         features: a symbolic tensor of rank 2, 3 or 4.
-        pooling: `"avg"`, `"max"`, `"flatten"`, None, or `"auto"`: a feature map of at most
-            `FLAT` numbers becomes flat, so that the place of things is not lost; a larger one, of
-            an open size, or a sequence is averaged.
-        padding_mask: 1 for the real tokens of a text, `(batch, tokens)`.
+        pooling: `"avg"`, `"max"`, `"flatten"`, None, or `"auto"`. `"auto"` flattens a feature map
+            of at most `FLAT` numbers, which keeps the positions, and averages a larger one, one of
+            unknown size, or a sequence.
+        padding_mask: `(batch, tokens)`, 1 for the tokens of a text that are not padding.
 
     Raises:
-        ValueError: an unknown word, or features of another rank or of an open size.
+        ValueError: if the name is unknown, or the features have another rank or an unknown size.
     """
     check_choice("pooling", pooling, [*get_args(Pooling), None])
     rank = len(features.shape)
@@ -113,7 +118,7 @@ def pool(features: Any, pooling: Pooling | None, padding_mask: Any = None) -> An
     }
     if (pooling, rank) not in layers:
         raise ValueError(
-            "A backbone must give features of rank 2 (batch, features), 3 (batch, steps, "
+            "A backbone must output features of rank 2 (batch, features), 3 (batch, steps, "
             "features) or 4 (batch, height, width, features). Received: an output of shape "
             f"{tuple(features.shape)}."
         )

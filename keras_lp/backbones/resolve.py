@@ -1,7 +1,7 @@
-"""Backbones: a name, a file or a model becomes one headless model with its preprocessing inside.
+"""Turns a name, a file or a model into one headless model that includes its preprocessing.
 
-Named backbones take raw images, 0 to 255: what the application's own `preprocess_input` does is
-a layer of the model, so training, the saved file and the phone agree.
+Named backbones take raw images, 0 to 255. The application's own `preprocess_input` is a layer of
+the model, so training, the saved file and the phone agree.
 """
 
 from __future__ import annotations
@@ -47,18 +47,19 @@ def resolve_backbone(
     Args:
         backbone: a name from `keras.applications`, `"hub:"` and a KerasHub preset, a headless
             model, a `.keras` file or a model that keras_lp built.
-        input_shape: the shape of what the user feeds, without the batch.
-        image_size: the size that the network gets, (height, width) or one number for both.
+        input_shape: shape of the user's inputs, without the batch axis.
+        image_size: size of the network's input, (height, width) or one number for both.
         weights: for a name: `"imagenet"`, None or a weights file.
         backbone_kwargs: for a name: arguments of its constructor.
-        pretrained: whether the weights are worth keeping. Defaults to what `weights` says for a
-            name, and to True for a model.
-        trains: whether it will train. A model is then copied. Defaults to False.
+        pretrained: whether the weights are pretrained. Defaults to whether `weights` is given for
+            a name, and to True for a model.
+        trains: whether the backbone will train; a model is then copied. Defaults to False.
 
     Raises:
-        ValueError: an unknown name, a shape that the backbone cannot take, a model with a head.
-        TypeError: anything else than a backbone.
-        ConnectionError: ImageNet weights that cannot be downloaded.
+        ValueError: if a name is unknown, the backbone cannot take the shape, or a model has a
+            head.
+        TypeError: if `backbone` is anything else.
+        ConnectionError: if ImageNet weights cannot be downloaded.
     """
     if isinstance(backbone, os.PathLike) or (
         isinstance(backbone, str) and backbone.endswith(".keras")
@@ -77,10 +78,10 @@ def resolve_backbone(
         )
     if weights != "imagenet" or backbone_kwargs:
         raise ValueError(
-            "`weights` and `backbone_kwargs` go with the name of a backbone. Received: "
-            f"weights={weights!r}, backbone_kwargs={backbone_kwargs!r} with a model, which has "
-            "its weights already. Load them with `model.load_weights(file)`, or say "
-            "`pretrained=False` where they are not pretrained."
+            "`weights` and `backbone_kwargs` are for backbones by name. Received: "
+            f"weights={weights!r}, backbone_kwargs={backbone_kwargs!r} with a model, which "
+            "already has weights. Load them with `model.load_weights(file)`, or pass "
+            "`pretrained=False` if they are not pretrained."
         )
     if backbone_of(backbone) is None:
         warn_if_trained(backbone)
@@ -119,8 +120,8 @@ def _application(
     shape = (None, None, 3) if input_shape is None else tuple(input_shape)
     if len(shape) != 3 or (weights is not None and shape[-1] not in (1, 3)):
         raise ValueError(
-            f"{name} takes pictures, so `input_shape` is (height, width, channels), with 3 "
-            "channels or a grey one where the weights are pretrained. Received: "
+            f"{name} takes images, so `input_shape` is (height, width, channels), with 3 "
+            "channels, or one grey channel, if the weights are pretrained. Received: "
             f"input_shape={input_shape!r}."
         )
     images = keras.Input(shape, name="image")
@@ -130,7 +131,7 @@ def _application(
     try:
         preprocessed = _preprocess(build, fitted)
         with warnings.catch_warnings():
-            # The weights of 224 pixels serve every size here, and Keras says so each time.
+            # The weights for 224 pixels are used for every size; Keras warns each time.
             warnings.filterwarnings("ignore", message="`input_shape` is undefined or non-square")
             return build(
                 include_top=False,
@@ -141,7 +142,7 @@ def _application(
             )
     except (ValueError, TypeError) as error:
         raise type(error)(
-            f"keras.applications.{name} must be able to take what it is given. Received: "
+            f"keras.applications.{name} must be able to take its arguments. Received: "
             f"input_shape={shape}, image_size={image_size}, weights={str(weights)!r}, "
             f"backbone_kwargs={kwargs}. Keras says: {error}"
         ) from error
@@ -159,7 +160,7 @@ def _application(
 def _preprocess(build: Callable[..., keras.Model], images: Any) -> Any:
     """Adds the application's own `preprocess_input` as layers.
 
-    All of them are affine in the channels, so black and the three full colours tell which.
+    All of them are affine in the channels, so black and the three full colours determine them.
     """
     preprocess_input = sys.modules[build.__module__].preprocess_input
     colours = 255.0 * np.vstack([np.zeros((1, 3)), np.eye(3)]).astype("float32")
@@ -169,7 +170,7 @@ def _preprocess(build: Callable[..., keras.Model], images: Any) -> Any:
     if np.count_nonzero(matrix - np.diag(np.diag(matrix))):  # RGB to BGR
         images, matrix = images[..., ::-1] if colour else images, matrix[::-1]
     scale = np.diag(matrix)
-    if not colour:  # an untrained net of other channels: the mean of what the three get
+    if not colour:  # an untrained network with other channels: the mean over the three
         scale, offset = scale.mean(keepdims=True), offset.mean(keepdims=True)
     return _rescale(images, scale.tolist(), offset.tolist())
 
@@ -209,7 +210,7 @@ def _load(path: str) -> keras.Model:
 
 def _check_headless(model: keras.Model) -> None:
     inner = getattr(model, "backbone", None)
-    if isinstance(inner, keras.Model):  # a task of KerasHub
+    if isinstance(inner, keras.Model):  # a KerasHub task
         raise ValueError(
             f"A backbone must be headless. Received: {type(model).__name__} {model.name!r}, which "
             "has a head. Pass its `.backbone`."
@@ -235,9 +236,9 @@ def _functional(
     input_shape: Sequence[int | None] | None,
     image_size: tuple[int, int] | None,
 ) -> keras.Model:
-    """Returns the model with a graph from what the user feeds to one output, the features."""
+    """Returns a model with a graph from the user's inputs to one output, the features."""
     shape = None if input_shape is None else tuple(input_shape)
-    if not getattr(model, "inputs", None):  # a subclassed model has no graph: one around it
+    if not getattr(model, "inputs", None):  # a subclassed model has no graph: wrap it in one
         if shape is None:
             raise ValueError(
                 "A backbone that is a subclassed model needs `input_shape`. Received: model "
@@ -250,7 +251,7 @@ def _functional(
     if not _takes_images(model):
         if image_size is not None:
             raise ValueError(
-                "`image_size` is for backbones that take pictures. Received: "
+                "`image_size` is for backbones that take images. Received: "
                 f"image_size={image_size} for the model {model.name!r} that takes "
                 f"{[tuple(t.shape[1:]) for t in model.inputs]}."
             )
@@ -271,7 +272,7 @@ def _one_output(model: keras.Model) -> keras.Model:
     if len(model.outputs) == 1:
         return model
     names = model.output if isinstance(model.output, Mapping) else {}
-    if "sequence_output" in names and "pooled_output" in names:  # BERT and its kin
+    if "sequence_output" in names and "pooled_output" in names:  # BERT and similar models
         return keras.Model(model.input, names["sequence_output"], name=model.name)
     raise ValueError(
         f"A backbone must have one output, its features. Received: model {model.name!r} "
@@ -292,12 +293,12 @@ def _check_fits(
     )
     if not fits:
         remedy = "Leave `input_shape` out" + (
-            ", or resize pictures: `image_size`." if _takes_images(model) else "."
+            ", or resize images with `image_size`." if _takes_images(model) else "."
         )
         if image_size is not None:
             remedy = f"It needs image_size={own[:2]}."
         raise ValueError(
-            "`input_shape`, after resizing, must be what the backbone takes. Received: "
+            "`input_shape`, after resizing, must be the input shape of the backbone. Received: "
             f"input_shape={shape}, image_size={image_size} for the model {model.name!r} that "
             f"takes {own}. {remedy}"
         )

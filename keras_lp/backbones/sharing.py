@@ -1,7 +1,7 @@
-"""Backbone objects on which several models are built.
+"""Backbone objects from which several models are built.
 
-A frozen backbone is shared. A backbone that trains is copied, so that its model changes neither
-the object that the user gave nor the other models that are built on it.
+A frozen backbone is shared. A backbone that trains is copied, so that training changes neither
+the user's object nor the other models built on it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _TRAINED: weakref.WeakSet[keras.Layer] = weakref.WeakSet()
 
 
 def note_training(model: keras.Model) -> None:
-    """Remembers the layers that train in a model."""
+    """Remembers which layers train in a model."""
     _TRAINED.update(
         layer
         for layer in model._flatten_layers(include_self=False)
@@ -34,14 +34,14 @@ def own_copy(backbone: keras.Model) -> keras.Model:
 
 
 def warn_if_trained(backbone: keras.Model) -> None:
-    """Warns where layers of a backbone train, or trained, in a model that keras_lp built."""
+    """Warns if layers of a backbone train, or trained, in a model that keras_lp built."""
     found = [layer.name for layer in backbone._flatten_layers() if layer in _TRAINED]
     if found:
         warnings.warn(
-            "A backbone object should have its pretrained weights: a model that is built on it "
-            f"starts from what others have learned. Received: backbone {backbone.name!r}, whose "
-            f"layers {found[:3]}{' and more' if len(found) > 3 else ''} train in another model, "
-            "which shares its weights. To start from the same weights each time, as a search "
-            'must, pass a file: backbone.save("backbone.keras").',
+            "A backbone object should have its pretrained weights: a model built on it starts from "
+            f"the weights that other models have learned. Received: backbone {backbone.name!r}, "
+            f"whose layers {found[:3]}{' and more' if len(found) > 3 else ''} train in another "
+            "model, which shares its weights. To start from the same weights each time, pass a "
+            'file: backbone.save("backbone.keras").',
             stacklevel=5,
         )

@@ -1,4 +1,4 @@
-"""Ways to balance the tasks of a multitask model."""
+"""Balancing methods for the tasks of a multitask model."""
 
 from keras_lp.balancing.ways import (
     DWA,

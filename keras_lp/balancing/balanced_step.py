@@ -1,7 +1,8 @@
 """A training step with balanced tasks.
 
-Methods that look at gradients share one path: a gradient per task on the shared parameters, the
-Gramian of these, weights from it, one weighted sum. Heads keep the gradient of their own task.
+All methods that use gradients share one path: compute the gradient of each task for the shared
+parameters, the Gramian of these gradients, the weights from it, and one weighted sum. Each head
+uses the gradient of its own task.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from keras_lp.tasks.heads import backbone_of
 
 
 def balanced_step(model: Any, balancing: Balancing, data: Any) -> dict[str, Any]:
-    """Does what `keras.Model.train_step` does, with the tasks balanced."""
+    """Performs `keras.Model.train_step` with balanced tasks."""
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
     with tf.GradientTape(persistent=balancing.uses_gradients) as tape:
         y_pred = model(x, training=True)
@@ -55,23 +56,23 @@ def balanced_step(model: Any, balancing: Balancing, data: Any) -> dict[str, Any]
 
 
 def _gradients(tape: tf.GradientTape, loss: Any, variables: Sequence[Any]) -> list[Any]:
-    """Dense gradients (those of embeddings are sparse), None where there is none."""
+    """Returns dense gradients (those of embeddings are sparse), None for a missing one."""
     found = tape.gradient(loss, variables)
     return [None if gradient is None else tf.convert_to_tensor(gradient) for gradient in found]
 
 
 def shared_variables(model: keras.Model) -> list[int]:
-    """Returns the places of the backbone's variables among those of a model that train.
+    """Returns the indices of the backbone's variables among a model's trainable variables.
 
     Raises:
-        ValueError: there are none.
+        ValueError: if there are none.
     """
     backbone = cast(keras.Model, backbone_of(model))
     below = {id(variable) for variable in backbone.trainable_variables}
     shared = [i for i, variable in enumerate(model.trainable_variables) if id(variable) in below]
     if not shared:
         raise ValueError(
-            "Balancing by gradients needs shared parameters that train. Received: a model whose "
+            "Balancing with gradients needs trainable shared parameters. Received: a model whose "
             'backbone is frozen. Use trainable="all" or a number of blocks, or balancing="equal", '
             '"uncertainty" or "dwa".'
         )
@@ -104,7 +105,7 @@ def _combined(
     shared: set[int],
     weights: tf.Tensor,
 ) -> list[Any]:
-    """Returns the gradient of each variable: weighted where it is shared, else the plain sum."""
+    """Returns the gradient of each variable: weighted if it is shared, else the plain sum."""
     combined = []
     for i, own in enumerate(zip(*of_tasks, strict=True)):
         terms = [

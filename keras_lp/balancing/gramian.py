@@ -1,10 +1,10 @@
 """Weights of task gradients from their Gramian M, M[i, j] = <g_i, g_j>.
 
-Each function takes a `(tasks, tasks)` Gramian and returns `(tasks,)` weights w; the shared
-parameters then follow the sum of w_i g_i. The weights do not change when the Gramian is scaled as
-a whole, and tasks with one and the same gradient get weights that add up to their number, as in
-the plain sum (with CAGrad 1 + c times that, as in its paper). A task with a gradient of zero gets
-a weight of 0 and is as good as not there.
+Each function takes a `(tasks, tasks)` Gramian and returns `(tasks,)` weights w. The shared
+parameters then follow the sum of w_i g_i. Scaling the whole Gramian does not change the weights.
+If all tasks have the same gradient, the weights sum to the number of tasks, as in the plain sum
+(with CAGrad to 1 + c times that number, as in its paper). A task with a zero gradient gets a
+weight of 0 and does not affect the others.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from keras import ops
 
 _TINY = 1e-12
 _ITERATIONS = 100  # at most
-_STILL = 1e-6  # a step that moves weights (of sum 1) by less is the last
+_STILL = 1e-6  # stop after a step that moves the weights (of sum 1) by less
 
 
 def pcgrad_weights(gramian: Any, order: Any) -> Any:
-    """Each gradient loses its part against each other one that it conflicts with; then the sum.
+    """Removes from each gradient its conflicting part with each other one, then sums them.
 
     Yu et al., 2020, Gradient Surgery for Multi-Task Learning (arXiv:2001.06782).
 
     Args:
         gramian: the Gramian.
-        order: `(tasks, tasks)`: row i is the order in which gradient i meets the others.
+        order: `(tasks, tasks)`; row i is the order in which gradient i is compared with the others.
     """
     count = gramian.shape[0]
     squares = ops.maximum(ops.diagonal(gramian), _TINY)
-    coefficients = ops.eye(count)  # row i: gradient i as a sum of the original ones
+    coefficients = ops.eye(count)  # row i: gradient i as a combination of the original ones
     own = ops.eye(count, dtype="bool")
     for step in range(count):
         other = order[:, step]
@@ -42,7 +42,7 @@ def pcgrad_weights(gramian: Any, order: Any) -> Any:
 
 
 def mgda_weights(gramian: Any) -> Any:
-    """The shortest vector in the convex hull of the gradients, times their number.
+    """The shortest vector in the convex hull of the gradients, times the number of tasks.
 
     Désidéri, 2012; Sener and Koltun, 2018, Multi-Task Learning as Multi-Objective Optimization
     (arXiv:1810.04650).
@@ -53,7 +53,7 @@ def mgda_weights(gramian: Any) -> Any:
 
 
 def cagrad_weights(gramian: Any, c: float) -> Any:
-    """The update that helps the worst task most, within `c` times the mean gradient around it.
+    """The update that helps the worst task most, within `c` lengths of the mean gradient from it.
 
     Liu et al., 2021, Conflict-Averse Gradient Descent for Multi-task Learning (arXiv:2110.14048).
     """
@@ -66,14 +66,14 @@ def cagrad_weights(gramian: Any, c: float) -> Any:
 
 
 def imtl_weights(gramian: Any) -> Any:
-    """The update that goes equally far along the direction of each gradient.
+    """The update that has equal projections on the directions of all gradients.
 
     Liu et al., 2021, Towards Impartial Multi-task Learning (ICLR), the part for gradients.
     """
     gramian = _normalised(gramian)
     present = _present(gramian)
     lengths = ops.sqrt(ops.maximum(ops.diagonal(gramian), 0))
-    # In directions: scaling a task's loss then does not matter for the accuracy of the solution.
+    # Uses directions, so that the scale of a task's loss does not affect the accuracy.
     safe = ops.where(present > 0, lengths, 1.0)
     cosines = gramian / (safe[:, None] * safe[None, :])
     count = gramian.shape[0]
@@ -85,7 +85,7 @@ def imtl_weights(gramian: Any) -> Any:
 
 
 def mean_cosine(gramian: Any) -> tuple[Any, Any]:
-    """Returns the mean cosine of all pairs of gradients that are there, and how many they are."""
+    """Returns the mean cosine over all pairs of nonzero gradients, and the number of pairs."""
     present = _present(gramian)
     lengths = ops.sqrt(ops.where(present > 0, ops.diagonal(gramian), 1.0))
     cosines = gramian / (lengths[:, None] * lengths[None, :])
@@ -95,7 +95,7 @@ def mean_cosine(gramian: Any) -> tuple[Any, Any]:
 
 
 def _present(gramian: Any) -> Any:
-    """1 for each task that has a gradient, else 0."""
+    """Returns 1 for each task that has a gradient, else 0."""
     return ops.cast(ops.diagonal(gramian) > 0, "float32")
 
 
@@ -116,11 +116,11 @@ def _square(gramian: Any, weights: Any) -> Any:
 def _minimise_on_simplex(gramian: Any, linear: Any, factor: Any) -> Any:
     """Minimises linear . w + factor |sum of w_i g_i| over weights w of 0 or more that sum to 1.
 
-    Projected gradient steps with momentum, which restarts where it points uphill. A step
-    minimises a parabola above the length, so its size follows the length itself.
+    Uses projected gradient steps with momentum; the momentum restarts if it points uphill. Each
+    step minimises a parabola above the length, so its size adapts to the length itself.
     """
     present = _present(gramian)
-    # The largest eigenvalue is at most the largest sum of a row.
+    # The largest row sum is an upper bound of the largest eigenvalue.
     largest = ops.maximum(ops.max(ops.sum(ops.abs(gramian), axis=1)), _TINY)
 
     def moves(_: Any, __: Any, ___: Any, moved: Any) -> Any:
@@ -145,7 +145,7 @@ def _minimise_on_simplex(gramian: Any, linear: Any, factor: Any) -> Any:
 
 
 def _on_simplex(point: Any, present: Any) -> Any:
-    """Returns the nearest weights of 0 or more that sum to 1, 0 where a task is not there."""
+    """Returns the nearest weights of 0 or more that sum to 1, 0 for tasks that are absent."""
     point = ops.where(present > 0, point, -1e9)
     falling = -ops.sort(-point)
     excess = (ops.cumsum(falling) - 1) / ops.arange(1, point.shape[0] + 1, dtype="float32")

@@ -1,4 +1,4 @@
-"""Balancing: what each task weighs in a training step of a multitask model."""
+"""Balancing: the weight of each task in a training step of a multitask model."""
 
 from __future__ import annotations
 
@@ -17,21 +17,22 @@ from keras_lp.utils.arguments import check_choice, check_positive
 
 @keras.saving.register_keras_serializable("keras_lp")
 class Balancing(keras.layers.Layer):
-    """Base class of the ways to balance tasks; this one weighs them equally, as `"equal"` does.
+    """Base class of balancing methods. It weights all tasks equally, like `"equal"`.
 
-    A layer between the backbone and the heads: it hands the features on, and its settings and
-    state are saved with the model. A way of your own overrides `task_weights`, and is registered
-    as any custom Keras layer.
+    It is a layer between the backbone and the heads that returns the features unchanged; its
+    settings and state are saved with the model. Your own method overrides `task_weights`, and
+    must be registered like any custom Keras layer.
 
-    What is weighed are the losses that `"equal"` adds up: means over labels, for `MultiLabel`
-    times the number of labels; each times the task's own `weight`.
+    The weights apply to the losses that `"equal"` adds up: the mean loss of each task over its
+    labels, for `MultiLabel` times the number of labels, multiplied by the task's own `weight`.
 
     Without gradients (the default), the step follows the weighted sum of the losses. With
-    `uses_gradients = True` each task has its own gradient g_i of the shared parameters (the
-    backbone's); these follow the sum of w_i g_i, and each head follows its own task.
+    `uses_gradients = True`, each task has its own gradient g_i of the shared parameters (those of
+    the backbone). The shared parameters follow the sum of w_i g_i, and each head follows its own
+    task.
 
     Args:
-        tasks: dict of the tasks by name; the builder sets it. Defaults to None.
+        tasks: dict of the tasks by name, set by the builder. Defaults to None.
         **kwargs: arguments of `keras.layers.Layer`.
 
     Example:
@@ -55,51 +56,51 @@ class Balancing(keras.layers.Layer):
         super().__init__(**{"name": "balancing", **kwargs})
         self.supports_masking = True
         self.tasks = dict(tasks or {})
-        # What `fit` shows: means over the steps of an epoch, of those that had the task.
+        # For the logs of `fit`: means over the steps of an epoch that had labels of the task.
         self.weight_means = [keras.metrics.Mean(name=f"{task}_weight") for task in self.tasks]
         if self.uses_gradients:
             self.cosine_mean = keras.metrics.Mean(name="gradient_cosine")
 
     def call(self, features: Any) -> Any:
-        """Returns the features as they are."""
+        """Returns the features unchanged."""
         return features
 
     def task_weights(self, losses: Any, gramian: Any) -> Any:
         """Returns the weights of the tasks, `(tasks,)`, in this step.
 
         Args:
-            losses: `(tasks,)` losses of the batch; 0 for a task without a label in it.
+            losses: `(tasks,)` losses of the batch; 0 for a task without labels in it.
             gramian: with `uses_gradients`, the `(tasks, tasks)` inner products of the tasks'
                 gradients of the shared parameters, scaled to a mean square of 1; 0 for a task
-                without a label. Else None.
+                without labels. Else None.
         """
         return ops.ones_like(losses)
 
     def update(self, losses: Any, gramian: Any, present: Any) -> None:
-        """Changes the state after a step. Does nothing here.
+        """Updates the state after a step. The default does nothing.
 
         Args:
             losses: as in `task_weights`.
             gramian: as in `task_weights`.
-            present: `(tasks,)` booleans, False for a task without a label; leave its state alone.
+            present: `(tasks,)` booleans, False for a task without labels; do not change its state.
         """
 
     def end_epoch(self, losses: Mapping[str, float]) -> None:
-        """Changes the state at the end of an epoch of `fit`. Does nothing here.
+        """Updates the state at the end of an epoch of `fit`. The default does nothing.
 
         Args:
             losses: the mean loss of each task that had labels in the epoch.
         """
 
     def record(self, weights: Any, gramian: Any, present: Any) -> None:
-        """Counts what `fit` shows."""
+        """Updates the values that `fit` logs."""
         for i, mean in enumerate(self.weight_means):
             mean.update_state(weights[i], ops.cast(present[i], "float32"))
         if self.uses_gradients:
             self.cosine_mean.update_state(*of_gramian.mean_cosine(gramian))
 
     def state(self, name: str, value: float) -> keras.Variable:
-        """Returns a new variable, one number per task, that is saved with the model."""
+        """Returns a new variable with one number per task, which is saved with the model."""
         return self.add_weight(
             (len(self.tasks),),
             initializer=keras.initializers.Constant(value),
@@ -116,7 +117,7 @@ class Balancing(keras.layers.Layer):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Balancing:
-        """Makes the layer again from `get_config()`."""
+        """Creates the layer from `get_config()`."""
         tasks = config.get("tasks", {})
         tasks = {n: keras.saving.deserialize_keras_object(task) for n, task in tasks.items()}
         return cls(**{**config, "tasks": tasks})
@@ -124,16 +125,21 @@ class Balancing(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("keras_lp")
 class Uncertainty(Balancing):
-    """Each task weighs as much as its noise, which is learned, is small.
+    """Weights each task by its learned noise: the smaller the noise, the larger the weight.
 
-    It minimises exp(-s) L + n s / 2 for a task of classes and exp(-s) L / 2 + s / 2 for numbers,
-    over the log variance s of each task too; n is 1, for `MultiLabel` the number of labels, which
-    share one s. As a model's optimizer would move s in a batch without the task, s follows its
-    gradient, divided by n, by itself.
+    It minimises exp(-s) L + n s / 2 for a classification task and exp(-s) L / 2 + s / 2 for a
+    regression, also over the log variance s of each task. n is 1, or the number of labels of a
+    `MultiLabel`, which share one s. The log variance has its own update, which follows its gradient
+    divided by n: the optimizer of the model would also change s in batches without the task.
 
     Args:
-        learning_rate: of the log variances, which start at 0. Defaults to 0.025.
+        learning_rate: learning rate of the log variances, which start at 0. Defaults to 0.025.
         **kwargs: as in `lp.Balancing`.
+
+    Example:
+
+    >>> import keras_lp as lp
+    >>> balancing = lp.balancing.Uncertainty(learning_rate=0.01)  # as `balancing` of the builder
 
     Reference: Kendall et al., 2018, Multi-Task Learning Using Uncertainty to Weigh Losses for
     Scene Geometry and Semantics (arXiv:1705.07115).
@@ -167,13 +173,18 @@ class Uncertainty(Balancing):
 
 @keras.saving.register_keras_serializable("keras_lp")
 class DWA(Balancing):
-    """Dynamic weight average: tasks whose loss fell less in the last epoch weigh more.
+    """Dynamic weight average: tasks whose loss fell less in the last epoch get larger weights.
 
-    From the third epoch of `fit` on; a loop of your own over batches keeps equal weights.
+    Applies from the third epoch of `fit` on. A custom loop over batches keeps equal weights.
 
     Args:
-        temperature: above 0; a large one makes the weights equal. Defaults to 2.
+        temperature: above 0; a large value makes the weights equal. Defaults to 2.
         **kwargs: as in `lp.Balancing`.
+
+    Example:
+
+    >>> import keras_lp as lp
+    >>> balancing = lp.balancing.DWA(temperature=1.0)  # as `balancing` of the builder
 
     Reference: Liu et al., 2019, End-to-End Multi-Task Learning with Attention
     (arXiv:1803.10704).
@@ -187,7 +198,7 @@ class DWA(Balancing):
     def build(self, input_shape: Any) -> None:
         super().build(input_shape)
         self.weights_now = self.state("weights", 1.0)
-        self.last_losses = self.state("last_losses", 0.0)  # 0: there was none yet
+        self.last_losses = self.state("last_losses", 0.0)  # 0: none yet
         self.ratios = self.state("ratios", 1.0)
 
     def task_weights(self, losses: Any, gramian: Any) -> Any:
@@ -210,14 +221,19 @@ class DWA(Balancing):
 
 @keras.saving.register_keras_serializable("keras_lp")
 class GradNorm(Balancing):
-    """Weighted gradients of one size, larger for tasks that learn more slowly than the others.
+    """Balances the sizes of the gradients, larger for tasks that learn more slowly than others.
 
     Args:
-        alpha: how much more slow tasks get; 0 makes all sizes equal. Defaults to 1.5.
-        learning_rate: of the weights. Defaults to 0.025.
+        alpha: how strongly slow tasks are favoured; 0 makes all sizes equal. Defaults to 1.5.
+        learning_rate: learning rate of the weights. Defaults to 0.025.
         **kwargs: as in `lp.Balancing`.
 
-    Reference: Chen et al., 2018, GradNorm (arXiv:1711.02257); here over all shared parameters.
+    Example:
+
+    >>> import keras_lp as lp
+    >>> balancing = lp.balancing.GradNorm(alpha=0.5)  # as `balancing` of the builder
+
+    Reference: Chen et al., 2018, GradNorm (arXiv:1711.02257); here for all shared parameters.
     """
 
     uses_gradients = True
@@ -233,7 +249,7 @@ class GradNorm(Balancing):
     def build(self, input_shape: Any) -> None:
         super().build(input_shape)
         self.weights_now = self.state("weights", 1.0)
-        self.first_losses = self.state("first_losses", 0.0)  # 0: there was none yet
+        self.first_losses = self.state("first_losses", 0.0)  # 0: none yet
 
     def task_weights(self, losses: Any, gramian: Any) -> Any:
         return ops.convert_to_tensor(self.weights_now)
@@ -244,14 +260,14 @@ class GradNorm(Balancing):
         weights = ops.convert_to_tensor(self.weights_now)
         new = ops.logical_and(present, self.first_losses <= 0)
         first = ops.where(new, losses, self.first_losses)
-        left = losses / ops.where(first > 0, first, 1.0)  # share of the first loss
+        left = losses / ops.where(first > 0, first, 1.0)  # relative to the first loss
         left = left / ops.maximum(ops.sum(left * here) / count, 1e-8)
         sizes = ops.sqrt(ops.maximum(ops.diagonal(gramian), 0))
         weighted = weights * sizes
         wanted = ops.sum(weighted * here) / count * left**self.alpha
         slope = ops.sign(weighted - wanted) * sizes
         moved = ops.maximum(weights - self.learning_rate * slope, 1e-3)
-        # The weights of the tasks that are here keep their sum.
+        # Keeps the sum of the weights of the tasks in this batch.
         moved = moved * ops.sum(weights * here) / ops.maximum(ops.sum(moved * here), 1e-8)
         self.first_losses.assign(first)
         self.weights_now.assign(ops.where(present, moved, weights))
@@ -262,11 +278,16 @@ class GradNorm(Balancing):
 
 @keras.saving.register_keras_serializable("keras_lp")
 class PCGrad(Balancing):
-    """Each task's gradient loses what conflicts with another's, in a random order.
+    """Removes from each task's gradient its conflict with each other one, in a random order.
 
     Args:
-        seed: of the order. Defaults to 0.
+        seed: seed of the random order. Defaults to 0.
         **kwargs: as in `lp.Balancing`.
+
+    Example:
+
+    >>> import keras_lp as lp
+    >>> balancing = lp.balancing.PCGrad(seed=1)  # as `balancing` of the builder
 
     Reference: Yu et al., 2020, Gradient Surgery for Multi-Task Learning (arXiv:2001.06782).
     """
@@ -289,12 +310,17 @@ class PCGrad(Balancing):
 
 @keras.saving.register_keras_serializable("keras_lp")
 class CAGrad(Balancing):
-    """The update that helps the worst task most, not far from the mean gradient.
+    """The update that helps the worst task most, within a distance from the mean gradient.
 
     Args:
-        c: how far, in lengths of the mean gradient; 0 is the plain sum, a large one tends to
-            MGDA. Defaults to 0.5.
+        c: the distance, relative to the length of the mean gradient; 0 gives the plain sum, and a
+            large value approaches MGDA. Defaults to 0.5.
         **kwargs: as in `lp.Balancing`.
+
+    Example:
+
+    >>> import keras_lp as lp
+    >>> balancing = lp.balancing.CAGrad(c=0.4)  # as `balancing` of the builder
 
     Reference: Liu et al., 2021, Conflict-Averse Gradient Descent for Multi-task Learning
     (arXiv:2110.14048).
@@ -319,6 +345,11 @@ class CAGrad(Balancing):
 class MGDA(Balancing):
     """The shortest vector in the convex hull of the gradients.
 
+    Example:
+
+    >>> import keras_lp as lp
+    >>> balancing = lp.balancing.MGDA()  # as `balancing` of the builder
+
     Reference: Sener and Koltun, 2018, Multi-Task Learning as Multi-Objective Optimization
     (arXiv:1810.04650).
     """
@@ -331,7 +362,12 @@ class MGDA(Balancing):
 
 @keras.saving.register_keras_serializable("keras_lp")
 class IMTLG(Balancing):
-    """The update that goes equally far along each task's direction.
+    """The update that has equal projections on the directions of all tasks' gradients.
+
+    Example:
+
+    >>> import keras_lp as lp
+    >>> balancing = lp.balancing.IMTLG()  # as `balancing` of the builder
 
     Reference: Liu et al., 2021, Towards Impartial Multi-task Learning (ICLR).
     """
@@ -359,16 +395,16 @@ METHODS: dict[str, type[Balancing]] = {
 
 
 def as_balancing(balancing: BalancingLike, tasks: Mapping[str, Task]) -> Balancing | None:
-    """Returns a new layer for these tasks; None where their losses add up by fixed weights.
+    """Returns a new layer for these tasks, None for a sum of the losses with fixed weights.
 
     Raises:
-        ValueError: an unknown name, or weights that are not those of the tasks.
-        TypeError: anything else.
+        ValueError: if a name is unknown, or the weights do not match the tasks.
+        TypeError: if `balancing` is anything else.
     """
     if isinstance(balancing, Mapping):
         if set(balancing) != set(tasks):
             raise ValueError(
-                f"`balancing` as a dict has a weight for each of the tasks {list(tasks)}. "
+                f"`balancing` as a dict needs a weight for each of the tasks {list(tasks)}. "
                 f"Received: balancing={dict(balancing)}."
             )
         if not all(is_number(w) and 0 <= w < float("inf") for w in balancing.values()):
@@ -389,7 +425,7 @@ def as_balancing(balancing: BalancingLike, tasks: Mapping[str, Task]) -> Balanci
 
 
 def fixed_weights(balancing: BalancingLike, tasks: Mapping[str, Task]) -> dict[str, float]:
-    """Returns what the mean loss of each task counts in `loss`, besides the task's own weight."""
+    """Returns the factor of each task's mean loss in `loss`, without the task's own weight."""
     if isinstance(balancing, str) and balancing == "sum":
         return dict.fromkeys(tasks, 1.0)
     given = balancing if isinstance(balancing, Mapping) else dict.fromkeys(tasks, 1.0)
@@ -401,5 +437,5 @@ def _packed(tasks: Mapping[str, Task]) -> dict[str, Any]:
 
 
 def balancing_of(model: keras.Model) -> Balancing | None:
-    """Returns the layer that balances the tasks of a model, None where the losses add up."""
+    """Returns the layer that balances the tasks of a model, None for a sum of the losses."""
     return next((layer for layer in model.layers if isinstance(layer, Balancing)), None)

@@ -1,4 +1,4 @@
-"""Federated averaging: TFF trains a compiled Keras model over clients' data.
+"""Federated averaging of a compiled Keras model with TensorFlow Federated (TFF).
 
 McMahan et al., 2017, Communication-Efficient Learning of Deep Networks from Decentralized Data
 (arXiv:1602.05629).
@@ -36,77 +36,85 @@ Callbacks = keras.callbacks.Callback | Sequence[keras.callbacks.Callback]
 
 
 class FederatedAveraging:
-    """Trains a compiled model over clients whose data stay with them.
+    """Trains a compiled model with federated averaging over clients.
 
-    In a round, some clients get the trainable weights, train with the model's own loss and
-    optimizer on their own data, and send the difference; the server averages the differences and
-    applies them. TensorFlow Federated runs the rounds; the clients are simulated on this machine.
-    Weights that do not train never travel: a client has them already. The model is trained in
-    place. TFF's process on this machine reads the data of the clients in a round, and the weights
-    that do not train, from a temporary folder, which is removed with this object.
+    In each round, the server sends the trainable weights to a sample of clients. Each client trains
+    on its own data with the loss and optimizer of the model and returns the difference of the
+    weights. The server averages the differences and applies the mean update. TensorFlow Federated
+    (TFF) runs the rounds, and the clients are simulated on this machine. Non-trainable weights are
+    not sent, because clients already have them. The model is trained in place. The TFF process
+    reads the client data of a round and the non-trainable weights from a temporary folder, which
+    is deleted together with this object.
 
     | algorithm | arguments | reference |
     |---|---|---|
     | FedAvg | none | McMahan et al., 2017 (arXiv:1602.05629) |
-    | FedSGD | `batch_size=None` | the same |
+    | FedSGD | `batch_size=None` | McMahan et al., 2017 (arXiv:1602.05629) |
     | FedProx | `proximal_strength=0.1` | Li et al., 2020 (arXiv:1812.06127) |
     | FedAvgM | `server_optimizer=keras.optimizers.SGD(1.0, momentum=0.9)` | Hsu et al., 2019 \
 (arXiv:1909.06335) |
     | FedAdam, FedYogi, FedAdagrad | `server_optimizer="adam"`, `"yogi"`, `"adagrad"` | Reddi et \
 al., 2021 (arXiv:2003.00295) |
 
-    With 40 or 1,000 examples over all clients and a frozen backbone call `fit_head`, which needs
-    no optimizer; with 50,000 `fit`, by SGD on the clients: an adaptive optimizer restarts in each
-    client and round.
+    With a frozen backbone and few examples over all clients (40 or 1,000), use `fit_head`, which
+    needs no optimizer. With many (50,000), use `fit` with SGD on the clients.
 
     Args:
-        model: a compiled Keras model, such as any builder of keras_lp returns. Its optimizer is
-            the clients': SGD, Adam, AdamW, RMSprop, Adagrad, Adadelta, Adamax or Lion.
-        clients_per_round: how many clients each round samples, without replacement. Defaults to
-            None: all of them.
-        local_epochs: passes over a client's own data in a round. Defaults to 1.
-        batch_size: examples in a local step; None takes all of a client's at once. Defaults to
-            20.
-        server_optimizer: what applies the mean update, as its gradient: a Keras optimizer, or a
-            name: `"sgd"` (rate 1), `"adam"` and `"yogi"` (rate 1e-2, beta_2 0.99, epsilon 1e-3),
-            `"adagrad"` (rate 1e-2, accumulator from 1e-6), or another of Keras's (rate 1e-3).
-            Adam and Adagrad are Keras's own, with its bias correction. Defaults to None: SGD of
-            rate 1, which adds the mean update.
-        proximal_strength: the factor mu of the term `mu / 2 * |w - w_sent|**2` in each client's
-            loss, which keeps it near the weights it was sent; it is not part of the `loss` that
-            is reported. Defaults to 0.
-        weighting: `"examples"`, the clients weigh what they have examples; or `"uniform"`, all
-            the same. With several tasks a head weighs by the client's labels of its task, so a
-            client without any leaves it alone. Defaults to `"examples"`.
-        seed: seed of the sampling, the local shuffles and Dropout, 0 or more. Defaults to 0.
+        model: a compiled Keras model, for example from any builder of keras_lp. Clients train with
+            its optimizer: SGD, Adam, AdamW, RMSprop, Adagrad, Adadelta, Adamax or Lion.
+        clients_per_round: number of clients sampled per round, without replacement. Defaults to
+            None: all clients.
+        local_epochs: number of passes over the data of a client per round. Defaults to 1.
+        batch_size: number of examples per local step; None uses all examples of a client in one
+            step. Defaults to 20.
+        server_optimizer: the optimizer that applies the mean update as its gradient: a Keras
+            optimizer, or a name: `"sgd"` (learning rate 1), `"adam"` and `"yogi"` (learning rate
+            1e-2, beta_2 0.99, epsilon 1e-3), `"adagrad"` (learning rate 1e-2, initial accumulator
+            1e-6), or another Keras optimizer (learning rate 1e-3). Adam and Adagrad are those of
+            Keras, with its bias correction. Defaults to None: SGD with learning rate 1, which adds
+            the mean update.
+        proximal_strength: the factor mu of the term `mu / 2 * |w - w_sent|**2` in the loss of each
+            client, which keeps its weights near those it received. The reported `loss` does not
+            include it. Defaults to 0.
+        weighting: `"examples"` weights clients by their number of examples, `"uniform"` weights
+            all clients equally. With several tasks, a head is weighted by the labels of its task,
+            so clients without such labels do not affect it. Defaults to `"examples"`.
+        seed: random seed of the sampling, the local shuffling and Dropout, 0 or more. Defaults to
+            0.
 
     Raises:
-        ValueError: a model that is not compiled; BatchNormalization that trains (its statistics
-            are not averaged); an optimizer that a client cannot keep (Nadam, EMA, gradient
-            accumulation, loss scaling); a `train_step` of the model's own; numbers out of range.
-        TypeError: anything else than a Keras model.
-        ImportError: from `fit`, where TensorFlow Federated is not installed; the message says
+        ValueError: the model is not compiled, has trainable BatchNormalization (its statistics are
+            not averaged) or a custom `train_step`, its optimizer cannot run on clients (Nadam, EMA,
+            gradient accumulation, loss scaling), or a number is out of range.
+        TypeError: `model` is not a Keras model.
+        ImportError: raised by `fit` if TensorFlow Federated is not installed. The message explains
             how to install it.
 
-    The client's optimizer starts again in every client and round: its state, such as momentum,
-    and a schedule of its rate. So adaptive ones such as Adam, the builders' default, often learn
-    slowly. Build with `optimizer="sgd"`, whose default rate fits heads on a frozen backbone;
-    where more trains, `learning_rate=0.1` is a better start. Callbacks that set the rate act from
-    the next round on.
+    The client optimizer restarts on every client in every round, including its state (such as
+    momentum) and its learning rate schedule. Adaptive optimizers such as Adam, the default of the
+    builders, therefore often learn slowly. Build the model with `optimizer="sgd"`. Its default
+    learning rate suits heads on a frozen backbone; if more layers train, start with
+    `learning_rate=0.1`. A learning rate that a callback sets takes effect in the next round.
 
-    Heads on a frozen backbone see its features with mean 0 and deviation 1, as in the `fit` of the
-    model. If it has not been trained before, the clients of the first round send for this the
-    number of their examples, the sum of their features and that of the squares, which are neither
-    encrypted nor noised: a client with one example reveals its features. With
-    `cache_features=False` the model takes its features as they are, and nothing is sent.
+    As in `fit` of the model, the heads on a frozen backbone use features with mean 0 and standard
+    deviation 1. If the model has not been trained before, the clients of the first round send the
+    statistics for this: their number of examples, the sum of their features and the sum of the
+    squares. They are neither encrypted nor noised, so a client with one example reveals its
+    features. With `cache_features=False` features are not scaled, and nothing is sent.
 
     Example:
 
-    ```python
-    model = lp.transfer_model(backbone, 10, optimizer="sgd")
-    federated = lp.FederatedAveraging(model, clients_per_round=10)
-    history = federated.fit(lp.partition((x, y), clients=100), rounds=20)
-    ```
+    >>> import numpy as np, keras, keras_lp as lp
+    >>> backbone = keras.Sequential([keras.Input((4,)), keras.layers.Dense(16, "relu")])
+    >>> model = lp.transfer_model(backbone, ["small", "large"], optimizer="sgd")
+    >>> x = np.random.default_rng(0).normal(size=(100, 4)).astype("float32")
+    >>> clients = lp.partition((x, x.sum(1) > 0), clients=10)
+    >>> federated = lp.FederatedAveraging(model, clients_per_round=5)
+    >>> history = federated.fit(clients, rounds=3, verbose=0)
+    >>> len(history.history["loss"])
+    3
+    >>> sorted(federated.evaluate(clients))[:3]
+    ['accuracy', 'clients', 'loss']
     """
 
     def __init__(
@@ -153,10 +161,10 @@ al., 2021 (arXiv:2003.00295) |
             "seed": self.seed,
             "learning_rate": float(model.optimizer.learning_rate),
         }
-        self._ends: list[list[Any]] = []  # [last round, stopped by a callback] of calls of `fit`
+        self._ends: list[list[Any]] = []  # [last round, stopped by a callback] per call of `fit`
         self._calls = 0
-        self._unknown: set[str] = set()  # the names of this round's logs that are so
-        self._logs: list[dict[str, Any]] = []  # of all rounds
+        self._unknown: set[str] = set()  # names of the unknown logs of this round
+        self._logs: list[dict[str, Any]] = []  # one dict per round
 
     @checks.plain_errors()
     def fit(
@@ -171,53 +179,54 @@ al., 2021 (arXiv:2003.00295) |
         checkpoint_freq: int = 1,
         verbose: Verbose = "auto",
     ) -> keras.callbacks.History:
-        """Runs rounds of federated averaging; afterwards the model holds the global weights.
+        """Runs rounds of federated averaging and updates the weights of the model.
 
-        A second call goes on: with the model's weights as they are then, the server optimizer's
-        state and the number of the round.
+        A second call continues with the current weights of the model, the state of the server
+        optimizer and the round number.
 
-        With `checkpoint_dir` the same program, started again after it was killed, goes on after
-        the last round that was saved and ends with the same weights, sampling included. What
-        callbacks remember (the patience of EarlyStopping) is not saved, nor are optimizer and
-        weights of before a call that finished.
+        With `checkpoint_dir`, a killed program that is started again continues after the last saved
+        round and ends with the same weights; the sampling of clients is also the same. The state of
+        callbacks (such as the patience of EarlyStopping) is not saved, and neither are the
+        optimizer and weights from before a call that finished.
 
         Args:
-            clients: a mapping from a client's id to its `(x, y)` or `(x, y, sample_weight)`
-                arrays, or to an unbatched `tf.data.Dataset` of such tuples; TFF's `ClientData` of
-                pairs; or `(ids, load)`, a sequence of ids and a function that returns the data of
-                one. Arrays in a dict are checked before the first round; all else is loaded and
-                checked whenever a client is sampled, and not kept. Sequences may differ in length
-                between clients where the input's size is open and the model masks what is added
-                (`Embedding(mask_zero=True)`, `Masking`, an input `"padding_mask"`).
-            rounds: how many rounds to run.
+            clients: a mapping from client ids to `(x, y)` or `(x, y, sample_weight)` arrays, or to
+                unbatched `tf.data.Dataset`s of such tuples; a TFF `ClientData` of pairs; or
+                `(ids, load)`, a sequence of ids and a function that returns the data of one client.
+                Arrays in a dict are checked before the first round. All other data are loaded and
+                checked whenever a client is sampled, and are not kept in memory. Sequences may
+                differ in length between clients if the size of the input is None and the model
+                masks padding (`Embedding(mask_zero=True)`, `Masking`, an input `"padding_mask"`).
+            rounds: number of rounds to run.
             validation_data: `(x, y)` or `(x, y, sample_weight)` arrays, or a batched
                 `tf.data.Dataset`, evaluated centrally. Defaults to None.
-            validation_freq: evaluates every so many rounds, or after the rounds of a list that
-                counts from 1. Defaults to 1.
-            callbacks: a Keras callback or a list of them; an epoch is a round. Defaults to None.
-            checkpoint_dir: a folder for the state of the federation; the newest whole
-                checkpoint in it is taken up. Defaults to None.
-            checkpoint_freq: saves every so many rounds, and after the last. Defaults to 1.
+            validation_freq: number of rounds between validations, or a list of the rounds to
+                validate after, starting from 1. Defaults to 1.
+            callbacks: a Keras callback or a list of callbacks. A round is an epoch. Defaults to
+                None.
+            checkpoint_dir: folder for checkpoints. Training continues from the newest undamaged
+                checkpoint in it. Defaults to None.
+            checkpoint_freq: number of rounds between checkpoints; the last round is always saved.
+                Defaults to 1.
             verbose: 0 is silent; `"auto"` and 1 print a line per round, and show a progress bar of
                 the running round in a terminal or notebook; 2 prints the lines only. The line has
                 at most 100 columns; the `History` has all figures. Defaults to `"auto"`.
 
         Returns:
-            A `keras.callbacks.History` with an epoch per round: `loss` and the metrics over the
-            examples that the clients trained on (as they trained), `val_*`, `clients` (sampled),
-            `dropped` (those of them whose update was not finite, or beyond 1e19: it counts
-            nothing), `update_norm` (the L2 norm of the mean update), `bytes_up` and `bytes_down`
-            (the sizes of the weights sent, over all clients; in the first round also those of the
-            sums and of the scale of the features) and `seconds`, validation left out. Where no
-            label of a task took part, its loss and metrics are NaN, and callbacks do not get
-            them.
+            A `keras.callbacks.History` with one epoch per round: `loss` and the metrics over the
+            training examples of the clients (measured while they train), `val_*`, `clients`
+            (sampled), `dropped` (sampled clients whose update is not finite or exceeds 1e19 and is
+            ignored), `update_norm` (L2 norm of the mean update), `bytes_up` and `bytes_down` (bytes
+            of the weights sent over all clients; in the first round also of the sums and scales of
+            the features) and `seconds` (without validation). If a task has no labels in a round,
+            its loss and metrics are NaN and are not passed to callbacks.
 
         Raises:
-            ValueError: no client, more clients a round than there are, a client without
-                examples or with bad ones, a model changed since `compile`, a checkpoint of
-                another model or other settings.
-            TypeError: clients or data of another kind.
-            RuntimeError: TFF's worker process died again and again in one round.
+            ValueError: there are no clients or fewer than `clients_per_round`, a client has no
+                examples or bad ones, the model has changed since `compile`, or a checkpoint is from
+                another model or has other settings.
+            TypeError: `clients` or their data have the wrong type.
+            RuntimeError: the TFF worker process died repeatedly in one round.
             ImportError: TensorFlow Federated is not installed.
         """
         check_positive("rounds", rounds, integer=True)
@@ -231,7 +240,7 @@ al., 2021 (arXiv:2003.00295) |
             checkpoints = self._resume(checkpoint_dir, source)
             first = self._ends[self._calls - 1][0] if self._calls else 0
             last = first + rounds
-            if self._calls < len(self._ends):  # finished before the program was started again
+            if self._calls < len(self._ends):  # the call finished before a restart
                 end, stopped = self._ends[self._calls]
                 if stopped or self._calls + 1 < len(self._ends):
                     last = end
@@ -273,66 +282,70 @@ al., 2021 (arXiv:2003.00295) |
         validation_data: Any = None,
         verbose: Verbose = "auto",
     ) -> keras.callbacks.History:
-        """Finds the best heads on a frozen backbone, whatever the spread of examples over clients.
+        """Finds the optimal heads on a frozen backbone, for any partition of the examples.
 
-        A linear head on frozen features is a convex problem with one solution: the minimum of
+        A linear head on frozen features is a convex problem with a single solution, the minimum of
 
             J(W, b) = sum_i w_i * loss(y_i, W^T z_i + b) / sum_i w_i + l2 / 2 * |W|^2
 
-        over the examples of all clients, where `z` are the features with mean 0 and standard
-        deviation 1, `loss` is the task's and `w` the sample weights (times those of classes, 0
-        where the label is missing; for `MultiLabel` and `Regression` the sum is over entries).
-        The result is that of the same problem solved on all examples in one place; one label per
-        client changes nothing. All clients take part in every round: `clients_per_round`, the
-        optimizers and the other arguments of `FederatedAveraging` play no role.
+        over the examples of all clients. `z` are the features with mean 0 and standard deviation 1,
+        `loss` is the loss of the task, and `w` are the sample weights times the class weights, 0
+        for missing labels (for `MultiLabel` and `Regression` the sum is over entries). The result
+        is the same as if all examples were in one place, even if every client has only one label.
+        All clients take part in every round. `clients_per_round`, the optimizers and the other
+        arguments of `FederatedAveraging` are not used.
 
-        Clients send sums over their examples only. In the first round: their count, the sum of
-        the features and, with 512 features or fewer, the matrix of the sums of their products,
-        which makes the later rounds few (with more features, the squares alone); for
-        `Regression` also count, sum and squares of the labels. In each round after it: the sums
-        of losses and label weights, and the gradient by kernel and bias, at the point where the
-        solver (SciPy's L-BFGS-B) on the server stands. These sums are neither encrypted nor
-        noised: a client with one example reveals its features. Features are computed once a
-        client, with `cache_features=False` too. Several heads are solved each by itself, in the
-        same rounds; Dropout before a head plays no role.
+        Clients send only sums over their examples. In the first round these are the count, the sum
+        of the features and, with up to 512 features, the sum of their outer products, which reduces
+        the number of rounds (with more features, only the sum of squares); for `Regression` also
+        the count, sum and squares of the labels. In every later round they are the losses, the
+        label weights and the gradients of kernel and bias at the current point of the solver
+        (L-BFGS-B of SciPy, on the server). These sums are neither encrypted nor noised, so a client
+        with one example reveals its features. Features are computed once per client, even with
+        `cache_features=False`. Several heads are solved independently in the same rounds. Dropout
+        before a head has no effect.
 
-        With `checkpoint_dir` the same program, started again after it was killed, goes on where
-        it stopped and ends with the same weights. It needs a folder of its own.
+        With `checkpoint_dir`, a killed program that is started again continues where it stopped and
+        ends with the same weights. Use a separate folder for it.
 
         Args:
-            clients: as in `fit`; all of them are loaded.
-            l2: strength of the penalty on the weights of the standardised features, above 0.
+            clients: as in `fit`. All clients are loaded.
+            l2: strength of the penalty on the weights of the standardized features, above 0.
                 Defaults to 1e-3.
-            tolerance: the search ends when no entry of the gradient is larger, in the solver's
-                coordinates, where the loss is about as steep in every direction. Defaults to
-                1e-6.
-            checkpoint_dir: a folder for what the clients sent, one file a round. Defaults to
+            tolerance: the solver stops when the largest entry of the gradient is at most this. The
+                gradient is in the coordinates of the solver, in which the loss is about equally
+                steep in every direction. Defaults to 1e-6.
+            checkpoint_dir: folder for the sums of the clients, one file per round. Defaults to
                 None.
-            validation_data: as in `fit`, evaluated once, with the solution. Defaults to None.
+            validation_data: as in `fit`, evaluated once with the solution. Defaults to None.
             verbose: 0 is silent; `"auto"` and 1 print a line per round, and show a progress bar in
                 a terminal or notebook while clients are loaded; 2 prints the lines only. Defaults
                 to `"auto"`.
 
         Returns:
-            A `keras.callbacks.History` with an epoch per round: from the second on `loss` (as
-            `evaluate` gives it, without the penalty; with several tasks `<name>_loss` too) and
-            `gradient`, its largest entry; and `clients`, `bytes_up`, `bytes_down` and `seconds`
-            as in `fit`. `val_*` have one value.
+            A `keras.callbacks.History` with one epoch per round. From the second round on it has
+            `loss` (as in `evaluate`, without the penalty; with several tasks also `<name>_loss`)
+            and `gradient` (its largest entry). Every round has `clients`, `bytes_up`, `bytes_down`
+            and `seconds` as in `fit`. `val_*` have a single value.
 
         Raises:
-            ValueError: heads with hidden layers, a backbone that trains or is random, losses
-                that are not the tasks' own; a task without labels; features that are not
-                finite; clients and checkpoints as in `fit`; numbers out of range.
-            TypeError: clients or data of another kind.
-            RuntimeError: TFF's worker process died again and again in one round.
+            ValueError: a head has hidden layers or a loss other than that of its task, the backbone
+                is trainable or random, a task has no labels, features are not finite, a number is
+                out of range, or clients or checkpoints are refused as in `fit`.
+            TypeError: `clients` or their data have the wrong type.
+            RuntimeError: the TFF worker process died repeatedly in one round.
             ImportError: TensorFlow Federated or SciPy is not installed.
 
         Example:
 
-        ```python
-        model = lp.transfer_model(backbone, 10)
-        lp.FederatedAveraging(model).fit_head(lp.partition((x, y), clients=100, alpha=0.1))
-        ```
+        >>> import numpy as np, keras, keras_lp as lp
+        >>> backbone = keras.Sequential([keras.Input((4,)), keras.layers.Dense(16, "relu")])
+        >>> model = lp.transfer_model(backbone, ["small", "large"])
+        >>> x = np.random.default_rng(0).normal(size=(100, 4)).astype("float32")
+        >>> clients = lp.partition((x, x.sum(1) > 0), clients=5, alpha=0.1)
+        >>> history = lp.FederatedAveraging(model).fit_head(clients, verbose=0)
+        >>> history.history["loss"][-1] < history.history["loss"][0]
+        True
 
         Reference: Fanì et al., 2024, Accelerating Heterogeneous Federated Learning with
         Closed-form Classifiers (Fed3R, arXiv:2402.05098), for ridge regression.
@@ -348,27 +361,26 @@ al., 2021 (arXiv:2003.00295) |
         )
 
     def evaluate(self, clients: Clients, *, verbose: Verbose = "auto") -> dict[str, float]:
-        """Evaluates the model on each client's own data.
+        """Evaluates the model on the data of each client. See the example of the class.
 
         Args:
-            clients: as in `fit`; all of them are evaluated.
-            verbose: `"auto"` shows a progress bar in a terminal or notebook; 1 does, and prints
-                lines elsewhere; 2 prints lines; 0 is silent. Defaults to `"auto"`.
+            clients: as in `fit`. All clients are evaluated.
+            verbose: `"auto"` shows a progress bar in a terminal or notebook. 1 also prints lines
+                elsewhere; 2 prints lines; 0 is silent. Defaults to `"auto"`.
 
         Returns:
-            A dict with, for the loss and each metric that is one number: `<name>` over all
-            examples, as `model.evaluate` gives it on the clients' data together;
-            `mean_<name>`, the mean over the clients that have such labels, each counting the
-            same; and `worst_decile_<name>`, the mean over the worst tenth of these (one at
-            least), where Keras knows which direction is worse; and `clients`, the number of all.
-            What no client has a label for is NaN.
+            A dict with the number of `clients`, and for the loss and each scalar metric: `<name>`
+            over all examples, the same as `model.evaluate` on the data of all clients;
+            `mean_<name>`, the unweighted mean over the clients that have labels for it; and
+            `worst_decile_<name>`, the mean over the worst tenth of these clients (at least one), if
+            Keras knows which direction is worse. Values are NaN if no client has labels for them.
 
         Raises:
-            ValueError: no client, a client without examples or with bad ones.
-            TypeError: clients or data of another kind.
+            ValueError: there are no clients, or a client has no examples or bad ones.
+            TypeError: `clients` or their data have the wrong type.
             ImportError: TensorFlow Federated is not installed.
 
-        Reference: the worst tenth after Li et al., 2020, Fair Resource Allocation in Federated
+        Reference: worst decile as in Li et al., 2020, Fair Resource Allocation in Federated
         Learning (arXiv:1905.10497).
         """
         check_model(self.model)
@@ -388,9 +400,9 @@ al., 2021 (arXiv:2003.00295) |
     def _check_compiled(self, compiled: Any) -> None:
         if self.model._compile_config is not compiled:
             raise ValueError(
-                "A model must stay as it is compiled while `fit` runs. Received: model "
+                "A model must not be recompiled while `fit` runs. Received: model "
                 f"{self.model.name!r}, recompiled since round {self.rounds_done}, perhaps by a "
-                "callback. Recompile between two calls of `fit`."
+                "callback. Recompile it between two calls of `fit`."
             )
 
     def _sample(self, source: Source) -> list[Any]:
@@ -400,11 +412,11 @@ al., 2021 (arXiv:2003.00295) |
         return [source.ids[i] for i in np.sort(rng.choice(len(source.ids), count, replace=False))]
 
     def _random(self) -> np.random.Generator:
-        """Returns what the clients of the next round draw from."""
+        """Returns the random generator of the clients of the next round."""
         return np.random.default_rng((self.seed, self.rounds_done, 1))
 
     def _begin(self, callbacks: Callbacks | None, first: int, last: int) -> Any:
-        """Starts the callbacks; the history of rounds before a restart is there already."""
+        """Starts the callbacks and restores the history of rounds from before a restart."""
         given = [callbacks] if isinstance(callbacks, keras.callbacks.Callback) else callbacks or []
         callback_list = keras.callbacks.CallbackList(
             with_unknown_hidden(given, self._unknown),
@@ -424,7 +436,7 @@ al., 2021 (arXiv:2003.00295) |
     def _end_call(self, last: int) -> None:
         if self._calls == len(self._ends):
             self._ends.append([self.rounds_done, False])
-        elif self._calls + 1 == len(self._ends):  # it may ask for more rounds than before
+        elif self._calls + 1 == len(self._ends):  # this call may ask for more rounds than before
             self._ends[-1][0] = max(self._ends[-1][0], min(self.rounds_done, last))
         self._calls += 1
 
@@ -433,7 +445,7 @@ al., 2021 (arXiv:2003.00295) |
         if names:
             warnings.warn(
                 f"Round {self.rounds_done}: the updates of {len(names)} of {logs['clients']} "
-                f"clients were not finite and count nothing: {names[:10]}"
+                f"clients were not finite and are ignored: {names[:10]}"
                 f"{' and more' if len(names) > 10 else ''}. A smaller learning rate may help.",
                 stacklevel=3,
             )
@@ -441,7 +453,7 @@ al., 2021 (arXiv:2003.00295) |
     def _resume(
         self, directory: str | os.PathLike[str] | None, source: Source
     ) -> Checkpoints | None:
-        """Opens the folder of checkpoints, and takes up the newest if it is ahead."""
+        """Opens the checkpoint folder and restores the newest checkpoint if it is ahead."""
         if directory is None:
             return None
         settings = {**self._settings, **describe_model(self.model)}

@@ -1,6 +1,6 @@
-"""Says whether federated learning works here: `python -m keras_lp.federated.check`.
+"""Checks whether federated learning works on this machine.
 
-It runs one real round, or prints the commands that install what is missing. It installs nothing.
+Runs one real round, or prints the commands that install missing packages. Installs nothing.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from keras_lp.federated.engine import installation
 
 
 def main(arguments: Sequence[str] = ()) -> int:
-    """Prints what works; returns 0 if a round ran, else 1."""
+    """Prints the result of the check; returns 0 if a round ran, else 1."""
     argparse.ArgumentParser(
         prog="python -m keras_lp.federated.check", description=__doc__
     ).parse_args(list(arguments))
@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] = ()) -> int:
         print(f"{name} {_version(name)}")
     reason = installation.unsupported_platform()
     if reason:
-        print(f"Not here: {reason}")
+        print(f"Not supported: {reason}")
         return 1
     missing = installation.missing_modules()
     if missing:
@@ -36,12 +36,12 @@ def main(arguments: Sequence[str] = ()) -> int:
     start = time.perf_counter()
     try:
         change = _one_round()
-    except Exception as error:  # whatever it is, the user is here to read it
+    except Exception as error:  # the user runs the check to see any error
         print(f"Installed, but a round failed: {type(error).__name__}: {error}")
         return 1
     print(
-        f"One federated round over 2 clients ran in {time.perf_counter() - start:.1f} s and moved "
-        f"the weights by {change:.3f}. Federated learning works here."
+        f"One federated round over 2 clients ran in {time.perf_counter() - start:.1f} s and "
+        f"changed the weights by {change:.3f}. Federated learning works on this machine."
     )
     return 0
 
@@ -54,7 +54,7 @@ def _version(name: str) -> str:
 
 
 def _one_round() -> float:
-    """Returns by how much one round changed the weights of a tiny model."""
+    """Runs one round of a tiny model; returns the largest change of its weights."""
     import keras
     import numpy as np
 

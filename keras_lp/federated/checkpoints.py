@@ -1,7 +1,7 @@
-"""The state of a federation in files, so that a killed run goes on.
+"""Checkpoints of a federation, from which a killed run can continue.
 
-A file is its own SHA-256, then a NumPy archive. It is written under another name and then renamed,
-so a file under its name is whole, unless the disk damaged it.
+A file consists of its SHA-256 and a NumPy archive. It is written under a temporary name and then
+renamed, so a file with its final name is complete unless the disk is damaged.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ import numpy as np
 
 from keras_lp.utils.files import whole_file
 
-_KEPT = 3  # files: the newest, and what is there should it be damaged
-# Variables that do not train and differ from one run of a program to the next.
+_KEPT = 3  # files: the newest, and older ones in case it is damaged
+# Non-trainable variables that differ between runs of a program.
 _OF_TRAINING = ("seed_generator_state", "input_mean", "input_scale", "class_weight")
 State = tuple[int, list[np.ndarray], dict[str, Any]]
 
 
 class Checkpoints:
-    """The checkpoints of one federation in a folder, which is made.
+    """The checkpoints of one federation in a folder.
 
     Args:
-        directory: the folder.
-        settings: what a checkpoint must agree with, JSON values by name.
-        kept: how many files are kept, the newest; None keeps all. Defaults to 3.
+        directory: the folder, which is created if needed.
+        settings: the settings that a checkpoint must match, JSON values by name.
+        kept: number of newest files to keep; None keeps all. Defaults to 3.
     """
 
     def __init__(
@@ -48,12 +48,12 @@ class Checkpoints:
         self._settings = json.loads(json.dumps(settings))
 
     def save(self, round_number: int, arrays: list[np.ndarray], about: dict[str, Any]) -> None:
-        """Writes the state after a round, and removes what is older than the last few.
+        """Writes the state after a round and removes outdated files.
 
         Args:
-            round_number: how many rounds are done.
-            arrays: the state.
-            about: more of it, JSON values by name.
+            round_number: number of completed rounds.
+            arrays: the state as arrays.
+            about: the rest of the state, JSON values by name.
         """
         text = json.dumps({"settings": self._settings, "about": about, "round": round_number})
         buffer = io.BytesIO()
@@ -68,17 +68,17 @@ class Checkpoints:
             old.unlink(missing_ok=True)
 
     def load(self) -> State | None:
-        """Returns the newest whole `(round_number, arrays, about)`, None if there is none.
+        """Returns the newest undamaged `(round_number, arrays, about)`, None if there is none.
 
-        Warns of each damaged file that it passes over.
+        Warns about each damaged file that it skips.
 
         Raises:
-            ValueError: a checkpoint of another model or other settings.
+            ValueError: a checkpoint is from another model or has other settings.
         """
         return next(self._whole(), None)
 
     def load_all(self) -> list[State]:
-        """Returns all that are whole, as `load` returns one, the newest first."""
+        """Returns all undamaged checkpoints in the format of `load`, newest first."""
         return list(self._whole())
 
     def _whole(self) -> Iterator[State]:
@@ -87,7 +87,7 @@ class Checkpoints:
                 header, arrays = _read(path)
             except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
                 warnings.warn(
-                    f"The checkpoint {path} is damaged ({error}) and passed over.", stacklevel=4
+                    f"The checkpoint {path} is damaged ({error}) and is skipped.", stacklevel=4
                 )
                 continue
             self._check(path, header["settings"])
@@ -105,17 +105,17 @@ class Checkpoints:
                 for name in others
             )
             raise ValueError(
-                "A checkpoint goes on with the model and settings that it was written with. "
-                f"Received: {path} of {shown}. Use another `checkpoint_dir`, or the settings of "
-                "before."
+                "The model and settings must be those that the checkpoint was written with. "
+                f"Received: {path} with {shown}. Use another `checkpoint_dir`, or the previous "
+                "settings."
             )
 
 
 def describe_model(model: keras.Model) -> dict[str, str]:
-    """Returns digests of what makes a model the same one after a restart.
+    """Returns digests that identify a model after a restart.
 
-    Left out: names, which Keras numbers differently in each process; weights that train; and the
-    thresholds of labels, which training does not use.
+    They do not include names, which Keras numbers differently in each process, trainable weights,
+    and label thresholds, which training does not use.
     """
     layers = model._flatten_layers(include_self=False)
     shapes = [
@@ -137,15 +137,15 @@ def describe_model(model: keras.Model) -> dict[str, str]:
 
 
 def describe_optimizer(optimizer: keras.optimizers.Optimizer) -> list[str]:
-    """Returns the name of an optimizer's class and a digest of its settings."""
+    """Returns the class name of an optimizer and a digest of its settings."""
     config = {key: value for key, value in optimizer.get_config().items() if key != "name"}
     return [type(optimizer).__name__, digest(config)]
 
 
 def _without_names(config: Any, names: dict[str, str]) -> Any:
-    """A config with the layers' names by number, and without seeds and the model's own name.
+    """Returns a config with numbers for layer names, and without seeds and the model name.
 
-    Modules are left out too: a class keeps its registered name where its file moves.
+    Modules are left out too, because a class keeps its registered name when its file moves.
     """
     if isinstance(config, dict):
         return {
@@ -160,14 +160,14 @@ def _without_names(config: Any, names: dict[str, str]) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """What is compiled, in a form that is the same in another process."""
+    """Converts compiled settings to values that are the same in another process."""
     if isinstance(value, dict):
         return {key: _plain(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(part) for part in value]
     if isinstance(value, (keras.optimizers.Optimizer, keras.losses.Loss, keras.metrics.Metric)):
         own = value.get_config().items()
-        # The rate may be changed by callbacks; the one from the start is a setting of its own.
+        # Callbacks may change the learning rate; the initial one is a separate setting.
         left_out = ("name", "learning_rate", "thresholds")
         config = {key: part for key, part in own if key not in left_out}
         return [type(value).__name__, json.dumps(config, default=_plain, sort_keys=True)]
@@ -186,7 +186,7 @@ def _read(path: Path) -> tuple[dict[str, Any], list[np.ndarray]]:
     content = path.read_bytes()
     digest, archive = content[:32], content[32:]
     if hashlib.sha256(archive).digest() != digest:
-        raise ValueError("its checksum does not fit")
+        raise ValueError("its checksum does not match")
     with np.load(io.BytesIO(archive), allow_pickle=False) as stored:
         header = json.loads(stored["header"].tobytes())
         return header, [stored[f"array_{i}"] for i in range(len(stored.files) - 1)]

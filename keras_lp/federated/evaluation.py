@@ -1,4 +1,4 @@
-"""Figures of a federation: over all examples, over clients, over the worst clients."""
+"""Summarizes results over all examples, over clients and over the worst clients."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ def summary(
     each: Mapping[str, np.ndarray],
     seen: Mapping[str, np.ndarray],
 ) -> dict[str, float]:
-    """Returns what `FederatedAveraging.evaluate` returns, without the number of clients.
+    """Returns the result of `FederatedAveraging.evaluate` without the number of clients.
 
     Args:
-        model: the model, whose metrics say which direction is better.
-        totals: results over all examples by name.
-        each: results of the clients by name, `(clients,)`.
-        seen: for each of these whether a label of the client went into it.
+        model: the model, whose metrics define which direction is better.
+        totals: the results over all examples, by name.
+        each: the results of each client, `(clients,)`, by name.
+        seen: whether each of these results is based on a label, by name.
     """
     figures = dict(totals)
     for name, values in each.items():
@@ -38,7 +38,7 @@ def summary(
 
 
 def _better(model: keras.Model, name: str) -> int:
-    """Returns 1 where more is better, -1 where less is, 0 where nobody knows."""
+    """Returns 1 if higher is better, -1 if lower is better, and 0 if unknown."""
     if name == "loss" or name.endswith("_loss"):
         return -1
     metrics: list[Any] = list(model.metrics)

@@ -1,4 +1,4 @@
-"""The best heads on a frozen backbone: the solver on the server, sums from the clients."""
+"""Solves heads on a frozen backbone on the server, with sums from the clients."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from keras_lp.tasks.regression import Regression
 from keras_lp.utils.arguments import Verbose, check_positive
 from keras_lp.utils.progress import Progress, bar_only
 
-_MOST_STEPS = 500  # of the solver, mostly a round each
+_MOST_STEPS = 500  # of the solver, usually one round each
 
 
 @checks.plain_errors()
@@ -45,7 +45,7 @@ def fit_head(
     validation_data: Any,
     verbose: Verbose,
 ) -> keras.callbacks.History:
-    """Does the work of `FederatedAveraging.fit_head`, where the arguments are described."""
+    """Implements `FederatedAveraging.fit_head`, which describes the arguments."""
     check_positive("l2", l2)
     check_positive("tolerance", tolerance)
     checks.check_trainable_unchanged(model)
@@ -70,7 +70,7 @@ def fit_head(
 
         def objective(point: np.ndarray) -> tuple[float, np.ndarray]:
             def describe(sums: Any) -> dict[str, float]:
-                losses = _losses(model, sums)  # first: it raises where there are no labels
+                losses = _losses(model, sums)  # first, because it raises if there are no labels
                 _, gradient = problem.objective(point, sums)
                 return {**losses, "gradient": float(np.abs(gradient).max())}
 
@@ -83,13 +83,13 @@ def fit_head(
 
 
 class _Rounds:
-    """The rounds of one call, each the sum of something over all clients.
+    """The rounds of one call. Each round sums a function over all clients.
 
-    A round that a checkpoint knows is not run again: the solver asks for the same once more.
+    After a restart the solver repeats its requests, and rounds in a checkpoint are not run again.
 
     Attributes:
-        history: an epoch per round.
-        read_rows: reads the rows of a block in a graph.
+        history: the history, with one epoch per round.
+        read_rows: a function that reads the rows of a block in a graph.
     """
 
     def __init__(
@@ -124,9 +124,9 @@ class _Rounds:
         """Returns the sums of a function over all clients.
 
         Args:
-            weights: what the clients get.
+            weights: the weights that are sent to the clients.
             function: `(weights, block) -> sums`.
-            describe: what the history says of the sums.
+            describe: a function that returns the logs for the sums.
         """
         number = len(self.history.epoch) + 1
         sent = hashlib.sha256(b"".join(array.tobytes() for array in weights)).hexdigest()
@@ -154,12 +154,12 @@ class _Rounds:
         return sums
 
     def _ask(self, weights: tuple[np.ndarray, ...], function: Callable[..., Any]) -> Any:
-        """Runs a round of TFF."""
+        """Runs a TFF round."""
         sums = self._sums.add_up(function, weights)
         if not all(np.isfinite(array).all() for array in tf.nest.flatten(sums)):
             raise ValueError(
-                "Features must be finite numbers. Received: clients whose sums over features and "
-                "losses are not. Look at the outputs of the backbone, or use float32."
+                "Features must be finite. Received: sums of features or losses over the clients "
+                "that are not. Check the outputs of the backbone, or use float32."
             )
         return sums
 
@@ -177,20 +177,20 @@ def _minimize(
     found = minimize(objective, start, method="L-BFGS-B", jac=True, options=options)
     if found.status == 1 and verbose:
         print(
-            f"Stopped after {_MOST_STEPS} steps, at a gradient of {np.abs(found.jac).max():.1e}. A "
-            "larger `l2` needs fewer.",
+            f"Stopped after {_MOST_STEPS} steps with gradient {np.abs(found.jac).max():.1e}. A "
+            "larger `l2` needs fewer steps.",
             flush=True,
         )
     return found.x
 
 
 def _vector_heads(model: keras.Model) -> dict[str, Head]:
-    """Returns the heads of a model by name; raises unless features are a vector an example."""
+    """Returns the heads by name; raises unless there is one feature vector per example."""
     known = linear_heads(model)
     shape = features.feature_model(model).output_shape
     if len(shape) != 2:
         raise ValueError(
-            "Clients solve heads on one vector of features an example. Received: features of shape "
+            "`fit_head` requires one feature vector per example. Received: features of shape "
             f'{tuple(shape)}. Build the model with pooling="avg", or train it with `fit`.'
         )
     return known
@@ -199,7 +199,7 @@ def _vector_heads(model: keras.Model) -> dict[str, Head]:
 def _open(
     directory: str | os.PathLike[str] | None, model: keras.Model, source: Source, l2: float
 ) -> Checkpoints | None:
-    """Opens the folder of checkpoints, one per round."""
+    """Opens the checkpoint folder, which keeps one checkpoint per round."""
     if directory is None:
         return None
     settings = {"method": "fit_head", "l2": float(l2), **describe_model(model)}
@@ -208,11 +208,11 @@ def _open(
 
 
 def _losses(model: keras.Model, sums: Mapping[str, Any]) -> dict[str, float]:
-    """Returns the losses as `evaluate` gives them, from the sums of a round."""
+    """Computes the losses, as in `evaluate`, from the sums of a round."""
     unlabelled = [name for name, own in sums.items() if not own["weight"] > 0]
     if unlabelled:
         raise ValueError(
-            "Each task needs a label of a weight above 0. Received: clients without any of "
+            "Each task needs a label with a weight above 0. Received: clients without any for "
             f"{unlabelled}."
         )
     means = {name: float(own["loss"] / own["weight"]) for name, own in sums.items()}
@@ -226,7 +226,7 @@ def _write(
     weights: Sequence[np.ndarray],
     scales: Mapping[str, tuple[np.ndarray, np.ndarray]],
 ) -> None:
-    """Writes kernels and biases to the heads, and what is known of the labels."""
+    """Assigns kernels and biases to the heads, and label scales to `Regression` heads."""
     for (name, head), kernel, bias in zip(known.items(), weights[::2], weights[1::2], strict=True):
         head.set_raw_weights(kernel, bias)
         if isinstance(head.task, Regression):

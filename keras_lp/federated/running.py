@@ -1,4 +1,4 @@
-"""What `fit` does around the rounds: validation and the line of a round."""
+"""Validation and printed lines of `fit`."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ _LAST = ("dropped", "clients", "update_norm", "bytes_up", "bytes_down")  # where
 def validation(
     model: keras.Model, data: Any, freq: int | Sequence[int]
 ) -> Callable[[int], tuple[dict[str, float], set[str]]]:
-    """Checks the validation data and returns what evaluates the model on them after a round.
+    """Checks the validation data and returns a function that evaluates the model on them.
 
     Args:
         model: the model.
         data: arrays, a batched `tf.data.Dataset`, or None.
-        freq: every so many rounds, or the rounds (counted from 1) in a list.
+        freq: number of rounds between evaluations, or a list of rounds, starting from 1.
 
     Returns:
-        A function from the number of a round to `(logs, unknown)`, the results and the names of
-        those that no label went into.
+        A function from the round number to `(logs, unknown)`: the results, and the names of
+        results without labels.
     """
     if not isinstance(freq, Sequence):
         check_positive("validation_freq", freq, integer=True)
@@ -56,14 +56,14 @@ def validation(
 
 
 def print_restarts(model: keras.Model) -> None:
-    """Says that an adaptive optimizer of the clients forgets what it adapted to."""
+    """Prints a hint that an adaptive optimizer loses its state in each round."""
     if isinstance(model.optimizer, keras.optimizers.SGD):
         return
-    line = f"{type(model.optimizer).__name__} restarts in each client and round, so it may learn "
+    line = f"{type(model.optimizer).__name__} restarts on each client in each round and may learn "
     if can_be_solved(model):
-        line += 'slowly here. Build the model with optimizer="sgd", or solve its heads: `fit_head`.'
+        line += 'slowly. Build the model with optimizer="sgd", or solve its heads with `fit_head`.'
     else:
-        line += 'slowly here. SGD often does better (optimizer="sgd", learning_rate=0.1).'
+        line += 'slowly. SGD is often better (optimizer="sgd", learning_rate=0.1).'
     print(line, flush=True)
 
 

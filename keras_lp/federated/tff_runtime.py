@@ -1,4 +1,4 @@
-"""TensorFlow Federated, ready to compute on our worker."""
+"""Loads TensorFlow Federated and connects it to the worker process."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from keras_lp.federated.engine.worker import LOCK, load_worker
 
 
 def load_tff() -> Any:
-    """Imports TFF, sets this thread's execution context, and returns the module.
+    """Imports TFF, sets the execution context of this thread, and returns the module.
 
     Raises:
-        ImportError: TFF, or something that it needs, is not installed, or it has no wheel for
-            this machine; the message says what to run.
+        ImportError: TFF or one of its dependencies is not installed, or TFF has no wheel for this
+            machine. The message lists the commands to run.
     """
     reason = installation.unsupported_platform()
     missing = installation.missing_modules() if reason is None else []
     if missing:
         reason = (
             f"Federated learning needs TensorFlow Federated. Missing: {missing}. "
-            "Its own metadata cannot be installed next to a current TensorFlow, so run:\n  "
+            "Its package metadata conflict with a current TensorFlow, so install it with:\n  "
             + "\n  ".join(installation.install_commands())
         )
     if reason is not None:
@@ -36,7 +36,7 @@ def load_tff() -> Any:
 
 @functools.cache
 def _execution_context() -> Any:
-    """What `tff.backends.native.set_sync_local_cpp_execution_context` sets, on our worker."""
+    """Like `tff.backends.native.set_sync_local_cpp_execution_context`, with our worker."""
     tff = import_tff()
     native = importlib.import_module("tensorflow_federated.python.core.backends.native.compiler")
     frontend = importlib.import_module(

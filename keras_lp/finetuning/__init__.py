@@ -1,1 +1,1 @@
-"""Fine-tuning: which layers learn on, and at which rates."""
+"""Fine-tuning: which layers keep training, and at which rates."""

@@ -1,4 +1,4 @@
-"""Fine-tuning: a trained model learns on, its lower layers slower."""
+"""Fine-tuning: a trained model continues training, with lower rates for lower layers."""
 
 from __future__ import annotations
 
@@ -41,54 +41,54 @@ def finetune_model(
 ) -> keras.Model:
     """Recompiles a model with a learning rate per layer, and returns it.
 
-    The head learns at `learning_rate`, the top block below it at `layer_decay` times that, the
-    next at `layer_decay` squared, and so on down; `lp.trainable_report` shows the blocks and their
-    rates. Other ways to say it: `learning_rate=(low, high)` and `layer_rates`. The model is
-    recompiled in place; its loss and metrics stay. BatchNormalization below the head stays as it
-    is, statistics, scale and offset.
+    The head learns at `learning_rate`, the top block below it at `layer_decay` times this rate,
+    the next block at `layer_decay` squared, and so on. `lp.trainable_report` shows the blocks and
+    their rates. Alternatives are `learning_rate=(low, high)` and `layer_rates`. The model is
+    recompiled in place; its loss and metrics are kept. BatchNormalization below the head does not
+    change (statistics, scale and offset).
 
-    A task of KerasHub (`TextClassifier`, `CausalLM`, ...) keeps its preprocessing and its sampler
-    too. A `CausalLM` whose embeddings also give its logits has no head: its top block learns at
-    `learning_rate`, and with `lora` the adapters train alone.
+    A KerasHub task (`TextClassifier`, `CausalLM`, ...) also keeps its preprocessing and its
+    sampler. A `CausalLM` that computes its logits from its embeddings has no head: its top block
+    learns at `learning_rate`, and with `lora` only the adapters train.
 
-    A `.keras` file of a model that keras_lp built keeps all of this. One of a KerasHub task keeps
-    the outputs, with adapters folded in, and comes back as KerasHub compiles it: call
-    finetune_model again. One of another model forgets which layers inside a layer of layers are
-    frozen, as Keras does, and then does not load.
+    A `.keras` file of a model that keras_lp built preserves all of this. The file of a KerasHub
+    task preserves the outputs, with adapters merged, and KerasHub compiles it when it loads: call
+    finetune_model again. The file of another model does not store which nested layers are frozen,
+    as in Keras, and then does not load.
 
-    With 40 examples solve the head instead (`lp.fit_head`); with 1,000 call `lp.fit_two_phase`,
-    which solves the head before all layers train; with 50,000 call this and `fit` for some epochs.
+    Which function to use: with 40 examples, solve the head instead (`lp.fit_head`). With 1,000,
+    call `lp.fit_two_phase`, which solves the head before it trains all layers. With 50,000, call
+    this function and `fit` for some epochs.
 
     Args:
         model: a model from any builder, or any compiled Keras model with a loss. With `task`: a
             backbone as in `lp.transfer_model`.
-        task: gives a backbone a new head for this task first, as `lp.transfer_model` does. Defaults
+        task: first adds a new head for this task to a backbone, as in `lp.transfer_model`. Defaults
             to None, which keeps the model's head.
-        trainable: `"all"`; a number n for the top n blocks besides the head; a list of layer
+        trainable: `"all"`; a number n for the top n blocks and the head; a list of layer
             names; or `"head"`. Defaults to `"all"`.
-        learning_rate: the head's rate, or a Keras schedule of it, for an optimizer given by
-            name; or `(low, high)`, of the lowest block and of the head, with the blocks between
-            spread geometrically. Defaults to None: 1e-4, with `lora` 1e-3.
-        layer_decay: ratio of the rates of two neighbouring blocks, above 0 and at most 1; 1 is
-            one rate for all. Defaults to 0.7, where neither `layer_rates` nor `(low, high)` is
-            given.
-        layer_rates: rates by name or glob of layers, as in `lp.layerwise`. Defaults to None.
-        lora: `lp.LoRA(...)` puts low-rank adapters on the layers below the head; they and the
-            head train, all at one rate unless said otherwise, and nothing else does (`trainable`
-            is then left at `"all"`). Defaults to None.
+        learning_rate: the head's rate, or its Keras schedule, for an optimizer given by name; or
+            `(low, high)`, the rates of the lowest block and of the head, with geometric spacing
+            between them. Defaults to None: 1e-4, or 1e-3 with `lora`.
+        layer_decay: ratio of the rates of two consecutive blocks, above 0 and at most 1; 1 is
+            one rate for all. Defaults to 0.7 if neither `layer_rates` nor `(low, high)` is given.
+        layer_rates: rates by layer name or glob, as in `lp.layerwise`. Defaults to None.
+        lora: `lp.LoRA(...)` adds low-rank adapters to the layers below the head. Only the adapters
+            and the head train, all at one rate unless you pass layer rates; leave `trainable` at
+            `"all"`. Defaults to None.
         optimizer: `"adamw"`, `"adam"`, `"sgd"`, `"nadam"`, `"rmsprop"`, `"adagrad"` or
-            `"lion"`, or an instance of one with a rate and a decay of its own. Defaults to
-            `"adamw"`.
+            `"lion"`, or an instance of one with its own rate and decay. Defaults to `"adamw"`.
         weight_decay: decoupled weight decay for an optimizer given by name, scaled by each
-            layer's rate; biases and normalisation do not decay. None is off. Defaults to 1e-4.
+            layer's rate; biases and normalisation do not decay. None turns it off. Defaults to
+            1e-4.
 
     Returns:
         The same model (with `task`: a new one), compiled.
 
     Raises:
-        ValueError: a model that is not compiled with a loss; a rate or decay out of range; an
-            optimizer without layerwise rates; a layer name that is not there; nothing to train.
-        TypeError: a backbone without `task`.
+        ValueError: if the model is not compiled with a loss, a rate or decay is out of range, the
+            optimizer does not support layer rates, a layer name is unknown, or nothing trains.
+        TypeError: if a backbone is passed without `task`.
 
     Example:
 
@@ -100,14 +100,14 @@ def finetune_model(
     [0.5, 0.5, 1.0, 1.0]
 
     References: discriminative rates, Howard and Ruder, 2018 (arXiv:1801.06146); layer decay,
-    Clark et al., 2020 (arXiv:2003.10555).
+    Clark et al., 2020 (arXiv:2003.10555); LoRA, Hu et al., 2021 (arXiv:2106.09685).
     """
     if learning_rate is None:
         learning_rate = 1e-4 if lora is None else 1e-3
     low, high = _low_high(learning_rate)
     if (layer_decay, layer_rates, low).count(None) < 2:
         raise ValueError(
-            "Give the layers' rates in one way: `layer_decay`, `layer_rates` or "
+            "Pass the layers' rates in one way: `layer_decay`, `layer_rates` or "
             f"`learning_rate=(low, high)`. Received: layer_decay={layer_decay!r}, "
             f"layer_rates={layer_rates!r}, learning_rate={learning_rate!r}."
         )
@@ -123,7 +123,7 @@ def finetune_model(
 
     below = below_head(model)
     blocks = blocks_of(below)
-    chosen = choose(below, blocks, trainable)  # before anything changes: it may refuse
+    chosen = choose(below, blocks, trainable)  # may raise an error, so before any change
     flags = [(layer, layer.trainable) for layer in model._flatten_layers()]
     if lora is not None:
         add_adapters(model, lora)
@@ -147,22 +147,31 @@ def finetune_model(
 
 
 def merge_adapters(model: keras.Model) -> keras.Model:
-    """Folds the adapters of a model into its kernels, removes them, and returns the model.
+    """Merges the adapters of a model into its kernels, removes them, and returns the model.
 
-    The outputs stay the same. The model is recompiled in place, with its head trainable and
-    nothing else; `finetune_model` lets it train on.
+    The outputs do not change. The model is recompiled in place with only its head trainable;
+    call `finetune_model` to train other layers.
 
     Args:
         model: a model with adapters, from `finetune_model(..., lora=...)`.
 
+    Returns:
+        The same model.
+
     Raises:
-        ValueError: a model without adapters.
+        ValueError: if the model has no adapters.
 
     Example:
 
-    ```python
-    lp.export_tflite(lp.merge_adapters(model), "model.tflite")
-    ```
+    >>> import keras, keras_lp as lp
+    >>> backbone = keras.Sequential([keras.Input((8,)), keras.layers.Dense(16)])
+    >>> model = lp.finetune_model(lp.transfer_model(backbone, 3), lora=lp.LoRA(rank=2))
+    >>> model = lp.merge_adapters(model)
+    >>> [v.name for v in model.trainable_variables]
+    ['kernel', 'bias']
+
+    Reference: Hu et al., 2021, LoRA: Low-Rank Adaptation of Large Language Models
+    (arXiv:2106.09685).
     """
     check_adapted(model)
     fold_adapters(model)
@@ -173,9 +182,9 @@ def merge_adapters(model: keras.Model) -> keras.Model:
 
 
 def _recompile(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> keras.Model:
-    """Compiles a model with another optimizer and all else as before."""
+    """Compiles a model with another optimizer and otherwise as before."""
     arguments = {**model._compile_config.config, "optimizer": optimizer}
-    if "sampler" in inspect.signature(model.compile).parameters:  # of KerasHub, unknown to Keras
+    if "sampler" in inspect.signature(model.compile).parameters:  # set by KerasHub, not by Keras
         arguments["sampler"] = model.sampler
     model.compile(**arguments)
     note_training(model)
@@ -186,9 +195,9 @@ def _recompile(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> ker
 def _check_trains(model: keras.Model, trainable: Any) -> None:
     if not model.trainable_variables:
         raise ValueError(
-            "Something must train. Received: "
+            "At least one layer must train. Received: "
             f"trainable={trainable!r}, and {model.name!r} has no weights there; a language model "
-            "whose embeddings also give its logits has no head. Say which blocks: "
+            "that computes its logits from its embeddings has no head. Choose blocks: "
             "finetune_model(model, trainable=1)."
         )
 
@@ -198,13 +207,13 @@ def _check_lora(lora: Any, trainable: Any) -> None:
         raise TypeError(f"`lora` must be an lp.LoRA(...) or None. Received: lora={lora!r}.")
     if lora is not None and trainable != "all":
         raise ValueError(
-            "With `lora` the adapters and the head train. Received: "
+            "With `lora` only the adapters and the head train. Received: "
             f"trainable={trainable!r}. Leave it out; `lp.LoRA(layers=[...])` chooses layers."
         )
 
 
 def _low_high(learning_rate: Any) -> tuple[float | None, Any]:
-    """Returns the lowest rate, if `learning_rate` gives one, and the head's."""
+    """Returns the lowest rate, if `learning_rate` contains one, and the head's rate."""
     if not isinstance(learning_rate, (tuple, list)):
         return None, learning_rate
     if len(learning_rate) != 2:
@@ -218,7 +227,7 @@ def _low_high(learning_rate: Any) -> tuple[float | None, Any]:
     if low > high:
         raise ValueError(
             "`learning_rate=(low, high)` goes from the lowest block's rate to the head's, so low "
-            f"is at most high. Received: learning_rate={learning_rate!r}."
+            f"must be at most high. Received: learning_rate={learning_rate!r}."
         )
     return low, high
 
@@ -233,7 +242,7 @@ def _with_decay(optimizer: Any, learning_rate: Any, weight_decay: Any) -> Any:
             "`weight_decay` must be None or a number of 0 or more. Received: "
             f"weight_decay={weight_decay!r}."
         )
-    decoupled_only = isinstance(made, keras.optimizers.AdamW)  # it refuses None
+    decoupled_only = isinstance(made, keras.optimizers.AdamW)  # it does not accept None
     decay = 0.0 if weight_decay is None and decoupled_only else weight_decay
     return type(made).from_config({**made.get_config(), "weight_decay": decay})
 
@@ -243,13 +252,13 @@ def _check_compiled(model: Any) -> keras.Model:
     if not isinstance(model, keras.Model):
         raise TypeError(
             "finetune_model without `task` takes a compiled Keras model. Received: "
-            f"model={model!r}. Say what to predict: finetune_model(backbone, task)."
+            f"model={model!r}. Pass the task to predict: finetune_model(backbone, task)."
         )
     if not model.compiled or getattr(model, "loss", None) is None:
         raise ValueError(
             "finetune_model takes a model that is compiled with a loss, which it keeps. "
-            f"Received: model {model.name!r}, which is not. Call model.compile(loss=...), or give "
-            "a headless model a new head: finetune_model(model, task)."
+            f"Received: model {model.name!r}, which is not. Call model.compile(loss=...), or add "
+            "a new head to a headless model: finetune_model(model, task)."
         )
     if not model.built:
         raise ValueError(

@@ -1,8 +1,8 @@
 """Optimizers with a learning rate per layer (Howard and Ruder, 2018, arXiv:1801.06146).
 
 A variable learns at the optimizer's rate times its own multiplier, so schedules and callbacks on
-the rate keep the ratios. The multipliers stand in the order of the trainable variables: paths do
-not survive saving in nested models, the order does.
+the rate keep the ratios. The multipliers are in the order of the trainable variables, because
+saving a nested model preserves the order but not the paths.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ class _Layerwise(_Base):
         if len(variables) != len(self.multipliers):
             raise ValueError(
                 "An optimizer with layerwise rates is for the trainable variables that it was "
-                f"made for. Received: {len(variables)} variables for {len(self.multipliers)} "
+                f"created for. Received: {len(variables)} variables for {len(self.multipliers)} "
                 "rates. Call `lp.finetune_model(model)` again after changing what trains."
             )
         super().build(variables)
-        # Biases and normalisation (vectors) do not decay; attention has biases of rank 2.
+        # Biases and normalisation (vectors) do not decay; in attention, biases have rank 2.
         self._decays = [len(v.shape) > 1 and v.name != "bias" for v in variables]
-        # One vector: its count never changes, so a saved state always loads.
+        # One vector: the number of variables is constant, so a saved state always loads.
         self._multipliers = self.add_variable(
             (len(variables),),
             initializer=keras.initializers.Constant(np.array(self.multipliers, "float32")),
@@ -51,17 +51,17 @@ class _Layerwise(_Base):
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         index = self._get_variable_index(variable)
         rate = ops.cast(learning_rate, "float32") * ops.convert_to_tensor(self._multipliers)[index]
-        # Decoupled decay moves a variable at its own rate too.
+        # Decoupled decay also uses the variable's own rate.
         if self.weight_decay is not None and self._decays[index]:
             decay = ops.cast(rate * self.weight_decay, variable.dtype)
             self.assign_sub(variable, ops.convert_to_tensor(variable) * decay)
         super().update_step(gradient, variable, rate)
 
     def set_factors(self, factors: Sequence[float]) -> None:
-        """Multiplies the rates; a variable with a factor of 0 stands still until it has another.
+        """Multiplies the rates; a variable with a factor of 0 does not change.
 
         Args:
-            factors: one for each variable, of 0 or more.
+            factors: one factor of 0 or more per variable.
         """
         self._multipliers.assign(np.array(self.multipliers, "float32") * np.array(factors))
 
@@ -71,7 +71,7 @@ class _Layerwise(_Base):
         return grads, variables
 
     def _clip_gradients(self, grads: Sequence[Any]) -> Any:
-        """Clips as Keras does; what stands still does not count in the global norm."""
+        """Clips like Keras, but variables with a factor of 0 do not count in the global norm."""
         if self.clipnorm or not self.global_clipnorm:
             return super()._clip_gradients(grads)
         moving = ops.cast(ops.convert_to_tensor(self._multipliers) > 0, "float32")
@@ -139,14 +139,14 @@ _LAYERWISE: dict[type[keras.optimizers.Optimizer], type[keras.optimizers.Optimiz
 def with_multipliers(
     optimizer: keras.optimizers.Optimizer, multipliers: Sequence[float]
 ) -> keras.optimizers.Optimizer:
-    """Returns an unbuilt optimizer of the same settings with a rate for each variable.
+    """Returns an unbuilt optimizer with the same settings and a rate for each variable.
 
     Args:
         optimizer: an SGD, Adam, AdamW, Nadam, RMSprop, Adagrad or Lion of Keras.
-        multipliers: one factor of the rate a trainable variable, in the model's order.
+        multipliers: one factor of the rate per trainable variable, in the model's order.
 
     Raises:
-        ValueError: another kind of optimizer.
+        ValueError: if the optimizer is of another kind.
     """
     config = optimizer.get_config()
     return _layerwise_class(optimizer).from_config({**config, "multipliers": list(multipliers)})

@@ -1,7 +1,7 @@
 """Low-rank adapters (LoRA): a frozen kernel W learns a small update, W + alpha / rank * A B.
 
-Hu et al., 2021, LoRA: Low-Rank Adaptation of Large Language Models (arXiv:2106.09685). Keras's
-own `enable_lora` of single layers does the work; here it is put on the right layers of a model.
+Hu et al., 2021, LoRA: Low-Rank Adaptation of Large Language Models (arXiv:2106.09685). The adapters
+are those of Keras's `enable_lora`; this module adds them to the right layers of a model.
 """
 
 from __future__ import annotations
@@ -25,18 +25,20 @@ from keras_lp.utils.files import whole_file
 
 @dataclasses.dataclass(frozen=True)
 class LoRA:
-    """Which low-rank adapters `lp.finetune_model` puts on a model.
+    """Settings of the low-rank adapters that `lp.finetune_model` adds to a model.
+
+    A frozen kernel W becomes W + alpha / rank * A B, and only A and B train.
 
     Args:
-        rank: the inner size of the adapters, 1 or more. Defaults to 8.
-        alpha: the update is multiplied by `alpha / rank`. Defaults to None, which is `rank`.
-        layers: names or globs of the layers to adapt, also of layers inside layers, such as
+        rank: inner size of the adapters, 1 or more. Defaults to 8.
+        alpha: the update is multiplied by `alpha / rank`. Defaults to None: `rank`.
+        layers: names or globs of the layers to adapt, including nested layers, such as
             `["query", "value"]`. Defaults to None: every Dense, EinsumDense, Conv1D and Conv2D
-            below the head. Embeddings can be named.
+            below the head. Embeddings are adapted only if they are named.
 
     Raises:
-        ValueError: a rank or alpha that is not above 0.
-        TypeError: `layers` that is not a list of names.
+        ValueError: if `rank` or `alpha` is not above 0.
+        TypeError: if `layers` is not a list of names.
 
     Example:
 
@@ -45,6 +47,9 @@ class LoRA:
     >>> model = lp.finetune_model(lp.transfer_model(backbone, 3), lora=lp.LoRA(rank=2))
     >>> [v.name for v in model.trainable_variables]
     ['lora_kernel_a', 'lora_kernel_b', 'kernel', 'bias']
+
+    Reference: Hu et al., 2021, LoRA: Low-Rank Adaptation of Large Language Models
+    (arXiv:2106.09685).
     """
 
     rank: int = 8
@@ -57,18 +62,18 @@ class LoRA:
             check_positive("alpha", self.alpha)
         if isinstance(self.layers, str) or not isinstance(self.layers, Sequence | None):
             raise TypeError(
-                "`layers` must be a list of names or globs of layers. Received: "
+                "`layers` must be a list of layer names or globs. Received: "
                 f"layers={self.layers!r}."
             )
 
 
 def add_adapters(model: keras.Model, lora: LoRA) -> None:
-    """Puts adapters on the layers below the head; they and the head train, nothing else does.
+    """Adds adapters to the layers below the head; only the adapters and the head train.
 
-    The caller compiles afterwards.
+    The caller must compile afterwards.
 
     Raises:
-        ValueError: no layer to adapt, or a pattern that matches none.
+        ValueError: if there is no layer to adapt, or a pattern matches no layer.
     """
     below = below_head(model)
     able = [layer for part in below for layer in part._flatten_layers() if _can_adapt(layer)]
@@ -82,12 +87,12 @@ def add_adapters(model: keras.Model, lora: LoRA) -> None:
         raise ValueError(
             "LoRA needs layers that take adapters: Dense, EinsumDense, Embedding, Conv1D or "
             f"Conv2D below the head. Received: layers={lora.layers}, and nothing matches {idle}. "
-            f"Those that do take them: {sorted({layer.name for layer in able})[:30]}."
+            f"Layers that take adapters: {sorted({layer.name for layer in able})[:30]}."
         )
     other = next((la for la in chosen if la.lora_enabled and la.lora_rank != lora.rank), None)
     if other is not None:
         raise ValueError(
-            f"The adapters that a model has keep their rank. Received: rank={lora.rank}, and "
+            f"The rank of existing adapters cannot change. Received: rank={lora.rank}, and "
             f"layer {other.name!r} has adapters of rank {other.lora_rank}. Call "
             "lp.merge_adapters(model) first."
         )
@@ -102,24 +107,31 @@ def add_adapters(model: keras.Model, lora: LoRA) -> None:
 
 
 def save_adapters(model: keras.Model, path: str | os.PathLike[str]) -> None:
-    """Saves the adapters and the head of a model, and nothing else, exactly.
+    """Saves only the adapters and the head of a model, exactly.
 
-    A `.keras` file holds the whole model, with the adapters folded into its kernels; this file
-    holds what fine-tuning learned, for `lp.load_adapters` on a model made in the same way.
+    A `.keras` file contains the whole model, with the adapters merged into its kernels. This file
+    contains only the weights that fine-tuning trained, for `lp.load_adapters` on a model that was
+    built in the same way.
 
     Args:
         model: a model with adapters, from `lp.finetune_model(..., lora=...)`.
-        path: where to write, a NumPy `.npz` file.
+        path: path of the NumPy `.npz` file to write.
 
     Raises:
-        ValueError: a model without adapters.
-        OSError: the file cannot be written; an earlier one stays as it was.
+        ValueError: if the model has no adapters.
+        OSError: if the file cannot be written; an existing file is then unchanged.
 
     Example:
 
-    ```python
-    lp.save_adapters(model, "style.npz")
-    ```
+    >>> import os, tempfile, keras, keras_lp as lp
+    >>> backbone = keras.Sequential([keras.Input((8,)), keras.layers.Dense(16)])
+    >>> model = lp.finetune_model(lp.transfer_model(backbone, 3), lora=lp.LoRA(rank=2))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     lp.save_adapters(model, os.path.join(folder, "style.npz"))
+    ...     os.listdir(folder)
+    ['style.npz']
+
+    Reference: Hu et al., 2021 (arXiv:2106.09685).
     """
     arrays: dict[str, Any] = {name: np.asarray(v) for name, v in _saved(model).items()}
     with whole_file(path) as file:
@@ -127,36 +139,43 @@ def save_adapters(model: keras.Model, path: str | os.PathLike[str]) -> None:
 
 
 def load_adapters(model: keras.Model, path: str | os.PathLike[str]) -> keras.Model:
-    """Loads what `lp.save_adapters` saved into a model, and returns it.
+    """Loads the adapters and the head that `lp.save_adapters` saved, and returns the model.
 
     Args:
-        model: a model with adapters of the same rank on the same layers, on the base that they
-            were trained on. A `.keras` file that was saved after training is no such base: its
-            kernels have the adapters added, so there is nothing to load. A warning says so where
-            the model may come from one.
-        path: the file.
+        model: a model with adapters of the same rank on the same layers, and with the base
+            weights that they were trained on. A `.keras` file saved after training is not such a
+            base: its kernels already include the adapters, so there is nothing to load. A warning
+            is issued if the model may come from such a file.
+        path: path of the file.
+
+    Returns:
+        The same model.
 
     Raises:
-        ValueError: a model without adapters, a file that is not there or is damaged, or one of
-            other adapters.
+        ValueError: if the model has no adapters, or the file is missing, damaged or has other
+            adapters.
 
     Example:
 
-    ```python
-    model = lp.finetune_model(model, lora=lp.LoRA(rank=8))
-    lp.load_adapters(model, "style.npz")
-    ```
+    >>> import os, tempfile, keras, keras_lp as lp
+    >>> backbone = keras.Sequential([keras.Input((8,)), keras.layers.Dense(16)])
+    >>> model = lp.finetune_model(lp.transfer_model(backbone, 3), lora=lp.LoRA(rank=2))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     lp.save_adapters(model, os.path.join(folder, "style.npz"))
+    ...     model = lp.load_adapters(model, os.path.join(folder, "style.npz"))
+
+    Reference: Hu et al., 2021 (arXiv:2106.09685).
     """
     variables = _saved(model)
     if not os.path.exists(path):
-        raise ValueError(f"A file of adapters must exist. Received: path={os.fspath(path)!r}.")
+        raise ValueError(f"An adapter file must exist. Received: path={os.fspath(path)!r}.")
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file)
-    except Exception as error:  # whatever damaged zip files and headers raise
+    except Exception as error:  # damaged zip files and headers raise various errors
         raise ValueError(
-            "A file of adapters must be a whole .npz file that lp.save_adapters wrote. Received: "
-            f"{os.fspath(path)}, which cannot be read. Save or copy it again."
+            "An adapter file must be a whole .npz file that lp.save_adapters wrote. Received: "
+            f"{os.fspath(path)}, which cannot be read. Save it or copy it again."
         ) from error
     shapes = {name: tuple(v.shape) for name, v in variables.items()}
     found = {name: array.shape for name, array in arrays.items()}
@@ -164,16 +183,16 @@ def load_adapters(model: keras.Model, path: str | os.PathLike[str]) -> keras.Mod
         differ = [name for name in {**shapes, **found} if shapes.get(name) != found.get(name)]
         first = differ[0]
         raise ValueError(
-            "Adapters load into a model with the same adapters and head. Received: "
+            "Adapters must be loaded into a model with the same adapters and head. Received: "
             f"{len(differ)} arrays that differ, first {first!r}: {found.get(first)} in the file, "
-            f"{shapes.get(first)} in the model. Make the model as the saved one: the same "
+            f"{shapes.get(first)} in the model. Build the model like the saved one: the same "
             "backbone, rank, layers and tasks."
         )
     if any(is_loaded(layer) for layer in adapted_layers(model)):
         warnings.warn(
-            "Adapters load into the base that they were trained on. Received: model "
-            f"{model.name!r}, which comes from a file: one that was saved after training has its "
-            "adapters in its kernels already, and they would count twice. Load them into "
+            "Adapters must be loaded into the base that they were trained on. Received: model "
+            f"{model.name!r}, which comes from a file. If it was saved after training, its kernels "
+            "already include the adapters, which would then count twice. Load them into "
             "lp.finetune_model(base, lora=...).",
             stacklevel=2,
         )
@@ -183,9 +202,9 @@ def load_adapters(model: keras.Model, path: str | os.PathLike[str]) -> keras.Mod
 
 
 def fold_adapters(model: keras.Model) -> None:
-    """Adds the adapters to their kernels and removes them. The caller compiles afterwards."""
+    """Adds the adapters to their kernels and removes them. The caller must compile afterwards."""
     for layer in adapted_layers(model):
-        # Keras saves a layer with its adapters added, and a quantised one quantised again.
+        # Keras merges adapters when it saves a layer, and re-quantises a quantised kernel.
         merged: dict[str, Any] = {}
         layer.save_own_variables(merged)
         for variable in adapters_of(layer):
@@ -207,7 +226,7 @@ def _saved(model: keras.Model) -> dict[str, Any]:
     check_adapted(model)
     named = [(layer, adapters_of(layer)) for layer in adapted_layers(model)]
     named += [(leaf, leaf.weights) for leaf in head_layers(model)]
-    # By position: names repeat, and paths change with saving.
+    # By position: names are not unique, and paths change with saving.
     return {
         f"{i:04}_{layer.name}_{variable.name}": variable
         for i, (layer, variables) in enumerate(named)
@@ -217,7 +236,7 @@ def _saved(model: keras.Model) -> dict[str, Any]:
 
 def _can_adapt(layer: keras.Layer) -> bool:
     able = hasattr(layer, "enable_lora") and not isinstance(layer, keras.Model)
-    able = able and getattr(layer, "quantization_mode", None) != "float8"  # Keras has no LoRA there
+    able = able and getattr(layer, "quantization_mode", None) != "float8"  # no LoRA in Keras
     return able and layer.built and not isinstance(layer, keras.layers.DepthwiseConv2D)
 
 
@@ -226,9 +245,9 @@ def _matches(layer: keras.Layer, patterns: Sequence[str]) -> bool:
 
 
 def _freeze_all_but(layer: keras.Layer, chosen: set[int]) -> bool:
-    """Freezes a layer and what is in it, except the chosen; returns whether any of them is in it.
+    """Freezes a layer and everything in it, except chosen layers; returns whether it has any.
 
-    What holds a chosen layer must be trainable itself, but its own weights are not.
+    A layer that contains a chosen layer must be trainable, but its own weights are not.
     """
     holding = [_freeze_all_but(inner, chosen) for inner in layer._layers]
     if not any(holding) and id(layer) not in chosen:

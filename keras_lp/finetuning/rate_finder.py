@@ -1,11 +1,11 @@
-"""The learning rate range test (Smith, 2015, arXiv:1506.01186)."""
+"""The learning rate range test (Smith, 2017, arXiv:1506.01186)."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
@@ -18,16 +18,29 @@ from keras_lp.utils.arguments import Verbose, check_positive
 from keras_lp.utils.progress import Progress
 from keras_lp.utils.text_table import ShownAsText
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class LearningRates(ShownAsText):
-    """What `lp.find_learning_rate` found.
+    """Results of `lp.find_learning_rate`.
 
     Attributes:
-        rates: the rates tried, one per batch.
-        losses: the smoothed losses.
+        rates: the tested rates, one per batch, `(batches,)`.
+        losses: the smoothed losses, `(batches,)`.
         steepest: the rate at which the loss fell fastest.
-        valley: the rate in the middle of the longest fall of the loss; the safer suggestion.
+        valley: the rate in the middle of the longest decrease of the loss; the safer suggestion.
+
+    Example:
+
+    >>> import numpy as np, keras_lp as lp
+    >>> rates, losses = np.array([1e-3, 1e-2, 1e-1]), np.array([1.0, 0.6, 0.9])
+    >>> lp.LearningRates(rates, losses, steepest=1e-3, valley=5e-3)
+    learning rates: valley 0.005, steepest 0.001
+
+    Reference: Smith, 2017, Cyclical Learning Rates for Training Neural Networks
+    (arXiv:1506.01186).
     """
 
     rates: np.ndarray
@@ -38,19 +51,19 @@ class LearningRates(ShownAsText):
     def __str__(self) -> str:
         return f"learning rates: valley {self.valley:.2g}, steepest {self.steepest:.2g}"
 
-    def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
-        """Draws the losses over the rates, with both suggestions.
+    def plot(self, path: str | os.PathLike[str] | None = None) -> Figure:
+        """Plots the losses over the rates, with both suggestions.
 
         Where the loss diverges at the end, the axis ends above the fall and its label says so.
 
         Args:
-            path: where to write the picture. Defaults to None, which writes none.
+            path: path of the image file to write. Defaults to None: no file.
 
         Returns:
             The matplotlib figure.
 
         Raises:
-            ImportError: matplotlib is not installed.
+            ImportError: if matplotlib is not installed.
         """
         try:
             from matplotlib.figure import Figure
@@ -86,38 +99,43 @@ def find_learning_rate(
     seed: int = 0,
     verbose: Verbose = "auto",
 ) -> LearningRates:
-    """Trains a moment at rising learning rates, and suggests one; the model stays as it was.
+    """Trains briefly at increasing learning rates, suggests a rate, and restores the model.
 
-    Weights, statistics, the optimizer and the random state of its layers are put back exactly.
-    With layer rates it is the head's rate that is found: the ratios are kept. The test ends early
-    when the loss is four times its lowest.
+    Weights, statistics, the optimizer and the random state of the layers are restored exactly.
+    With layer rates, the suggestion is the head's rate: the ratios are kept. The test ends early
+    if the loss is four times its minimum.
 
     Args:
         model: a compiled model.
-        data: `(x, y)` arrays, or a batched `tf.data.Dataset` of such pairs, gone through again
-            and again.
+        data: `(x, y)` arrays, or a batched `tf.data.Dataset` of such pairs; repeated as needed.
         low: the first rate. Defaults to 1e-7.
         high: the last rate. Defaults to 10.
-        steps: batches, of rates that rise geometrically; 10 or more. Defaults to 100.
-        batch_size: examples a batch of arrays. Defaults to 32.
-        seed: of the order of arrays. Defaults to 0.
-        verbose: `"auto"` shows a progress bar in a terminal or notebook; 1 does, and prints lines
+        steps: number of batches, whose rates increase geometrically; 10 or more. Defaults to 100.
+        batch_size: batch size for arrays. Defaults to 32.
+        seed: seed of the order of arrays. Defaults to 0.
+        verbose: `"auto"` shows a progress bar in a terminal or notebook. 1 also prints lines
             elsewhere; 2 prints lines; 0 is silent. Defaults to `"auto"`.
 
     Returns:
         A `LearningRates` with `valley`, `steepest` and `plot(path)`.
 
     Raises:
-        ValueError: a model that is not compiled, or whose rate is a schedule; rates or steps out
-            of range; data without a batch.
+        ValueError: if the model is not compiled or its rate is a schedule, the rates or `steps`
+            are out of range, or the data have no batch.
 
     Example:
 
-    ```python
-    found = lp.find_learning_rate(model, (x, y))
-    found.plot("rates.png")
-    model = lp.finetune_model(model, learning_rate=found.valley)
-    ```
+    >>> import numpy as np, keras, keras_lp as lp
+    >>> backbone = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8, "relu")])
+    >>> model = lp.transfer_model(backbone, 2)
+    >>> x = np.random.default_rng(0).normal(size=(64, 4)).astype("float32")
+    >>> found = lp.find_learning_rate(model, (x, x[:, 0] > 0), steps=20)
+    >>> 1e-7 < found.valley < 10
+    True
+    >>> model = lp.finetune_model(model, learning_rate=found.valley)
+
+    Reference: Smith, 2017, Cyclical Learning Rates for Training Neural Networks
+    (arXiv:1506.01186).
     """
     optimizer = _check(model, low, high, steps)
     rate = optimizer.learning_rate
@@ -152,9 +170,9 @@ def find_learning_rate(
         model.reset_metrics()
     if len(losses) < 4:
         raise ValueError(
-            "The range test needs losses that are finite and data of at least one batch. "
-            f"Received: {len(losses)} finite losses from low={low}. Start lower, or look at the "
-            "data."
+            "The range test needs finite losses and data with at least one batch. "
+            f"Received: {len(losses)} finite losses from low={low}. Use a smaller `low`, or check "
+            "the data."
         )
     tried, smooth = rates[: len(losses)], np.array(losses)
     slopes = np.gradient(smooth, np.log(tried))
@@ -188,7 +206,7 @@ def _check(model: Any, low: Any, high: Any, steps: Any) -> keras.optimizers.Opti
 
 
 def _batches(data: Any, batch_size: int, seed: int) -> Iterator[tuple[Any, Any]]:
-    """Yields batches without end."""
+    """Yields batches indefinitely."""
     rng = np.random.default_rng(seed)
     while True:
         empty = True
@@ -211,7 +229,7 @@ def _batches(data: Any, batch_size: int, seed: int) -> Iterator[tuple[Any, Any]]
 
 
 def _valley(rates: np.ndarray, losses: np.ndarray) -> float:
-    """Returns the rate in the middle of the longest falling subsequence of the losses."""
+    """Returns the rate in the middle of the longest decreasing subsequence of the losses."""
     count = len(losses)
     length, previous = np.ones(count, int), np.full(count, -1)
     for i in range(count):

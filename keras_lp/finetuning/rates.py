@@ -22,30 +22,31 @@ def layerwise(
     layer_decay: float | None = None,
     layer_rates: Mapping[str, float] | None = None,
 ) -> keras.optimizers.Optimizer:
-    """Returns an optimizer of the same settings with a learning rate for each layer of a model.
+    """Returns an optimizer with the same settings and a learning rate for each layer of a model.
 
-    The rates are kept as ratios to the optimizer's rate, so schedules and callbacks on it move
-    all of them together. The clip norm is one over all layers. Weight decay goes with a layer's
-    rate, and is off for biases and normalisation. Compile the model with what comes back; after
-    `trainable` flags change, make a new one.
+    The rates are stored as ratios to the optimizer's rate, so schedules and callbacks change all
+    of them together. The clip norm is computed over all layers. Weight decay is scaled by a
+    layer's rate, and is off for biases and normalisation. Compile the model with the returned
+    optimizer; create a new one after `trainable` flags change.
 
     Args:
         optimizer: an SGD, Adam, AdamW, Nadam, RMSprop, Adagrad or Lion of Keras. Its state is not
-            taken over.
+            copied.
         model: a built Keras model whose `trainable` flags are set.
-        layer_decay: the block i from the top learns at `layer_decay**i` times the optimizer's
-            rate, which is that of the head (i = 0). Above 0 and at most 1.
-        layer_rates: rates by name or glob of layers, the first that matches counts, such as
-            `{"head": 1e-3, "block_1*": 1e-5, "*": 1e-4}`; `"head"` are the layers above the
-            backbone. Where the optimizer's rate is a schedule, they are the rates at its peak:
+        layer_decay: block i from the top learns at `layer_decay**i` times the optimizer's rate,
+            which is that of the head (i = 0). Above 0 and at most 1.
+        layer_rates: rates by layer name or glob; the first match counts, such as
+            `{"head": 1e-3, "block_1*": 1e-5, "*": 1e-4}`. `"head"` means the layers above the
+            backbone. If the optimizer's rate is a schedule, they are the rates at its peak:
             its `warmup_target` if it has one, else its first value.
 
     Returns:
         An unbuilt optimizer for the model's trainable variables.
 
     Raises:
-        ValueError: another kind of optimizer; both or none of `layer_decay` and `layer_rates`; a
-            rate out of range; a layer that no pattern matches, or a pattern without a layer.
+        ValueError: if the optimizer is of another kind, both or none of `layer_decay` and
+            `layer_rates` are given, a rate is out of range, a layer matches no pattern, or a
+            pattern matches no layer.
 
     Example:
 
@@ -76,7 +77,7 @@ def layerwise(
 
 
 def decayed(model: keras.Model, layer_decay: float) -> list[float]:
-    """Returns `layer_decay**i` for each trainable variable, of the block i from the top."""
+    """Returns `layer_decay**i` for each trainable variable, where i is its block from the top."""
     check_decay(layer_decay)
     return [layer_decay**depth for depth in depths(model)]
 
@@ -84,7 +85,7 @@ def decayed(model: keras.Model, layer_decay: float) -> list[float]:
 def depths(model: keras.Model) -> list[int]:
     """Returns the block of each trainable variable, counted from the top.
 
-    The head is 0; in a model without one the top block is.
+    The head is 0; if the model has no head, the top block is.
     """
     below = below_head(model)
     blocks = blocks_of(below)
@@ -95,14 +96,14 @@ def depths(model: keras.Model) -> list[int]:
         for layer in block
         for variable in layer.variables
     }
-    for layer in below:  # weights of a model's own, outside its layers, are at the bottom
+    for layer in below:  # a model's own weights, outside its layers, are at the bottom
         for variable in layer.variables:
             found.setdefault(id(variable), top + max(0, len(blocks) - 1))
     return [found.get(id(variable), 0) for variable in model.trainable_variables]
 
 
 def check_decay(layer_decay: Any) -> None:
-    """Raises `ValueError` unless this is a ratio of rates."""
+    """Raises `ValueError` unless `layer_decay` is above 0 and at most 1."""
     check_positive("layer_decay", layer_decay)
     if layer_decay > 1:
         raise ValueError(
@@ -111,14 +112,14 @@ def check_decay(layer_decay: Any) -> None:
 
 
 def decay_between(model: keras.Model, low: float, high: float) -> float:
-    """Returns the decay with which the head has the rate `high` and the lowest block `low`."""
+    """Returns the decay that gives the head the rate `high` and the lowest block `low`."""
     blocks = blocks_of(below_head(model))
     steps = len(blocks) if head_layers(model) else len(blocks) - 1
     return (low / high) ** (1 / max(steps, 1))
 
 
 def reference_rate(optimizer: keras.optimizers.Optimizer) -> float:
-    """Returns the rate of an optimizer; of a schedule its peak, or first value."""
+    """Returns the rate of an optimizer; for a schedule its peak, or first value."""
     rate = optimizer._learning_rate
     if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
         peak = getattr(rate, "warmup_target", None)
@@ -130,7 +131,7 @@ def _matched(model: keras.Model, layer_rates: Any) -> list[float]:
     """Returns the rate of each trainable variable from rates by name or glob."""
     if not isinstance(layer_rates, Mapping) or not layer_rates:
         raise ValueError(
-            "`layer_rates` must be a dict of rates by name or glob of layers. Received: "
+            "`layer_rates` must be a dict of rates by layer name or glob. Received: "
             f"layer_rates={layer_rates!r}."
         )
     for pattern, rate in layer_rates.items():
@@ -165,7 +166,7 @@ def _matched(model: keras.Model, layer_rates: Any) -> list[float]:
     missing = [v.path for v in model.trainable_variables if id(v) not in rates]
     if unmatched or missing:
         raise ValueError(
-            "Each layer that trains must match a pattern of `layer_rates`. Received: "
+            "Each trainable layer must match a pattern of `layer_rates`. Received: "
             f"{list(layer_rates)}, and nothing matches {_listed(unmatched or missing)}. Add a "
             "last pattern for the others: '*'."
         )

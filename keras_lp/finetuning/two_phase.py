@@ -1,4 +1,4 @@
-"""Two phases of fine-tuning in one call: the head alone, then all layers."""
+"""Fine-tuning in two phases with one call: the head alone, then all layers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from keras_lp.utils.arguments import Verbose, check_positive
 from keras_lp.utils.progress import bar_only
 from keras_lp.utils.text_table import text_table
 
-_USUAL = 1e-3  # the rate of heads that are trained, and from which the rates of layers are scaled
+_USUAL = 1e-3  # the rate of heads that are trained, and the reference of the layer rates
 
 
 def fit_two_phase(
@@ -36,50 +36,54 @@ def fit_two_phase(
     callbacks: Sequence[keras.callbacks.Callback] | None = None,
     verbose: Verbose = "auto",
 ) -> keras.callbacks.History:
-    """Solves the head with the backbone frozen, then trains all layers at layerwise rates.
+    """Solves the head with a frozen backbone, then trains all layers at layerwise rates.
 
     First the head alone: `lp.fit_head` finds its optimum on the frozen features, so that the large
-    errors of a new head do not disturb the backbone. Then all layers, from half of `learning_rate`
-    at the head down by `layer_decay` a block, with a warm-up over the first tenth of the steps and
-    a cosine down to 0, by AdamW. At the end a table shows training and validation side by side:
-    where the first goes on falling and the second rises, the model overfits.
+    errors of a new head do not disturb the backbone. Then all layers, with AdamW: the head's rate
+    is half of `learning_rate`, and decreases by `layer_decay` per block, with a warm-up over the
+    first tenth of the steps and a cosine decay to 0. Finally a table shows training and validation
+    side by side: if the training loss still falls while the validation loss rises, the model
+    overfits.
 
     Args:
-        model: a model from a builder, or any compiled Keras model with a loss; it is trained, and
-            recompiled, in place.
-        data: `(x, y)` or `(x, y, sample_weight)` arrays, or a batched `tf.data.Dataset` of a
+        model: a model from a builder, or any compiled Keras model with a loss; it is trained and
+            recompiled in place.
+        data: `(x, y)` or `(x, y, sample_weight)` arrays, or a batched `tf.data.Dataset` with a
             known number of batches.
-        head_epochs: None solves the head, and shows it as the first epoch; a head that cannot be
-            solved (`augmentation`, `hidden_units`, a model of your own) gets one epoch. A number
-            trains it that many epochs at `learning_rate` (1e-3 for `"auto"`), as fastai's
-            `fine_tune` does; 0 leaves the first phase out. Defaults to None.
-        epochs: epochs of all layers.
-        learning_rate: twice the highest rate of the second phase. `"auto"` makes that the valley
-            of `lp.find_learning_rate`, which trains for up to 100 steps first and puts all back.
-            Defaults to `"auto"`.
-        layer_decay: ratio of the rates of two neighbouring blocks. Defaults to 0.7.
+        head_epochs: None solves the head and reports it as the first epoch; a head that cannot be
+            solved (`augmentation`, `hidden_units`, your own model) is trained for one epoch. A
+            number trains the head for that many epochs at `learning_rate` (1e-3 for `"auto"`),
+            like fastai's `fine_tune`; 0 skips the first phase. Defaults to None.
+        epochs: number of epochs for all layers.
+        learning_rate: twice the highest rate of the second phase. `"auto"` takes twice the valley
+            of `lp.find_learning_rate`, which first trains for up to 100 steps and then restores
+            the model. Defaults to `"auto"`.
+        layer_decay: ratio of the rates of two consecutive blocks. Defaults to 0.7.
         weight_decay: decoupled weight decay. Defaults to 1e-4.
-        batch_size: examples a batch of arrays. Defaults to 32.
+        batch_size: batch size for arrays. Defaults to 32.
         validation_data: as in `fit`. Defaults to None.
-        restore_best: whether to end with the weights of the epoch with the lowest `val_loss`,
-            the head alone among them; without `validation_data` the last ones stay. Defaults to
-            True.
-        callbacks: callbacks for both phases; the epochs count on through the second, and
-            `EarlyStopping` ends its phase. Defaults to None.
-        verbose: as in `fit`; 0 also leaves out the table. Defaults to `"auto"`.
+        restore_best: whether to restore the weights of the epoch with the lowest `val_loss` at the
+            end, including the head-only epochs. Without `validation_data` the last weights are
+            kept. Defaults to True.
+        callbacks: callbacks for both phases. The epoch count continues in the second phase, and
+            `EarlyStopping` ends only its phase. Defaults to None.
+        verbose: as in `fit`; 0 also omits the table. Defaults to `"auto"`.
 
     Returns:
-        One `History` of both phases, with `epoch` counted on.
+        One `History` of both phases, with a continuous `epoch` count.
 
     Raises:
-        ValueError: epochs, rates or data that do not do.
+        ValueError: if epochs, rates or data are invalid.
 
     Example:
 
-    ```python
-    model = lp.transfer_model("MobileNetV2", 2, input_shape=(96, 96, 3))
-    lp.fit_two_phase(model, (x, y), epochs=5, validation_data=held_out)
-    ```
+    >>> import numpy as np, keras, keras_lp as lp
+    >>> backbone = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8, "relu")])
+    >>> model = lp.transfer_model(backbone, 2)
+    >>> x = np.random.default_rng(0).normal(size=(64, 4)).astype("float32")
+    >>> history = lp.fit_two_phase(model, (x, x[:, 0] > 0), epochs=2, learning_rate=1e-3, verbose=0)
+    >>> history.epoch  # the solved head, then two epochs of all layers
+    [0, 1, 2]
 
     References: Kumar et al., 2022, Fine-Tuning can Distort Pretrained Features
     (arXiv:2202.10054); Howard and Ruder, 2018 (arXiv:1801.06146); Howard and Gugger, 2020, fastai
@@ -159,12 +163,12 @@ def fit_two_phase(
 
 
 def _pairs(data: Any) -> Any:
-    """Returns the data without weights of examples."""
+    """Returns the data without sample weights."""
     return data if isinstance(data, tf.data.Dataset) else tuple(data[:2])
 
 
 class _Best(keras.callbacks.Callback):
-    """Keeps the weights of the epoch with the lowest validation loss, over several `fit`s."""
+    """Stores the weights of the epoch with the lowest validation loss, over several `fit`s."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -195,8 +199,8 @@ def _batches_an_epoch(data: Any, batch_size: int) -> int:
     count = int(data.cardinality())
     if count < 1:
         raise ValueError(
-            "The schedule needs a data set of a known number of batches, above 0. Received: a "
-            f"cardinality of {count}. Tell it: "
+            "The schedule needs a data set with a known number of batches, above 0. Received: a "
+            f"cardinality of {count}. Set it with "
             "dataset.apply(tf.data.experimental.assert_cardinality(n))."
         )
     return count

@@ -15,19 +15,19 @@ from keras_lp.utils.arguments import check_positive
 class GradualUnfreezing(keras.callbacks.Callback):
     """Unfreezes a model block by block from the top, within one `fit`.
 
-    The head trains from the first epoch, the top block joins it after `epochs_per_block` epochs,
-    the next one as many later, and so on. Blocks that wait stand still: their learning rate is 0,
-    they do not decay and do not enter the clip norm, but the optimizer collects their moments, so
-    that their first step is as large as any other. Nothing is recompiled and no state is lost. A
-    warning says how many blocks would never have their turn.
+    The head trains from the first epoch. The top block joins after `epochs_per_block` epochs, the
+    next block after as many more, and so on. Waiting blocks do not change: their learning rate is
+    0, they do not decay and do not count in the clip norm. The optimizer still updates their
+    moments, so that their first step has a normal size. Nothing is recompiled and no state is
+    lost. A warning tells how many blocks would never join.
 
     Args:
-        epochs_per_block: how many epochs apart two blocks join; with 0.25, four join at each
+        epochs_per_block: number of epochs between two blocks; with 0.25, four blocks join in each
             epoch. Defaults to 1.
 
     Raises:
-        ValueError: `epochs_per_block` that is not above 0; or, when training begins, a model that
-            `lp.finetune_model` has not compiled.
+        ValueError: if `epochs_per_block` is not above 0; or, when training begins, if
+            `lp.finetune_model` has not compiled the model.
 
     Example:
 
@@ -37,7 +37,8 @@ class GradualUnfreezing(keras.callbacks.Callback):
     >>> x, y = np.ones((6, 4)), np.array([0, 1] * 3)
     >>> history = model.fit(x, y, epochs=3, verbose=0, callbacks=[lp.GradualUnfreezing()])
 
-    Reference: Universal Language Model Fine-tuning for Text Classification (arXiv:1801.06146).
+    Reference: Howard and Ruder, 2018, Universal Language Model Fine-tuning for Text Classification
+    (arXiv:1801.06146).
     """
 
     def __init__(self, epochs_per_block: float = 1) -> None:
@@ -46,11 +47,11 @@ class GradualUnfreezing(keras.callbacks.Callback):
         self.epochs_per_block = epochs_per_block
 
     def on_train_begin(self, logs: Any = None) -> None:
-        """Looks at the blocks of the model."""
+        """Determines the blocks of the model."""
         optimizer = getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer)
         if not hasattr(optimizer, "set_factors"):
             raise ValueError(
-                "GradualUnfreezing needs a model with layerwise learning rates. Received: one "
+                "GradualUnfreezing needs a model with layerwise learning rates. Received: a model "
                 f"with the optimizer {type(optimizer).__name__}. Call `lp.finetune_model(model)` "
                 "before `fit`."
             )
@@ -61,22 +62,22 @@ class GradualUnfreezing(keras.callbacks.Callback):
         if last < needed:
             enough = needed * self.epochs_per_block + 1
             warnings.warn(
-                f"The lowest {needed - last} of {needed} blocks would never learn: their turn is "
+                f"The lowest {needed - last} of {needed} blocks would never train: they join "
                 f"after the last epoch. Received: epochs={epochs}, "
                 f"epochs_per_block={self.epochs_per_block}. Train for {math.ceil(enough)} epochs "
-                "or more, or give a smaller `epochs_per_block`.",
+                "or more, or pass a smaller `epochs_per_block`.",
                 stacklevel=2,
             )
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        """Lets the blocks move whose turn has come."""
+        """Unfreezes the blocks that join in this epoch."""
         joined = self._joined(epoch)
         self._optimizer.set_factors([float(depth <= joined) for depth in self._depths])
 
     def _joined(self, epoch: int) -> int:
-        """How many blocks besides the head move in an epoch."""
+        """Returns the number of blocks, without the head, that train in an epoch."""
         return math.floor(epoch / self.epochs_per_block + 1e-9)  # 3 / 0.1 is 30
 
     def on_train_end(self, logs: Any = None) -> None:
-        """Lets everything move again."""
+        """Unfreezes all blocks."""
         self._optimizer.set_factors([1.0] * len(self._depths))

@@ -1,1 +1,1 @@
-"""What the builders return: `lp.Model`, how it is put together, and what its `fit` does."""
+"""`lp.Model`, which the builders return: how it is built, and what its `fit` does."""

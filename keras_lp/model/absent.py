@@ -1,4 +1,4 @@
-"""Results of tasks without a label: unknown, which is not 0."""
+"""Results of tasks without labels: they are unknown, which is different from 0."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from keras_lp.tasks.heads import heads
 
 
 def seen(model: keras.Model, names: Iterable[str]) -> dict[str, Any]:
-    """Returns for each result whether a label went into it, a boolean tensor.
+    """Returns for each result whether it includes a label, a boolean tensor.
 
     Labels of weight 0 do not count. Names are those of `get_metrics_result`. The weights of
-    balanced tasks need no label.
+    balanced tasks do not depend on labels.
     """
     known = heads(model)
     if not known or not has_own_losses(model):
@@ -39,28 +39,28 @@ def seen(model: keras.Model, names: Iterable[str]) -> dict[str, Any]:
 
 
 def unknown_as_nan(model: keras.Model, logs: dict[str, Any]) -> dict[str, Any]:
-    """Returns results with NaN where no label went into them."""
+    """Returns results with NaN for those that include no label."""
     labels = seen(model, logs)
     return {name: ops.where(labels[name], value, float("nan")) for name, value in logs.items()}
 
 
 def unknown(model: keras.Model, results: Iterable[str], prefix: str = "") -> set[str]:
-    """Returns the names of the results that no label went into, with this prefix."""
+    """Returns the names of the results that include no label, with this prefix."""
     return {f"{prefix}{name}" for name, label in seen(model, results).items() if not label}
 
 
 def with_unknown_hidden(
     callbacks: Sequence[keras.callbacks.Callback], names: set[str] | None = None
 ) -> list[keras.callbacks.Callback]:
-    """Returns callbacks that do not get to see the results of an epoch that no label went into.
+    """Returns callbacks that do not receive the results of an epoch that include no label.
 
-    So EarlyStopping says that a value is not available, and never takes it for the best. What
-    comes after these callbacks, such as the history, gets NaN.
+    EarlyStopping then reports that a value is not available, instead of taking it for the best.
+    Later callbacks, such as the history, get NaN.
 
     Args:
         callbacks: the callbacks.
-        names: of the unknown results, set before each end of an epoch. Defaults to None: they are
-            found from the metrics of the model, as in `fit`.
+        names: names of the unknown results, set before each end of an epoch. Defaults to None:
+            they are determined from the metrics of the model, as in `fit`.
     """
     hidden = _Hidden(set() if names is None else names)
     find = [_Find(hidden.names)] if names is None else []
@@ -68,7 +68,7 @@ def with_unknown_hidden(
 
 
 class _Unknown(keras.callbacks.Callback):
-    """Base class: `names` are those of the results of this epoch that no label went into."""
+    """Base class: `names` are those of the results of this epoch that include no label."""
 
     def __init__(self, names: set[str]) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class _Find(_Unknown):
         self._validated = False
 
     def on_test_begin(self, logs: Any = None) -> None:
-        """Notes what the training of the epoch saw, before validation counts again."""
+        """Stores the unknown results of training before validation resets the counts."""
         self._validated = True
         self.names |= unknown(self.model, self.model.get_metrics_result())
 

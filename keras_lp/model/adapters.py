@@ -17,12 +17,12 @@ def adapters_of(layer: keras.Layer) -> list[keras.Variable]:
 
 
 def is_loaded(layer: keras.Layer) -> bool:
-    """Whether A and B of an adapted layer are zero: Keras adds them to the kernel in its files."""
+    """Whether A and B of an adapted layer are zero: `.keras` files merge them into the kernel."""
     return not any(np.any(variable) for variable in adapters_of(layer))
 
 
 def revive_adapters(model: keras.Model) -> None:
-    """Draws A again in a loaded model, where A and B are zero and neither would move."""
+    """Initialises A again in a loaded model: with A and B both zero, neither would train."""
     for layer in adapted_layers(model):
         if is_loaded(layer):
             a, _ = adapters_of(layer)

@@ -1,4 +1,4 @@
-"""Putting a model together: a backbone, pooling and one head per task, compiled."""
+"""Builds and compiles a model from a backbone, pooling and one head per task."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def build_and_compile(
     single: bool,
     balancing: Balancing | None = None,
 ) -> Model:
-    """Does the work of `transfer_model` and `multitask_model`.
+    """Implements `transfer_model` and `multitask_model`.
 
     Args:
         backbone: as in `lp.transfer_model`.
@@ -53,10 +53,10 @@ def build_and_compile(
     )
     if not pretrained and options.trainable != "all":
         raise ValueError(
-            "A backbone that is not pretrained must train: frozen, it is a random net. Received: "
-            f"trainable={options.trainable!r} with "
+            "A backbone that is not pretrained must train; frozen, it is a random network. "
+            f"Received: trainable={options.trainable!r} with "
             f"{'weights=None' if isinstance(backbone, str) else 'pretrained=False'}. Give it "
-            'weights, or say trainable="all" to train from scratch.'
+            'weights, or pass trainable="all" to train from scratch.'
         )
     chosen = choose([base], blocks_of([base]), options.trainable)
     model = build_model(
@@ -67,7 +67,7 @@ def build_and_compile(
     if options.cache_features is True and reason is not None:
         raise ValueError(
             "cache_features=True needs features that are the same in every epoch. Received: a "
-            f"model where {reason}. Leave out `augmentation`, freeze the whole backbone "
+            f"model in which {reason}. Leave out `augmentation`, freeze the whole backbone "
             '(trainable="head"), or leave cache_features="auto".'
         )
     rate = _default_rate(options.optimizer, model, frozen=not chosen)
@@ -75,11 +75,11 @@ def build_and_compile(
 
 
 def _default_rate(optimizer: Any, model: Model, frozen: bool) -> float:
-    """Returns the rate of an optimizer given by name for a new model.
+    """Returns the default learning rate of an optimizer given by name for a new model.
 
     A step of Adam moves each weight by about the rate, so it moves an output of a linear head by
-    the rate times the number of features. The largest rate of SGD that is stable goes by their
-    number too. The limits were chosen on validation examples.
+    the rate times the number of features. The largest stable rate of SGD also depends on this
+    number. The limits were chosen on validation examples.
     """
     width = model.get_layer("features").output.shape[-1]
     linear = frozen and width is not None and all(map(is_on_features, heads(model).values()))
@@ -103,13 +103,13 @@ def build_model(
 
     Args:
         backbone: a headless model with one output of rank 2, 3 or 4.
-        new_tasks: the tasks by name; a head, its output and its metrics carry the name.
-        options: what the builders share, of which the inputs, the pooling, the augmentation, the
-            heads' layers and the caching count here.
+        new_tasks: the tasks by name; each head, its output and its metrics have the task's name.
+        options: the arguments that both builders share; used here are those on inputs, pooling,
+            augmentation, the layers of the heads and caching.
         balancing: the layer that balances the tasks, if any.
         single: whether the output is a tensor; else it is a dict by task.
-        frozen: whether the backbone will be frozen: heads of one layer then start at 0, where
-            each class is as probable as any other, and scale their inputs. Defaults to False.
+        frozen: whether the backbone will be frozen. Heads of one layer then start at 0, which
+            makes all classes equally probable, and scale their inputs. Defaults to False.
     """
     input_shape = None if options.image_size else options.input_shape
     inputs = _inputs(backbone, input_shape)
@@ -124,7 +124,7 @@ def build_model(
     if taken & set(new_tasks):
         raise ValueError(
             "The name of a task must differ from the model's other layers. Received: "
-            f"{sorted(taken & set(new_tasks))}. Call the task otherwise."
+            f"{sorted(taken & set(new_tasks))}. Give the task another name."
         )
     seen = inputs
     if options.augmentation is not None:
@@ -169,8 +169,8 @@ def build_model(
 def _bias(task: Task, zero_kernel: bool) -> str:
     """Returns the initializer of the bias.
 
-    The softmax does not see a number that is added to all classes. Without it the logits of a
-    kernel that starts at 0 sum to 0, which `keras.wrappers.SKLearnClassifier` cannot decode.
+    The softmax is invariant to a number that is added to all classes. With a bias of 0, the logits
+    of a kernel that starts at 0 sum to 0, which `keras.wrappers.SKLearnClassifier` cannot decode.
     """
     return "ones" if zero_kernel and isinstance(task, Classification) else "zeros"
 
@@ -193,13 +193,13 @@ def compile_tasks(model: Model, optimizer: Any) -> Model:
         weighted_metrics=metrics,
     )
     note_training(model)
-    # Built now, so that a model saved before it has trained loads without a warning.
+    # Built now, so that a model that is saved before training loads without a warning.
     model.optimizer.build(model.trainable_variables)
     return model
 
 
 def _inputs(backbone: keras.Model, input_shape: Sequence[int | None] | None) -> Any:
-    """Returns new inputs for a backbone: a tensor, or the structure of several."""
+    """Returns new inputs for a backbone: a tensor, or a structure of several."""
     fixed = None if input_shape is None else (None, *input_shape)
 
     def new(tensor: Any) -> Any:

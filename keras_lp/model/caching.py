@@ -1,7 +1,7 @@
-"""Frozen features, computed once.
+"""Caches the features of a frozen backbone.
 
-A frozen backbone gives the same features in every epoch. So `fit` runs it once over the data and
-then trains what stands above it on what came out: the same result in a fraction of the time.
+A frozen backbone gives the same features in every epoch. `fit` therefore runs it once over the data
+and then trains the layers above it on the features: the same result in a fraction of the time.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from keras_lp.utils.files import named_errors
 
 
 class FeatureCache:
-    """Runs the frozen part of a model over data, and keeps what comes out.
+    """Runs the frozen part of a model over data, and stores the features.
 
-    A context manager: files that it wrote are removed on leaving.
+    A context manager: it removes its files on exit.
 
     Args:
         model: a model without `obstacle`.
@@ -56,22 +56,22 @@ class FeatureCache:
     def __exit__(self, *_: Any) -> None:
         self._in_files.clear()
         for handle in self._handles:
-            with contextlib.suppress(OSError):  # of what found no room
+            with contextlib.suppress(OSError):  # of a file that had no space
                 handle.close()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     @property
     def wrote_files(self) -> bool:
-        """Whether some of what was taken is in files."""
+        """Whether some of the data are stored in files."""
         return self._folder is not None
 
     def take(self, data: Any) -> tuple[tuple[Any, ...], int | None]:
-        """Returns `(features, y, sample_weight)`, without what is None, and the batch size.
+        """Returns `(features, y, sample_weight)`, without entries of None, and the batch size.
 
         Args:
-            data: a tuple of arrays, whose batch size is the caller's (None comes back); or a
-                data set of batches.
+            data: a tuple of arrays, for which the caller chooses the batch size (None is
+                returned); or a data set of batches.
         """
         if isinstance(data, (tuple, list)):
             x, *rest = data
@@ -84,11 +84,11 @@ class FeatureCache:
     def read_batches(
         self, parts: tuple[Any, ...], batch_size: int, shuffle: bool
     ) -> tf.data.Dataset:
-        """Returns batches of what was taken, read from its files row by row."""
+        """Returns batches of the stored data, read from its files row by row."""
         flat = [np.asanyarray(part) for part in keras.tree.flatten(parts)]
         count, types = len(flat[0]), [(part.dtype, part.shape[1:]) for part in flat]
         structure = keras.tree.map_structure(lambda _: None, parts)
-        # The functions below live on in TensorFlow, so they hold the list and not the arrays.
+        # TensorFlow keeps the functions below, so they refer to the list and not to the arrays.
         held, first = self._in_files, len(self._in_files)
         last = first + len(flat)
         held += flat
@@ -108,7 +108,7 @@ class FeatureCache:
         return rows.batch(batch_size).map(batch).prefetch(2)
 
     def reserve(self, count: int) -> bool:
-        """Takes bytes from the memory; False if there are not so many left."""
+        """Reserves bytes of memory; returns False if not enough are left."""
         if count > self._left:
             return False
         self._left -= count
@@ -150,7 +150,7 @@ class FeatureCache:
 
     def _features(self, x: Any) -> dict[str, tf.Tensor]:
         x = keras.tree.map_structure(lambda leaf: tf.convert_to_tensor(leaf), x)
-        if not self._traced:  # for any number of examples, so that the last batch traces nothing
+        if not self._traced:  # for any number of examples: the last batch needs no new trace
             self._compute.get_concrete_function(keras.tree.map_structure(_spec, x))
             self._traced = True
         return self._compute(x)
@@ -174,7 +174,7 @@ class FeatureCache:
 
 
 class _Rows:
-    """An array that grows by batches: in memory as far as that goes, else in a file."""
+    """An array that grows by batches: in memory while there is space, else in a file."""
 
     def __init__(self, cache: FeatureCache) -> None:
         self._cache = cache
@@ -189,8 +189,8 @@ class _Rows:
             self._array = np.empty((0, *batch.shape[1:]), batch.dtype)
         if batch.shape[1:] != self._array.shape[1:]:
             raise ValueError(
-                "Features are cached when all examples have features and labels of one shape. "
-                f"Received: shapes {self._array.shape[1:]} and {batch.shape[1:]}. Say "
+                "Features can be cached only if features and labels of all examples have the same "
+                f"shape. Received: shapes {self._array.shape[1:]} and {batch.shape[1:]}. Pass "
                 "cache_features=False."
             )
         if self._file is None and not self._cache.reserve(batch.nbytes):
@@ -201,14 +201,14 @@ class _Rows:
             self._write(batch)
         else:
             end = self._count + len(batch)
-            if end > len(self._array):  # grows in place, mostly
+            if end > len(self._array):  # usually grows in place
                 self._array.resize((max(end, end * 5 // 4), *batch.shape[1:]), refcheck=False)
             self._array[self._count : end] = batch
         self._count += len(batch)
 
     def _write(self, rows: np.ndarray) -> None:
         with named_errors(self._path):
-            self._file.write(rows.view("uint8").data)  # bfloat16 has no buffer of its own
+            self._file.write(rows.view("uint8").data)  # bfloat16 does not support buffers
 
     def finish(self) -> np.ndarray:
         shape = (self._count, *self._array.shape[1:])
@@ -222,14 +222,14 @@ class _Rows:
 
 @contextlib.contextmanager
 def computed_once(model: keras.Model, arguments: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yields the arguments of `fit` with features instead of inputs, where that is the same.
+    """Yields the arguments of `fit` with features instead of inputs if the result is the same.
 
     Args:
         model: the model to train.
         arguments: the arguments of `fit` by name.
 
     Raises:
-        ValueError: `cache_features=True` with data that does not end or cannot be read twice.
+        ValueError: if `cache_features=True` and the data are infinite or cannot be read twice.
     """
     if not _is_wanted(model, arguments):
         yield arguments
@@ -263,7 +263,7 @@ def computed_once(model: keras.Model, arguments: dict[str, Any]) -> Iterator[dic
 
 @contextlib.contextmanager
 def _several_steps_a_call(model: keras.Model, arguments: dict[str, Any]) -> Iterator[None]:
-    """Lets Keras run more steps in one call, where nobody looks at single ones.
+    """Lets Keras run several steps per call if no callback needs single steps.
 
     A step of a head takes less time than Keras needs to start it.
     """
@@ -282,7 +282,7 @@ def _several_steps_a_call(model: keras.Model, arguments: dict[str, Any]) -> Iter
         yield
         return
     functions = model.train_function, model.test_function
-    # Those of the last `fit`, unless the model was compiled since, which makes a new tracker.
+    # Those of the last `fit`, unless the model was compiled since, which creates a new tracker.
     tracker, *several = model.__dict__.get("_several_steps", (None, None, None))
     if tracker is not model._loss_tracker:
         several = [None, None]
@@ -304,10 +304,10 @@ def _is_wanted(model: keras.Model, arguments: dict[str, Any]) -> bool:
         return False
     if model._distribute_strategy is not None:
         return False
-    if is_arrays(x):  # where they do not fit together, Keras says so
+    if is_arrays(x):  # if they do not match, Keras raises the error
         weight = arguments["sample_weight"]
         return arguments["y"] is not None and _fit_together((x, arguments["y"], weight))
-    misused = arguments["validation_split"] or any(  # with a data set: Keras refuses them
+    misused = arguments["validation_split"] or any(  # Keras rejects these with a data set
         arguments[name] is not None for name in ("y", "sample_weight")
     )
     if layer.cache == "auto" or misused:
@@ -318,16 +318,16 @@ def _is_wanted(model: keras.Model, arguments: dict[str, Any]) -> bool:
     )
     if endless or not is_batches(x):
         raise ValueError(
-            "cache_features=True needs data that ends and can be read again: arrays, a finite "
+            "cache_features=True needs finite data that can be read again: arrays, a finite "
             f"`tf.data.Dataset` or a `PyDataset`. Received: x of type {type(x).__name__}"
-            f"{' that may not end' if endless else ''}. Limit a data set "
+            f"{' that may be infinite' if endless else ''}. Limit a data set "
             "with `.take(n)`, or build the model with cache_features=False."
         )
     return True
 
 
 def _fit_together(parts: Sequence[Any]) -> bool:
-    """Whether these are arrays of as many examples each, at least one."""
+    """Whether these are arrays with the same number of examples, at least one."""
     if len(parts) < 2 or not is_arrays(parts[0]):
         return False
     leaves = [leaf for leaf in keras.tree.flatten(list(parts)) if leaf is not None]

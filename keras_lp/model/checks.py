@@ -1,4 +1,4 @@
-"""Checks of what users pass, before any training starts."""
+"""Checks of the user's data before training starts."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from keras_lp.utils.names import near
 
 
 def check_trainable_unchanged(model: keras.Model) -> None:
-    """Raises if a `trainable` flag changed since `compile`.
+    """Raises an error if a `trainable` flag changed since `compile`.
 
-    Keras goes on with the flags it was compiled with and says nothing.
+    Keras would use the flags from `compile` without a warning.
     """
     compiled = getattr(model, "_compiled_trainable_state", {})
     changed = [layer.name for layer, flag in compiled.items() if layer.trainable != flag]
     if changed:
         raise ValueError(
-            "The `trainable` flags of a model must be as they were at its last `compile`: Keras "
-            "would go on with the old ones. Received: a model whose layers "
+            "The `trainable` flags of a model must not change after its last `compile`: Keras "
+            "would still use the old ones. Received: a model whose layers "
             f"{changed[:5]}{' and more' if len(changed) > 5 else ''} have changed since (perhaps "
             "by building another model on the same backbone: layers are shared). Call "
             "`lp.finetune_model(model, trainable=...)`, or `model.compile(...)` again."
@@ -36,13 +36,13 @@ def check_trainable_unchanged(model: keras.Model) -> None:
 
 
 def check_examples(model: keras.Model, x: Any, y: Any, where: str = "") -> None:
-    """Raises if inputs are not finite or labels are not of their task.
+    """Raises an error if inputs are not finite or labels do not fit their task.
 
     Args:
         model: the model.
         x: inputs, an array or a structure of arrays.
         y: labels: an array, or a dict by task.
-        where: what the errors add to the argument's name, such as `" of client 'a'"`.
+        where: text that errors append to the argument's name, such as `" of client 'a'"`.
     """
     check_finite(x, where)
     known = tasks(model)
@@ -61,7 +61,7 @@ def check_examples(model: keras.Model, x: Any, y: Any, where: str = "") -> None:
 
 
 def check_finite(x: Any, where: str = "") -> None:
-    """Raises if numbers in a structure of inputs are not finite."""
+    """Raises an error if numbers in a structure of inputs are not finite."""
     for array in _arrays(x):
         if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
             raise ValueError(
@@ -72,11 +72,11 @@ def check_finite(x: Any, where: str = "") -> None:
 
 
 def check_weights(weights: Any, where: str = "") -> None:
-    """Raises `ValueError` unless weights of examples are finite numbers of 0 or more.
+    """Raises `ValueError` unless sample weights are finite numbers of 0 or more.
 
     Args:
         weights: an array, a dict of arrays, or None.
-        where: what the error adds to the argument's name, such as `" of client 'a'"`.
+        where: text that the error appends to the argument's name, such as `" of client 'a'"`.
     """
     for array in _arrays(weights):
         if not np.issubdtype(array.dtype, np.number) and array.dtype != bool:
@@ -85,7 +85,7 @@ def check_weights(weights: Any, where: str = "") -> None:
             wrong = ~(np.isfinite(array) & (array >= 0))
         if wrong.any():
             raise ValueError(
-                "Weights of examples must be finite numbers of 0 or more. Received: sample_weight"
+                "Sample weights must be finite numbers of 0 or more. Received: sample_weight"
                 f"{where} with the value {array[wrong].flat[0]} ({wrong.sum()} of {array.size} "
                 "values are not)."
             )
@@ -94,10 +94,10 @@ def check_weights(weights: Any, where: str = "") -> None:
 def check_label_names(
     tasks: Mapping[str, Any], y: Any, where: str = "", argument: str = "y"
 ) -> None:
-    """Raises `ValueError` unless labels, or another argument, are a dict by names of tasks."""
+    """Raises `ValueError` unless labels (or another argument) are a dict by task name."""
     if not isinstance(y, Mapping):
         raise ValueError(
-            f"Labels of a model with the tasks {list(tasks)} are a dict by task. Received: "
+            f"Labels of a model with the tasks {list(tasks)} must be a dict by task. Received: "
             f"y{where} of type {type(y).__name__}. Pass y={{{next(iter(tasks))!r}: ..., ...}}."
         )
     unknown = [name for name in y if name not in tasks]
@@ -113,7 +113,7 @@ _found: contextvars.ContextVar[list[Exception] | None] = contextvars.ContextVar(
 
 @contextlib.contextmanager
 def plain_errors() -> Iterator[None]:
-    """Raises what `checked_dataset` found as it is, instead of TensorFlow's error around it."""
+    """Raises errors of `checked_dataset` directly, without TensorFlow's error around them."""
     errors: list[Exception] = []
     token = _found.set(errors)
     try:
@@ -140,13 +140,13 @@ def check_batched(model: keras.Model, dataset: Any) -> None:
     ]
     if len(flat) == len(model.inputs) and single and all(single):
         raise ValueError(
-            "A data set must give batches. Received: one of single examples, of shape "
+            "A data set must give batches. Received: single examples, of shape "
             f"{tuple(flat[0].shape)}. Batch it: `dataset.batch(32)`."
         )
 
 
 def checked_dataset(model: keras.Model, dataset: tf.data.Dataset) -> tf.data.Dataset:
-    """Returns the same data set; every batch passes `check_examples` before it is used."""
+    """Returns the data set with `check_examples` applied to every batch before its use."""
     check_batched(model, dataset)
     found = _found.get(None)
     if not isinstance(dataset.element_spec, tuple) or len(dataset.element_spec) < 2:
@@ -181,7 +181,7 @@ def checked_dataset(model: keras.Model, dataset: tf.data.Dataset) -> tf.data.Dat
 
 
 def label_numbers(known: Mapping[str, Task], y: Any) -> Any:
-    """Returns tensors of labels with class numbers for names."""
+    """Returns tensors of labels in which names are replaced by class numbers."""
     if isinstance(y, Mapping):
         return {name: name_numbers(known[name], labels) for name, labels in y.items()}
     return name_numbers(next(iter(known.values())), y) if known else y

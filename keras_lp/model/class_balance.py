@@ -1,4 +1,4 @@
-"""Weights of classes from the labels: `class_weight="balanced"`, and that of `fit`."""
+"""Class weights from labels: `class_weight="balanced"`, and the `class_weight` of `fit`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from keras_lp.tasks.task import ClassTask
 
 
 def waiting_heads(known: Mapping[str, Head]) -> dict[str, Head]:
-    """Returns the heads whose classes are to be balanced and are not yet."""
+    """Returns the heads with `class_weight="balanced"` whose weights are not set yet."""
     return {
         name: head
         for name, head in known.items()
@@ -28,7 +28,7 @@ def waiting_heads(known: Mapping[str, Head]) -> dict[str, Head]:
 
 
 def class_sums(head: Head, y: Any) -> Any:
-    """Returns how many labels are of each class and how many are not, `(2, classes)`.
+    """Returns the number of labels that are of each class and that are not, `(2, classes)`.
 
     Args:
         head: the head of a `ClassTask`.
@@ -40,7 +40,7 @@ def class_sums(head: Head, y: Any) -> Any:
     full = len(shape) == rank and y.shape[-1] == task.units
     outputs = ops.zeros(shape if full else (*shape[: rank - 1], task.units))
     y, outputs, weight = task.mask_missing(y, outputs)
-    if len(weight.shape) < rank:  # of class numbers or distributions
+    if len(weight.shape) < rank:  # for class numbers or distributions
         y = y if is_soft(y, outputs) else ops.one_hot(y, task.units)
         weight = weight[..., None]
     y, weight = (ops.reshape(part, (-1, part.shape[-1])) for part in (y, weight))
@@ -49,36 +49,36 @@ def class_sums(head: Head, y: Any) -> Any:
 
 
 def balance_classes(known: Mapping[str, Head], batches: Iterable[Any]) -> None:
-    """Sets the weights of the classes of heads that wait for them, from batches of labels."""
+    """Sets the class weights of these heads from batches of labels."""
     waiting = waiting_heads(known)
     for name, sums in _sums(waiting, batches).items() if waiting else ():
         set_weights(waiting[name], sums)
 
 
 def set_weights(head: Head, sums: np.ndarray) -> None:
-    """Sets the weights of the classes of a head from what `class_sums` gave for all labels."""
+    """Sets the class weights of a head from the sums of `class_sums` over all labels."""
     head.class_weight.assign(_classes(head).balanced_weights(*np.asarray(sums, "float64")))
 
 
 def check(known: Mapping[str, Head], class_weight: Any) -> None:
-    """Raises unless these are weights of the classes of the one head of a model."""
+    """Raises an error unless these are class weights for the only head of a model."""
     if len(known) > 1:
         raise ValueError(
-            "Weights of classes belong to a task where there are several. Received: "
+            "With several tasks, each task needs its own class weights. Received: "
             f"class_weight={class_weight}. Build with lp.Classification(..., class_weight=...)."
         )
     (head,) = known.values()
     if not isinstance(head.task, ClassTask):
         raise ValueError(
-            "Weights of classes need a task with classes. Received: "
-            f"class_weight={class_weight} for {type(head.task).__name__}. Weigh the examples with "
+            "Class weights need a task with classes. Received: "
+            f"class_weight={class_weight} for {type(head.task).__name__}. Weight the examples with "
             "`sample_weight`."
         )
-    dataclasses.replace(head.task, class_weight=class_weight)  # raises if they do not fit
+    dataclasses.replace(head.task, class_weight=class_weight)  # raises an error if they do not fit
 
 
 def resolve(known: Mapping[str, Head], class_weight: Any, batches: Iterable[Any]) -> Any:
-    """Returns the weight of each class of the one head; `"balanced"` by batches of labels."""
+    """Returns the class weights of the only head; `"balanced"` computes them from batches."""
     ((name, head),) = known.items()
     given = dataclasses.replace(_classes(head), class_weight=class_weight).class_weight
     if not isinstance(given, str):
@@ -89,10 +89,11 @@ def resolve(known: Mapping[str, Head], class_weight: Any, batches: Iterable[Any]
 def with_class_weight(
     model: keras.Model, arguments: dict[str, Any], class_weight: Any
 ) -> dict[str, Any]:
-    """Returns the arguments of `fit` with the weights of classes as those of examples.
+    """Returns the arguments of `fit` with class weights converted to sample weights.
 
     Raises:
-        ValueError: several tasks, a task without classes, or weights that are not of its classes.
+        ValueError: if there are several tasks, the task has no classes, or the weights do not
+            match its classes.
     """
     known = heads(model)
     check(known, class_weight)
@@ -106,7 +107,7 @@ def with_class_weight(
     if y is None:  # a generator
         return {**arguments, "x": (weigh(*batch) for batch in x)}
     validation = arguments["validation_data"]
-    if arguments["validation_split"] and validation is None:  # not weighed by class
+    if arguments["validation_split"] and validation is None:  # no class weights in validation
         split = arguments["validation_split"]
         (x, y, weight), validation = train_validation_split((x, y, weight), split)
     x, y, weight = weigh(x, y, weight)
@@ -119,7 +120,7 @@ def _classes(head: Head) -> ClassTask:
 
 
 class _Weighted(keras.utils.PyDataset):
-    """A `PyDataset` with weights of examples."""
+    """A `PyDataset` with sample weights."""
 
     def __init__(self, data: keras.utils.PyDataset, weigh: Callable[..., Any]) -> None:
         super().__init__(
@@ -144,7 +145,7 @@ class _Weighted(keras.utils.PyDataset):
 
 
 def _weigher(head: Head, class_weight: Any) -> Callable[..., Any]:
-    """Returns what gives a batch weights: `(x, y, sample_weight) -> (x, y, sample_weight)`."""
+    """Returns a function `(x, y, sample_weight) -> (x, y, sample_weight)` that adds weights."""
     rank = len(head.output.shape)
 
     def weigh(x: Any, y: Any, sample_weight: Any = None) -> tuple[Any, Any, Any]:
@@ -154,7 +155,7 @@ def _weigher(head: Head, class_weight: Any) -> Callable[..., Any]:
         weight = _classes(head).weights_of_labels(labels, class_weight, rank)
         if sample_weight is not None:
             own = ops.cast(sample_weight, "float32")
-            if len(own.shape) > len(weight.shape):  # (batch, 1) for (batch,)
+            if len(own.shape) > len(weight.shape):  # (batch, 1) instead of (batch,)
                 own = ops.squeeze(own, -1)
             weight = weight * ops.reshape(
                 own, (*ops.shape(own), *[1] * (len(weight.shape) - len(own.shape)))
@@ -175,6 +176,6 @@ def _sums(known: Mapping[str, Head], batches: Iterable[Any]) -> dict[str, np.nda
     if batch is None:
         raise ValueError(
             'class_weight="balanced" needs labels that can be read before training. Received: '
-            "data that can be read only once. Give the weights as a dict."
+            "data that can be read only once. Pass the weights as a dict."
         )
     return sums

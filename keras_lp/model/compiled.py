@@ -1,4 +1,4 @@
-"""What a model was compiled with."""
+"""The losses and metrics with which a model was compiled."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from keras_lp.tasks.heads import tasks
 
 
 def has_own_losses(model: keras.Model) -> bool:
-    """Whether the compiled losses are those of the tasks, with weights by name at most."""
+    """Whether the compiled losses are those of the tasks, optionally with weights by name."""
     weights, losses = _config(model)["loss_weights"], cast(Any, model.loss)
     losses = losses if isinstance(losses, Mapping) else dict.fromkeys(tasks(model), losses)
     return (weights is None or isinstance(weights, (Mapping, int, float))) and all(
@@ -20,7 +20,7 @@ def has_own_losses(model: keras.Model) -> bool:
 
 
 def loss_weights(model: keras.Model) -> dict[str, float]:
-    """Returns what the loss of each task is multiplied by in the sum."""
+    """Returns the factor of each task's loss in the sum."""
     weights = _config(model)["loss_weights"]
     if not isinstance(weights, Mapping):
         return dict.fromkeys(tasks(model), 1.0 if weights is None else weights)
@@ -28,13 +28,13 @@ def loss_weights(model: keras.Model) -> dict[str, float]:
 
 
 def metrics_of(model: keras.Model, name: str) -> list[Any]:
-    """Returns what a model was compiled with as metrics of one task."""
+    """Returns the compiled metrics of one task."""
     found = []
     for argument in ("metrics", "weighted_metrics"):
         given = _config(model).get(argument)
         if isinstance(given, Mapping):
             given = given.get(name)
-        elif len(tasks(model)) > 1:  # a list with one entry for each output
+        elif len(tasks(model)) > 1:  # a list with one entry per output
             by_output = dict(zip(model.output_names, given or (), strict=False))
             given = by_output.get(name)
         found += keras.tree.flatten(given)
@@ -42,17 +42,17 @@ def metrics_of(model: keras.Model, name: str) -> list[Any]:
 
 
 def trace_again(model: keras.Model) -> None:
-    """Makes a compiled model trace its steps again, in which old metrics are constants.
+    """Makes a compiled model trace its steps again, because old metrics are constants in them.
 
-    As `compile` would, but the optimizer's state and what trains stay as they are. The functions
-    are replaced at once: a `fit` that a callback was called from goes on with them.
+    Like `compile`, but keeps the optimizer's state and the trainable layers. The functions are
+    replaced at once, so a `fit` whose callback calls this uses the new ones.
     """
     if model.train_function is not None:
         model.make_train_function(force=True)
     if model.test_function is not None:
         model.make_test_function(force=True)
-    model.__dict__.pop("_several_steps", None)  # of `caching`, from the last `fit`
-    compiled = model._compile_config  # a federation looks whether it is a new one
+    model.__dict__.pop("_several_steps", None)  # set by `caching` in the last `fit`
+    compiled = model._compile_config  # a federation checks whether this object is new
     model._compile_config = type(compiled)(**compiled.config)
 
 

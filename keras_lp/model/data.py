@@ -1,4 +1,4 @@
-"""Data that can be read more than once: arrays, and data sets that end."""
+"""Data that can be read more than once: arrays and finite data sets."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ def is_arrays(x: Any) -> bool:
 
 
 def is_batches(x: Any) -> bool:
-    """Whether inputs are a data set that ends."""
+    """Whether inputs are a finite data set."""
     if isinstance(x, tf.data.Dataset):
         return int(x.cardinality()) != tf.data.INFINITE_CARDINALITY
     return isinstance(x, keras.utils.PyDataset) and x.num_batches is not None
 
 
 def readable(data: Any, name: str) -> Any:
-    """Returns `(x, y)` or `(x, y, sample_weight)` arrays, or the batches that were given.
+    """Returns `(x, y)` or `(x, y, sample_weight)` arrays, or the given batches.
 
     Args:
-        data: arrays, or what becomes one, or a data set. Entries of None are left out.
-        name: of the argument, for the errors.
+        data: arrays or array-likes, or a data set. Entries of None are left out.
+        name: name of the argument in errors.
 
     Raises:
-        ValueError: arrays of different lengths, or empty ones.
-        TypeError: anything else, such as a data set that does not end.
+        ValueError: if arrays are empty or differ in length.
+        TypeError: if `data` is anything else, such as an infinite data set.
     """
     if is_batches(data):
         return data
@@ -46,7 +46,7 @@ def readable(data: Any, name: str) -> Any:
         raise TypeError(
             f"`{name}` must be (x, y) or (x, y, sample_weight) arrays, or a finite batched "
             f"tf.data.Dataset or PyDataset. Received: {name} of type {type(data).__name__}. Limit "
-            "a data set that repeats with `.take(n)`; make arrays of what a generator gives."
+            "a data set that repeats with `.take(n)`; convert the output of a generator to arrays."
         )
     x, *labels = data
     parts = (
@@ -57,18 +57,18 @@ def readable(data: Any, name: str) -> Any:
     counts = {shape[:1] for shape in shapes}
     if not is_arrays(parts[0]) or len(counts) != 1 or counts & {(), (0,)}:
         raise ValueError(
-            f"The arrays of `{name}` must have as many examples each, at least one. Received: "
-            f"arrays of the shapes {shapes[:5]}."
+            f"The arrays of `{name}` must have the same number of examples, at least one. "
+            f"Received: arrays of the shapes {shapes[:5]}."
         )
     return parts
 
 
 def batches(data: Any, size: int) -> Iterator[tuple[Any, Any, Any]]:
-    """Yields `(x, y, sample_weight)`, the last two None where they are not there.
+    """Yields `(x, y, sample_weight)`; the last two are None if they are absent.
 
     Args:
-        data: what `readable` returned.
-        size: examples in a batch of arrays; data sets have their own.
+        data: output of `readable`.
+        size: batch size for arrays; data sets have their own.
     """
     if isinstance(data, tuple):
         for start in range(0, len(keras.tree.flatten(data)[0]), size):
@@ -82,13 +82,13 @@ def batches(data: Any, size: int) -> Iterator[tuple[Any, Any, Any]]:
 
 
 def check_labels(model: keras.Model, x: Any, y: Any, where: str = "") -> None:
-    """Raises if the tasks of a model cannot learn from these arrays.
+    """Raises an error if the tasks of a model cannot learn from these arrays.
 
     Args:
         model: the model.
         x: inputs.
-        y: labels, None where there are none.
-        where: what the errors add to the argument's name.
+        y: labels, None if there are none.
+        where: text that errors append to the argument's name.
     """
     if y is None:
         return
@@ -98,14 +98,13 @@ def check_labels(model: keras.Model, x: Any, y: Any, where: str = "") -> None:
 
 
 def checked(model: keras.Model, data: Any, where: str = "") -> Any:
-    """Returns data with labels that the tasks can learn from.
+    """Returns data with checked labels, in which class names are replaced by numbers.
 
     Args:
         model: the model.
         data: arrays `(x, y, ...)`, which are checked at once; a `tf.data.Dataset`, whose batches
-            are checked as they are read; anything else comes back as it is. Names of classes
-            become numbers.
-        where: what the errors add to the argument's name. Defaults to nothing.
+            are checked as they are read; anything else is returned unchanged.
+        where: text that errors append to the argument's name. Defaults to an empty string.
     """
     if isinstance(data, tf.data.Dataset):
         return checks.checked_dataset(model, data)
@@ -118,24 +117,25 @@ def checked(model: keras.Model, data: Any, where: str = "") -> Any:
 
 
 def as_weights(model: keras.Model, y: Any, weights: Any, where: str = "") -> Any:
-    """Returns weights of examples as Keras takes them, after checking them.
+    """Checks sample weights and returns them in the form that Keras takes.
 
     Args:
         model: the model.
-        y: labels: arrays, or a dict of them by task.
+        y: labels: arrays, or a dict of arrays by task.
         weights: an array, a dict of arrays by task, or None. A task of `y` that is not in the
             dict gets weights of 1.
-        where: what the errors add to the argument's name.
+        where: text that errors append to the argument's name.
 
     Raises:
-        ValueError: weights that are not finite or below 0, unknown tasks, or a list for several.
+        ValueError: if weights are below 0 or not finite, a task is unknown, or weights of several
+            tasks are a list.
     """
     checks.check_weights(weights, where)
     if not isinstance(y, Mapping) or not tasks(model) or weights is None:
         return weights
     if isinstance(weights, (list, tuple)) and all(np.ndim(one) > 0 for one in weights):
         raise ValueError(
-            f"Weights of examples are an array for all tasks, or a dict by task. Received: "
+            f"Sample weights must be an array for all tasks, or a dict by task. Received: "
             f"sample_weight{where}, a list of {len(weights)} arrays."
         )
     if not isinstance(weights, Mapping):
@@ -148,12 +148,12 @@ def as_weights(model: keras.Model, y: Any, weights: Any, where: str = "") -> Any
 
 
 def as_numbers(model: keras.Model, y: Any, where: str = "") -> Any:
-    """Returns arrays of labels with class numbers for names; anything else as it is.
+    """Returns arrays of labels with class numbers instead of names; anything else unchanged.
 
     Args:
         model: the model.
-        y: labels, or a dict of them by task.
-        where: what the errors add to the argument's name.
+        y: labels, or a dict of labels by task.
+        where: text that errors append to the argument's name.
     """
     known = tasks(model)
     if isinstance(y, Mapping):
@@ -165,7 +165,7 @@ def as_numbers(model: keras.Model, y: Any, where: str = "") -> Any:
 
 
 def with_numbers(model: keras.Model, data: Any) -> Any:
-    """Returns `(x, y, ...)` arrays or a data set of them with class numbers for names."""
+    """Returns `(x, y, ...)` arrays, or a data set of them, with class numbers instead of names."""
     if isinstance(data, tf.data.Dataset):
         return data.map(
             lambda x, y, *rest: (x, checks.label_numbers(tasks(model), y), *rest),
@@ -183,7 +183,7 @@ def _to_numbers(task: Task | None, y: Any, name: str) -> Any:
 
 
 def _by_task(part: Any) -> Any:
-    """Returns labels or weights, an array or a dict of them; lists become arrays."""
+    """Returns labels or weights as an array or a dict of arrays; lists become arrays."""
     if isinstance(part, Mapping):
         return {name: _as_array(own) for name, own in part.items() if own is not None}
     return _as_array(part)

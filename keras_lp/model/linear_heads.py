@@ -1,4 +1,4 @@
-"""Heads that are linear in features of a frozen backbone."""
+"""Heads that are linear in the features of a frozen backbone."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def linear_heads(model: keras.Model) -> dict[str, Head]:
     """Returns the heads of a model by name.
 
     Raises:
-        ValueError: a model whose heads are not linear functions of frozen features, or whose
-            losses are not those of its tasks.
+        ValueError: if the heads are not linear functions of frozen features, or the losses are
+            not those of the tasks.
     """
     known = heads(model)
     if not known or features.features_layer(model) is None:
@@ -27,9 +27,9 @@ def linear_heads(model: keras.Model) -> dict[str, Head]:
     reason = features.obstacle(model, weightless=True)
     if reason is not None:
         raise ValueError(
-            "fit_head needs a frozen backbone, whose features stay the same. Received: a model "
-            f'where {reason}. Build it with trainable="head" and without `augmentation`, or train '
-            "it with `fit`."
+            "fit_head needs a frozen backbone, whose features do not change. Received: a model "
+            f'in which {reason}. Build it with trainable="head" and without `augmentation`, or '
+            "train it with `fit`."
         )
     hidden = [name for name, head in known.items() if not is_on_features(head)]
     if hidden:

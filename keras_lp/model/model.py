@@ -1,4 +1,4 @@
-"""The one Keras model subclass: what the builders return."""
+"""The only subclass of `keras.Model`, which the builders return."""
 
 from __future__ import annotations
 
@@ -35,29 +35,36 @@ Callbacks = (
 
 @keras.saving.register_keras_serializable("keras_lp")
 class Model(keras.Model):
-    """A compiled Functional model with a backbone and one head for each task.
+    """A compiled Functional model with a backbone and one head per task.
 
-    It behaves as any Keras model, with these differences:
+    It behaves like any Keras model, with these differences:
 
     - a missing label (-1 for `Classification` and the entries of `MultiLabel`, NaN for
-      `Regression`, or a task's key absent from the dict of labels) takes no part in the loss and
-      the metrics, nor in what they are divided by;
-    - loss and metrics of a task without any label, in `evaluate`, in an epoch or in its
-      validation, are NaN, which is not 0; callbacks do not get them, so that EarlyStopping never
-      takes them for the best;
-    - `fit` looks at inputs and labels before they are used (arrays and `tf.data.Dataset`s), and
-      refuses a model whose `trainable` flags changed since `compile`;
+      `Regression`, or a task's key absent from the dict of labels) does not count in the loss, in
+      the metrics or in their denominators;
+    - loss and metrics of a task without labels, in `evaluate`, in an epoch or in its validation,
+      are NaN instead of 0; callbacks do not receive them, so EarlyStopping cannot take them for
+      the best;
+    - `fit` checks inputs and labels before it uses them (arrays and `tf.data.Dataset`s), and
+      rejects a model whose `trainable` flags changed since `compile`;
     - `fit` computes the features of a frozen backbone once, see `lp.transfer_model`;
-    - in a short run, of fewer than 1,000 steps in all, the moving averages of BatchNormalization
-      that trains follow faster than its momentum says, so that `evaluate` judges the network that
+    - in runs of fewer than 1,000 steps, the moving averages of trainable BatchNormalization
+      layers adapt faster than their momentum says, so that `evaluate` scores the network that was
       trained;
-    - `fit` says in a line where the loss still fell by more than 5 % in the last epoch;
-    - a `.keras` file keeps the flags of layers inside layers too, which Keras itself forgets.
+    - `fit` prints a line if the loss still fell by more than 5 % in the last epoch;
+    - a `.keras` file also stores the `trainable` flags of nested layers, unlike in Keras.
 
-    Metrics of your own belong into `compile(weighted_metrics=...)`: Keras gives those under
-    `metrics=` no weights, so they would count missing labels.
+    Pass your own metrics as `compile(weighted_metrics=...)`: Keras passes no weights to
+    `metrics=`, so they would count missing labels.
 
-    Made by `lp.transfer_model`, `lp.finetune_model` and `lp.multitask_model`.
+    Built by `lp.transfer_model`, `lp.finetune_model` and `lp.multitask_model`.
+
+    Example:
+
+    >>> import keras, keras_lp as lp
+    >>> backbone = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8)])
+    >>> isinstance(lp.transfer_model(backbone, 2), lp.Model)
+    True
     """
 
     @checks.plain_errors()
@@ -80,14 +87,15 @@ class Model(keras.Model):
         validation_batch_size: int | None = None,
         validation_freq: int | Sequence[int] = 1,
     ) -> keras.callbacks.History:
-        """Trains as `keras.Model.fit` does, after checking what it is given.
+        """Trains like `keras.Model.fit`, after checking the data.
 
-        With a wholly frozen backbone and nothing random before it, the features of the examples
-        are computed once and not in every epoch (`cache_features` of `lp.transfer_model`).
+        If the backbone is fully frozen and nothing random precedes it, the features of the
+        examples are computed once instead of in every epoch (`cache_features` of
+        `lp.transfer_model`).
 
         Args:
             x: inputs: arrays, or a batched `tf.data.Dataset` of `(x, labels)`.
-            y: labels: an array, or for several tasks a dict of arrays by task.
+            y: labels: an array, or a dict of arrays by task if there are several.
             batch_size: as in Keras.
             epochs: as in Keras.
             verbose: as in Keras.
@@ -95,10 +103,10 @@ class Model(keras.Model):
             validation_split: as in Keras.
             validation_data: as in Keras, checked like `x` and `y`.
             shuffle: as in Keras; a data set whose features are cached is shuffled too.
-            class_weight: dict of weights by the number or name of a class, or `"balanced"`, for a
-                model with one task with classes; as in Keras it weighs the metrics too.
+            class_weight: dict of weights by class number or name, or `"balanced"`, for a model
+                with one task that has classes; as in Keras, it also weights the metrics.
             sample_weight: weights of the examples, 0 or more: an array, or a dict of arrays by
-                task, where a task that is not in it gets weights of 1.
+                task; tasks that are not in the dict get weights of 1.
             initial_epoch: as in Keras.
             steps_per_epoch: as in Keras.
             validation_steps: as in Keras.
@@ -109,11 +117,11 @@ class Model(keras.Model):
             The `keras.callbacks.History`.
 
         Raises:
-            ValueError: `trainable` flags that changed since `compile`; NaN inputs; no labels,
-                or labels outside the classes, of another shape or of an unknown task; weights
-                below 0 or not finite. In a
-                `tf.data.Dataset` a bad value is found when its batch is reached.
-            TypeError: labels that are not numbers.
+            ValueError: if `trainable` flags changed since `compile`, inputs are NaN, labels are
+                absent, outside the classes, of another shape or of an unknown task, or weights are
+                below 0 or not finite. In a `tf.data.Dataset`, an invalid value is found when its
+                batch is reached.
+            TypeError: if labels are not numbers.
         """
         checks.check_trainable_unchanged(self)
         revive_adapters(self)
@@ -168,8 +176,8 @@ class Model(keras.Model):
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        """Evaluates as `keras.Model.evaluate` does, after checking what it is given."""
-        if "_use_cached_eval_dataset" not in kwargs:  # else from `fit`, which has checked it
+        """Evaluates like `keras.Model.evaluate`, after checking the data."""
+        if "_use_cached_eval_dataset" not in kwargs:  # `fit` has checked its data already
             if isinstance(x, tf.data.Dataset):
                 x = checked(self, x)
             elif not features.are_features(x):
@@ -179,14 +187,14 @@ class Model(keras.Model):
         return super().evaluate(x, y, batch_size, verbose, sample_weight, *args, **kwargs)
 
     def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
-        """Predicts as `keras.Model.predict` does; a data set must be batched."""
+        """Predicts like `keras.Model.predict`; a data set must be batched."""
         checks.check_batched(self, x)
         if not features.are_features(x):
             warn_of_scaled_pictures(self, x)
         return super().predict(x, *args, **kwargs)
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
-        """Returns the outputs; frozen layers run in inference mode, their Dropout is off."""
+        """Returns the outputs. Frozen layers run in inference mode: their Dropout is off."""
         if features.are_features(inputs):
             return features.run_above(self, inputs, training)
         if training and all(one is None for one in keras.tree.flatten(mask)):
@@ -201,7 +209,7 @@ class Model(keras.Model):
         sample_weight: Any = None,
         training: bool = True,
     ) -> Any:
-        """Returns the sum of the tasks' losses: the means over the labels present, weighted."""
+        """Returns the weighted sum of the tasks' losses, each a mean over the labels present."""
         if not has_own_losses(self):
             y, y_pred, sample_weight = _mask_missing(self, y, y_pred, sample_weight)
             return super().compute_loss(x, y, y_pred, sample_weight, training)
@@ -214,13 +222,13 @@ class Model(keras.Model):
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Returns each task's loss times its weight, and the sum of the weights of its labels.
 
-        Both are by task, in the order of the outputs, which need not be that of the tasks. A task
-        of weight 0 is as good as one without labels.
+        Both are by task, in the order of the outputs, which may differ from that of the tasks. A
+        task of weight 0 counts like one without labels.
 
         Args:
             y: labels: an array, or a dict by task.
             y_pred: outputs of the same form.
-            sample_weight: None, weights, or a dict of them.
+            sample_weight: None, weights, or a dict of weights.
         """
         losses, counts = {}, {}
         factors = loss_weights(self)
@@ -232,7 +240,7 @@ class Model(keras.Model):
         return losses, counts
 
     def train_step(self, data: Any) -> dict[str, Any]:
-        """Trains on a batch; with balanced tasks as `lp.Balancing` says."""
+        """Trains on a batch; balanced tasks are weighted by their `lp.Balancing`."""
         balancing = balancing_of(self)
         if balancing is None or len(tasks(self)) < 2:
             return super().train_step(data)
@@ -257,20 +265,20 @@ class Model(keras.Model):
             return logs
         if isinstance(self.output, Mapping) and len(exact) > 1:
             logs.update({f"{name}_loss": value for name, value in exact.items()})
-        if not self.losses:  # a penalty has no label to count: Keras's mean of batches stays
+        if not self.losses:  # a penalty has no label count: Keras's mean over batches is kept
             factors = loss_weights(self)
             logs["loss"] = sum(factors[name] * value for name, value in exact.items())
         return unknown_as_nan(self, logs)
 
     def get_compile_config(self) -> dict[str, Any]:
-        """Returns the arguments of `compile`, and which layers train."""
+        """Returns the arguments of `compile` and the `trainable` flags of the layers."""
         layers = [layer.trainable for layer in self._flatten_layers(include_self=False)]
         weights = [weight.trainable for weight in self.weights]
         flags = {"layers": layers, "weights": weights}
         return {**super().get_compile_config(), "trainable": flags}
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
-        """Compiles as before saving, with the same layers trainable."""
+        """Compiles as before saving, with the same trainable layers."""
         config = dict(config)
         flags = config.pop("trainable")
         layers = self._flatten_layers(include_self=False)
@@ -285,7 +293,7 @@ class Model(keras.Model):
             super()._assert_input_compatibility(*args)
 
     def _is_extended(self) -> bool:
-        """Whether a user's subclass (or instance) has steps of its own, which want inputs."""
+        """Whether a user's subclass (or instance) has its own steps, which need the inputs."""
         steps = (
             *("call", "train_step", "test_step", "compute_loss", "compute_metrics"),
             *("evaluate", "make_train_function", "make_test_function"),
@@ -304,7 +312,7 @@ def input_structure(model: keras.Model) -> Any:
 
 
 class _EpochEnd(keras.callbacks.Callback):
-    """Tells the balancing of a model the tasks' losses of each epoch."""
+    """Passes the tasks' losses of each epoch to the balancing of a model."""
 
     def __init__(self, balancing: Balancing) -> None:
         super().__init__()
@@ -316,11 +324,11 @@ class _EpochEnd(keras.callbacks.Callback):
 
 
 def _with_own_callbacks(model: keras.Model, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Returns the arguments of `fit` with the callbacks of this package around those given."""
+    """Returns the arguments of `fit` with the callbacks of this package around the user's."""
     balancing, callbacks = balancing_of(model), arguments["callbacks"]
     first = []
     if balancing is not None and type(balancing).end_epoch is not Balancing.end_epoch:
-        first = [_EpochEnd(balancing)]  # so that what is saved after an epoch goes on from there
+        first = [_EpochEnd(balancing)]  # first, so that a model saved after an epoch includes it
     if not isinstance(callbacks, keras.callbacks.CallbackList):
         given = keras.tree.flatten(callbacks or [])
         return {**arguments, "callbacks": with_unknown_hidden([*first, *given])}

@@ -1,4 +1,4 @@
-"""Optimizers by their names."""
+"""Optimizers by name."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from keras_lp.utils.arguments import check_choice, check_positive
 
 
 def make_optimizer(optimizer: Any, learning_rate: Any) -> keras.optimizers.Optimizer:
-    """Returns a Keras optimizer from its name, or the optimizer given as it is.
+    """Returns a Keras optimizer for a name, or the given optimizer unchanged.
 
     Args:
-        optimizer: the name of a Keras optimizer, or an optimizer with a rate of its own.
+        optimizer: the name of a Keras optimizer, or an optimizer with its own rate.
         learning_rate: the rate, for a name.
 
     Raises:
-        ValueError: an unknown name.
-        TypeError: neither a name nor an optimizer.
+        ValueError: if the name is unknown.
+        TypeError: if `optimizer` is neither a name nor an optimizer.
     """
     if isinstance(optimizer, keras.optimizers.Optimizer):
         return optimizer

@@ -22,8 +22,8 @@ class Options:
     """Arguments of `lp.transfer_model` and `lp.multitask_model`, described there.
 
     Raises:
-        ValueError: sizes of hidden layers, a dropout, an optimizer or a rate that cannot be.
-        TypeError: an optimizer of another type.
+        ValueError: if sizes of hidden layers, the dropout, the optimizer or the rate are invalid.
+        TypeError: if the optimizer has another type.
     """
 
     input_shape: Sequence[int | None] | None = None
@@ -55,6 +55,6 @@ class Options:
         return self.trainable not in ("head", 0)
 
     def make_optimizer(self, default_rate: float) -> keras.optimizers.Optimizer:
-        """Returns the optimizer, with a default rate for one that was given by its name."""
+        """Returns the optimizer, with a default rate if it was given by name without one."""
         rate = default_rate if self.learning_rate is None else self.learning_rate
         return make_optimizer(self.optimizer, rate)

@@ -1,4 +1,4 @@
-"""A model of Keras's own classes: it loads where keras_lp is not installed."""
+"""Converts a model to Keras's own classes, so that it loads where keras_lp is not installed."""
 
 from __future__ import annotations
 
@@ -22,28 +22,27 @@ from keras_lp.tasks.task import ClassTask, Task
 
 
 def plain_model(model: keras.Model) -> keras.Model:
-    """Returns a copy of a model in Keras's own classes, which needs keras_lp nowhere.
+    """Returns a copy of a model in Keras's own classes, which does not need keras_lp.
 
-    A `.keras` file of it loads in any process with Keras 3: a server, a converter, a colleague's
-    notebook. Outputs and weights are the same; the scale of features and of regression labels is
-    folded into the last `Dense` layers. Layers of your own stay as they are.
+    Its `.keras` file loads in any process with Keras 3: a server, a converter, a colleague's
+    notebook. Outputs and weights are the same; the scaling of features and of regression labels is
+    folded into the last `Dense` layers. Your own layers are unchanged.
 
-    What Keras cannot hold is gone: missing labels (train on whole ones), weights of classes,
-    balancing, rates of layers, the names of the classes (`lp.class_names(model)` gives them), the
-    cache of features, and inference mode of what is frozen: its Dropout is on in `fit`. Keras
-    averages a sequence that is masked as a whole to NaN. The loss is that of the task; of a
-    `Regression` it is in squared units of the labels. The state of the optimizer is copied where
-    it trains the same variables.
+    The copy lacks what Keras does not support: missing labels (train on complete labels), class
+    weights, balancing, layer rates, class names (`lp.class_names(model)` returns them), the feature
+    cache, and inference mode of frozen layers (their Dropout is on in `fit`). Keras averages a
+    fully masked sequence to NaN. The loss is that of the task; for a `Regression` it is in squared
+    units of the labels. The state of the optimizer is copied if it trains the same variables.
 
     Args:
         model: a model that keras_lp built.
 
     Returns:
-        A `keras.Model`, compiled where `model` is and its losses are those of its tasks.
+        A `keras.Model`. It is compiled if `model` is compiled with the losses of its tasks.
 
     Raises:
-        ValueError: a model without tasks, with adapters (merge them first), or whose pooling is
-            the maximum over masked steps.
+        ValueError: if the model has no tasks, has adapters (merge them first), or pools with the
+            maximum over masked steps.
 
     Example:
 
@@ -60,19 +59,19 @@ def plain_model(model: keras.Model) -> keras.Model:
     if not known:
         raise ValueError(
             "plain_model takes a model that keras_lp built. Received: model "
-            f"{model.name!r} without a head of a task. Save it as it is."
+            f"{model.name!r} without a task head. Save it directly."
         )
     if adapted_layers(model):
         raise ValueError(
             "plain_model takes a model without adapters. Received: model "
-            f"{model.name!r} with some. Call lp.merge_adapters(model) first."
+            f"{model.name!r} with adapters. Call lp.merge_adapters(model) first."
         )
     layers = model._flatten_layers()
     if _masks_steps(model) and any(isinstance(layer, MaskedMaxPooling1D) for layer in layers):
         raise ValueError(
             "plain_model needs layers that Keras has. Received: model "
             f'{model.name!r} with pooling="max" over steps that may be masked; Keras takes the '
-            'maximum over all. Build it with pooling="avg".'
+            'maximum over all steps. Build it with pooling="avg".'
         )
     inputs = keras.tree.map_structure(
         lambda tensor: keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, name=tensor.name),
@@ -96,10 +95,13 @@ def plain_model(model: keras.Model) -> keras.Model:
 
 
 def class_names(model: keras.Model) -> dict[str, list[str]]:
-    """Returns the names of the classes by task, `"0"`, `"1"`, ... where they have none.
+    """Returns the class names by task; `"0"`, `"1"`, ... for classes without names.
 
     Args:
         model: a model that keras_lp built.
+
+    Returns:
+        A dict of lists of names. Tasks without classes are not in it.
 
     Example:
 
@@ -116,14 +118,14 @@ def class_names(model: keras.Model) -> dict[str, list[str]]:
 
 
 def _plain(operation: Any, copies: list[tuple[Any, keras.Layer]]) -> Callable[..., Any]:
-    """Returns what does the same as an operation of a graph; notes the copies of layers."""
+    """Returns a function equivalent to an operation of a graph; records the copies of layers."""
     if isinstance(operation, (Features, Balancing)):
         return lambda x, **_: x
     if isinstance(operation, TokenPooling):
         return operation.call  # of Keras's operations, which become part of the graph
     if isinstance(operation, MaskedMaxPooling1D):
         pooling = keras.layers.GlobalMaxPooling1D.from_config(operation.get_config())
-        return lambda x, **_: pooling(x)  # it takes no mask
+        return lambda x, **_: pooling(x)  # without a mask argument
     if isinstance(operation, MaskedAveragePooling1D):
         return keras.layers.GlobalAveragePooling1D.from_config(operation.get_config())
     if not isinstance(operation, keras.Layer):
@@ -199,7 +201,7 @@ def _metric(task: Task) -> keras.metrics.Metric:
 
 
 def _plain_optimizer(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
-    """Returns Keras's own optimizer with the same settings, without rates of layers."""
+    """Returns Keras's own optimizer with the same settings, without layer rates."""
     config = optimizer.get_config()
     config.pop("multipliers", None)
     kind: Any = next(c for c in type(optimizer).__mro__ if c.__module__.startswith("keras."))

@@ -1,4 +1,4 @@
-"""What of a model trains, and at which learning rate."""
+"""Reports which parts of a model train, and at which learning rate."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from keras_lp.utils.text_table import text_table
 
 
 def trainable_report(model: keras.Model, print_fn: Callable[[str], Any] = print) -> None:
-    """Prints what trains: a line a block, from the input to the head, and the sum.
+    """Prints the trainable parameters: one line per block, from the input to the head, and the sum.
 
-    A block is what `trainable=n` counts and what layer decay gives a rate to. The rate is that of
-    the compiled optimizer now; it is not shown for a model that is not compiled. Another line says
-    how a feature map becomes a vector, where there is one.
+    Blocks are the units that `trainable=n` counts and to which layer decay assigns rates. The rate
+    is the current rate of the compiled optimizer; it is not shown if the model is not compiled. If
+    the backbone outputs a feature map, another line tells how it becomes a vector.
 
     Args:
         model: a built Keras model.
-        print_fn: gets the text. Defaults to `print`.
+        print_fn: function that receives the text. Defaults to `print`.
 
     Raises:
-        ValueError: a model that is not built.
+        ValueError: if the model is not built.
 
     Example:
 
@@ -41,7 +41,7 @@ def trainable_report(model: keras.Model, print_fn: Callable[[str], Any] = print)
     if not isinstance(model, keras.Model) or not model.built:
         raise ValueError(
             "trainable_report takes a Keras model with weights. Received: "
-            f"{model!r}. Call it on a batch, or give it an `Input`, first."
+            f"{model!r}. First call it on a batch, or give it an `Input`."
         )
     blocks = blocks_of(below_head(model))
     rates = _rates(model)
@@ -55,7 +55,7 @@ def trainable_report(model: keras.Model, print_fn: Callable[[str], Any] = print)
 
 
 def _pooling(model: keras.Model) -> list[str]:
-    """Returns a line on the pooling of a model from a builder, if there is one."""
+    """Returns a line on the pooling of a model from a builder, if it pools."""
     layer = next((layer for layer in model.layers if layer.name == "pooling"), None)
     if layer is None:
         return []
@@ -81,7 +81,7 @@ def _row(block: Sequence[keras.Layer], rates: dict[int, float]) -> tuple[str, st
 
 
 def _rates(model: keras.Model) -> dict[int, float]:
-    """Returns the learning rate of each variable that trains, by its id."""
+    """Returns the learning rate of each trainable variable by its id."""
     optimizer = getattr(model, "optimizer", None)
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)
     if optimizer is None:
@@ -93,6 +93,6 @@ def _rates(model: keras.Model) -> dict[int, float]:
 
 
 def _count(weights: Sequence[Any]) -> int:
-    """Counts parameters; the scale of a head's inputs is none."""
+    """Counts parameters, without the scaling of a head's inputs."""
     scales = ("input_mean", "input_scale")
     return sum(math.prod(weight.shape) for weight in weights if weight.name not in scales)

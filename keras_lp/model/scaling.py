@@ -1,4 +1,4 @@
-"""Features on one scale: a head on a frozen backbone sees them standardised."""
+"""Feature scaling: a head on a frozen backbone gets standardised features."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from keras_lp.model.data import is_arrays
 from keras_lp.tasks.heads import Head, heads
 from keras_lp.utils.moments import moments
 
-SAMPLE = 1024  # examples of a data set that the scale is taken from
-LEAST = 0.3  # of the median deviation; columns that vary less are mostly noise, and stay small
+SAMPLE = 1024  # number of examples of a data set from which the scale is computed
+LEAST = 0.3  # of the median deviation; columns that vary less are mostly noise and stay small
 
 
 def scale_features(model: keras.Model, x: Any) -> None:
     """Sets the scale of the inputs of heads from the features of the first `fit`.
 
-    The outputs stay as they are. On features of mean 0 and deviation 1 one learning rate suits all
-    of them.
+    The outputs do not change. With features of mean 0 and standard deviation 1, one learning rate
+    suits all of them.
 
     Args:
         model: the model that is going to train.
-        x: what `fit` got: inputs, or features.
+        x: argument of `fit`: inputs, or features.
     """
     waiting = waiting_heads(model)
     features = _features_of(model, x) if waiting else None
@@ -45,21 +45,22 @@ def scale_features(model: keras.Model, x: Any) -> None:
 
 
 def waiting_heads(model: keras.Model) -> list[Head]:
-    """Returns the heads whose inputs have no scale yet, and stay the same while they train."""
+    """Returns the heads whose inputs have no scale yet and do not change during training."""
     if not _is_wanted(model):
         return []
     return [head for head in heads(model).values() if _has_no_scale(head)]
 
 
 def set_scale(heads: Sequence[Head], mean: np.ndarray, deviation: np.ndarray) -> None:
-    """Makes heads see their inputs with mean 0 and deviation 1; their outputs stay the same.
+    """Makes heads scale their inputs to mean 0 and deviation 1, with the same outputs.
 
     A column whose deviation is less than `LEAST` times the median is divided by that product.
 
     Args:
         heads: the heads.
-        mean: of the columns, `(columns,)`.
-        deviation: of the columns, infinite for a constant column, which stays as it is.
+        mean: mean of each column, `(columns,)`.
+        deviation: standard deviation of each column, infinite for a constant column, which is not
+            scaled.
     """
     constant = np.isinf(deviation)
     least = LEAST * np.median(deviation[~constant]) if not constant.all() else 0
@@ -70,21 +71,22 @@ def set_scale(heads: Sequence[Head], mean: np.ndarray, deviation: np.ndarray) ->
 
 
 def fold_scales(model: keras.Model) -> None:
-    """Puts the scale of the inputs into kernel and bias of the heads; no output changes.
+    """Folds the scale of the inputs into kernel and bias of the heads; the outputs do not change.
 
-    Where the features train, a scale would blow up what flows back into columns that hardly vary.
+    If the features train, a scale would amplify the gradients of columns that hardly vary.
     """
     for head in heads(model).values():
         head.set_raw_weights(*head.raw_weights())
 
 
 def _has_no_scale(head: Head) -> bool:
-    unset = not np.any(head.input_mean) and np.all(head.input_scale == 1)
-    return head.scales_inputs and bool(unset)
+    if not head.scales_inputs:
+        return False
+    return bool(not np.any(head.input_mean) and np.all(head.input_scale == 1))
 
 
 def is_on_features(head: Head) -> bool:
-    """Whether a head takes the features as they are, apart from Dropout while it trains."""
+    """Whether a head takes the features directly, except for Dropout during training."""
     below = head.input._keras_history.operation
     while isinstance(below, (keras.layers.Dropout, Balancing)):
         below = below.input._keras_history.operation
@@ -101,11 +103,11 @@ def _is_wanted(model: keras.Model) -> bool:
 
 
 def _features_of(model: keras.Model, x: Any) -> np.ndarray | None:
-    """Returns features of the examples, or of the first ones; None if they can be read only once.
+    """Returns features of all or the first examples, None if they can be read only once.
 
     Args:
         model: the model.
-        x: the argument of `fit`: features, or batches of inputs.
+        x: argument of `fit`: features, or batches of inputs.
     """
     if are_features(x):
         return x[KEY]

@@ -1,4 +1,4 @@
-"""Short runs: statistics of BatchNormalization that keep up, and a word on what was not learned."""
+"""Short runs: faster statistics of BatchNormalization, and a hint if training ended too early."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-MEMORIES = 10  # a moving average remembers at most this share of a run
-FALLING = 0.05  # share by which the loss falls in an epoch that is not the last one it needs
+MEMORIES = 10  # the memory of a moving average is at most the steps of a run divided by this
+FALLING = 0.05  # relative decrease of the loss in the last epoch that suggests more epochs
 
 
 @contextlib.contextmanager
 def fast_statistics(model: keras.Model, arguments: Mapping[str, Any]) -> Iterator[None]:
-    """Shortens the memory of BatchNormalization to a tenth of the steps, while a model trains.
+    """Limits the memory of BatchNormalization to a tenth of the steps during training.
 
-    With the momentum of 0.99 a moving average remembers 100 steps. After a few hundred, in which
-    the weights moved fast, it lags so far behind that `evaluate` judges another network than the
-    one that trained. Long runs, frozen layers and data of unknown length are left alone.
+    With a momentum of 0.99, a moving average remembers 100 steps. After a few hundred steps, in
+    which the weights changed fast, it lags so far behind that `evaluate` scores another network
+    than the trained one. Long runs, frozen layers and data of unknown length are not changed.
 
     Args:
         model: the model.
@@ -42,7 +42,7 @@ def fast_statistics(model: keras.Model, arguments: Mapping[str, Any]) -> Iterato
         return
     for layer in own:
         layer.momentum = longest
-    model.train_function = None  # it holds the momentum as a constant
+    model.train_function = None  # it contains the momentum as a constant
     try:
         yield
     finally:
@@ -52,7 +52,7 @@ def fast_statistics(model: keras.Model, arguments: Mapping[str, Any]) -> Iterato
 
 
 def _steps(arguments: Mapping[str, Any]) -> int | None:
-    """Returns the steps that a `fit` with these arguments takes, None if that is not known."""
+    """Returns the number of steps of `fit` with these arguments, None if it is unknown."""
     x, steps = arguments["x"], arguments["steps_per_epoch"]
     if steps is None and isinstance(x, tf.data.Dataset):
         steps = int(x.cardinality())
@@ -67,11 +67,11 @@ def _steps(arguments: Mapping[str, Any]) -> int | None:
 
 
 def unfinished(history: keras.callbacks.History, solvable: bool) -> str | None:
-    """Returns a line on training that ended too early, None if it did not.
+    """Returns a line if training ended too early, else None.
 
     Args:
-        history: of `fit`.
-        solvable: whether `lp.fit_head` can do it.
+        history: output of `fit`.
+        solvable: whether `lp.fit_head` can solve the heads.
     """
     losses = history.history.get("loss", [])
     if len(losses) < 2 or history.model.stop_training or not losses[-2] > 0:

@@ -1,8 +1,7 @@
-"""`choose_thresholds`: the probability above which each label is predicted, from validation data.
+"""`choose_thresholds`: the decision threshold of each label, chosen on validation data.
 
-The largest F1 over all thresholds of a label is found exactly, by one pass over the sorted
-probabilities (Lipton et al., 2014, Thresholding Classifiers to Maximize F1 Score,
-arXiv:1402.1892).
+One pass over the sorted probabilities finds the largest F1 over all thresholds of a label exactly
+(Lipton et al., 2014, Thresholding Classifiers to Maximize F1 Score, arXiv:1402.1892).
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from keras_lp.tasks.metrics import MacroF1
 from keras_lp.tasks.multi_label import MultiLabel
 
 _DEFAULT = 0.5
-_BATCH = 32  # examples of arrays at once, as in `predict`
+_BATCH = 32  # batch size for arrays, as in `predict`
 
 
 def choose_thresholds(
@@ -32,38 +31,38 @@ def choose_thresholds(
 ) -> np.ndarray | dict[str, np.ndarray]:
     """Chooses, for each label, the threshold with the largest F1 on validation data.
 
-    A label is predicted where its probability is above its threshold. The thresholds are kept in
-    the tasks of the model: `evaluate` and `fit` report their `f1` with them from now on,
-    `lp.decode_predictions(..., top=None)` names the labels above them, and they are in `.keras`
-    files, in clones and in the metadata of `lp.export_tflite`. Weights, the optimizer and the loss
-    stay as they are.
+    A label is predicted if its probability is above its threshold. The thresholds are stored in
+    the tasks of the model: from now on `evaluate` and `fit` compute `f1` with them,
+    `lp.decode_predictions(..., top=None)` returns the labels above them, and they are part of
+    `.keras` files, of clones and of the metadata of `lp.export_tflite`. Weights, optimizer and loss
+    do not change.
 
-    A threshold is midway between two neighbouring probabilities of the label in the data; where
-    several have the same F1 it is the one nearest to 0.5. A label without a positive example gets
-    0.5.
+    A threshold is midway between two neighbouring probabilities of the label in the data. Among
+    thresholds with the same F1, the one nearest to 0.5 is chosen. A label without a positive
+    example gets 0.5.
 
-    The thresholds fit the data that they were chosen on. With few positives of a label they
-    overfit: F1 on the same data is too good, and for a label that the model cannot tell apart the
-    best threshold predicts it for every example (Lipton et al.). Choose on data that the model did
-    not train on, and measure on data that chose nothing. Train first: thresholds do not follow
-    later changes of the weights. In a federation, choose between two calls of `fit`.
+    The thresholds fit the data on which they are chosen. If a label has few positives they
+    overfit: F1 on the same data is too high, and for a label that the model cannot discriminate
+    the best threshold predicts it for every example (Lipton et al.). Choose on data that the model
+    was not trained on, and evaluate on other data. Train first: thresholds do not follow later
+    changes of the weights. In a federation, choose between two calls of `fit`.
 
     Args:
-        model: a model that keras_lp built, with one `lp.MultiLabel` task or more. It may be
-            compiled or not.
+        model: a model that keras_lp built, with one or more `lp.MultiLabel` tasks. It need not be
+            compiled.
         validation_data: `(x, y)` or `(x, y, sample_weight)` arrays, or a finite batched
-            `tf.data.Dataset` or `PyDataset` of such tuples. Labels as in `fit`; entries of -1 do
-            not count, others by their weight.
+            `tf.data.Dataset` or `PyDataset` of such tuples. Labels are as in `fit`; entries of -1
+            do not count, others count by their weight.
 
     Returns:
         The thresholds, `(labels,)` probabilities between 0 and 1. For a model whose outputs are a
-        dict (`lp.multitask_model`), a dict of them by task. A task without a label in the data
+        dict (`lp.multitask_model`), a dict of these by task. A task without labels in the data
         keeps its thresholds and is not in the dict.
 
     Raises:
-        ValueError: a model without a `MultiLabel` task; data without one of its labels; labels or
-            inputs that `fit` refuses; outputs that are NaN; a weight below 0.
-        TypeError: data of another type, or labels that are not numbers.
+        ValueError: if the model has no `MultiLabel` task, the data have none of its labels, `fit`
+            would reject the labels or inputs, outputs are NaN, or a weight is below 0.
+        TypeError: if the data have another type, or labels are not numbers.
 
     Example:
 
@@ -96,14 +95,14 @@ def choose_thresholds(
     if not found:
         raise ValueError(
             f"Thresholds of the tasks {list(known)} are chosen on their labels. Received: "
-            "validation_data without one of them of a weight above 0."
+            "validation_data without a label of theirs with a weight above 0."
         )
     set_thresholds(model, found)
     return found if isinstance(model.output, Mapping) else next(iter(found.values()))
 
 
 def set_thresholds(model: keras.Model, thresholds: Mapping[str, Any]) -> None:
-    """Sets thresholds of tasks by name, in the heads and in the metrics of a compiled model."""
+    """Sets thresholds by task name, in the heads and in the metrics of a compiled model."""
     known = heads(model)
     for name, values in thresholds.items():
         task = cast(MultiLabel, known[name].task)
@@ -126,23 +125,23 @@ def best_threshold(
     """Returns the threshold of one label with the largest F1.
 
     Args:
-        probabilities: of the label, `(n,)`.
-        positives: how much each example counts as one with the label, `(n,)`, 0 or more.
-        negatives: the same for one without it.
+        probabilities: probabilities of the label, `(n,)`.
+        positives: weight of each example as one with the label, `(n,)`, 0 or more.
+        negatives: weight of each example as one without the label, `(n,)`, 0 or more.
     """
     counts = positives + negatives > 0
     total = positives.sum()
     if not total > 0:
         return _DEFAULT
     values, places = np.unique(probabilities[counts], return_inverse=True)
-    # Summed from the most probable on: what a threshold just below each value would predict.
+    # Cumulative from the most probable on: predictions of a threshold just below each value.
     found, wrong = (
         np.cumsum(np.bincount(places, part[counts], len(values))[::-1])[::-1]
         for part in (positives, negatives)
     )
     f1 = 2 * found / (total + found + wrong)
     thresholds = (np.concatenate([[0], values[:-1]]) + values) / 2
-    f1[thresholds == 0] = 0  # a probability of 0 is above no threshold
+    f1[thresholds == 0] = 0  # a probability of 0 is not above any threshold
     best = thresholds[f1 >= f1.max() * (1 - 1e-12)] if f1.max() > 0 else np.array([_DEFAULT])
     return float(best[np.argmin(np.abs(best - _DEFAULT))])
 
@@ -152,8 +151,8 @@ def _best_thresholds(
 ) -> np.ndarray:
     with np.errstate(over="ignore"):
         exact = 1 / (1 + np.exp(-logits))
-    # float32 as outputs are, of a phone too: a threshold between values that round to one would
-    # tell them apart in here only.
+    # float32 like the outputs, also on a phone: a threshold between two values that round to the
+    # same float32 would separate them only here.
     probabilities = exact.astype("float32").astype("float64")
     columns = zip(probabilities.T, positives.T, negatives.T, strict=True)
     return np.array([best_threshold(*column) for column in columns])
@@ -187,7 +186,7 @@ def _piece(name: str, head: Head, y: Any, y_pred: Any, sample_weight: Any) -> tu
     )
     if np.isnan(logits).any():
         raise ValueError(
-            f"Outputs must be numbers to choose thresholds. Received: NaN of the task {name!r}. "
+            f"Outputs must not be NaN to choose thresholds. Received: NaN of the task {name!r}. "
             "The training may have diverged: try a smaller learning rate."
         )
     return logits, weight * y, weight * (1 - y)

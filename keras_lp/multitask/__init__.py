@@ -1,1 +1,1 @@
-"""Multitask learning: a shared network and a head for each task."""
+"""Multitask learning: a shared network with one head per task."""

@@ -1,4 +1,4 @@
-"""Does multitask learning help? A model against single-task twins of the same budget."""
+"""Compares a multitask model with single-task models of the same budget."""
 
 from __future__ import annotations
 
@@ -23,14 +23,25 @@ from keras_lp.utils.text_table import ShownAsText, text_table
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Comparison(ShownAsText):
-    """What `lp.compare_single_tasks` found; as a string, a table.
+    """Results of `lp.compare_single_tasks`; printed as a table.
 
     Attributes:
-        metrics: the metric of each task by name, such as `"accuracy"`.
-        single: by task, that metric of the single-task model for each seed, `(seeds,)`.
-        multitask: the same of the multitask model.
-        gains: by task, by how much the multitask model is better, in percent of the single-task
-            one; below 0 it is worse.
+        metrics: name of the metric of each task, such as `"accuracy"`.
+        single: by task, this metric of the single-task model for each seed, `(seeds,)`.
+        multitask: by task, this metric of the multitask model for each seed, `(seeds,)`.
+        gains: by task, the relative improvement of the multitask model over the single-task
+            model in percent for each seed, `(seeds,)`; below 0 it is worse.
+
+    Example:
+
+    >>> import numpy as np, keras_lp as lp
+    >>> single, multitask = {"topic": np.array([0.8, 0.8])}, {"topic": np.array([0.8, 0.88])}
+    >>> gains = {"topic": np.array([0, 10])}
+    >>> found = lp.Comparison({"topic": "accuracy"}, single, multitask, gains)
+    >>> found.delta_m.tolist()
+    [0.0, 10.0]
+
+    Reference: Maninis et al., 2019 (arXiv:1904.08918), who call the mean gain delta-m.
     """
 
     metrics: dict[str, str]
@@ -40,7 +51,7 @@ class Comparison(ShownAsText):
 
     @property
     def delta_m(self) -> np.ndarray:
-        """The mean gain over the tasks for each seed, `(seeds,)`, in percent."""
+        """The mean gain over the tasks in percent for each seed, `(seeds,)`."""
         return np.mean(list(self.gains.values()), axis=0)
 
     def __str__(self) -> str:
@@ -63,45 +74,50 @@ def compare_single_tasks(
     batch_size: int = 32,
     verbose: Verbose = "auto",
 ) -> Comparison:
-    """Trains a multitask model and a single-task twin for each task, and prints the gains.
+    """Trains a multitask model and a single-task model per task, and prints the gains.
 
-    All are new models: what is below the heads starts from the weights that `model` has now, the
-    heads are drawn again for each seed, and `model` stays as it is. A twin is the same model with
-    one head. It sees only the examples that have its label, again and again where these are few,
-    for as many steps of the same batch size as the multitask model. The metric is the first of
-    each task (`accuracy`, `f1` or `mae`), on `validation_data` after the last step.
+    All models are new: the layers below the heads start from the current weights of `model`, the
+    heads are initialised for each seed, and `model` itself does not change. A single-task model is
+    the same model with one head. It gets only the examples that have a label of its task, repeated
+    if there are few, for as many steps of the same batch size as the multitask model. The metric
+    is the first of each task (`accuracy`, `f1` or `mae`), on `validation_data` after the last step.
 
-    The gain is 100 (multitask - single) / single, with the sign turned where less is better; its
-    mean over the tasks is the delta-m of Maninis et al.
+    The gain is 100 (multitask - single) / single, with the opposite sign for metrics where less is
+    better. Its mean over the tasks is the delta-m of Maninis et al.
 
     Args:
         model: a compiled model from `lp.multitask_model` with two or more tasks, not yet trained
             on these tasks.
         data: `(x, labels)` or `(x, labels, sample_weight)`, arrays and a dict of arrays by task;
             or a batched `tf.data.Dataset` of such tuples with a known number of batches.
-        validation_data: the same, to compare on.
-        epochs: epochs of the multitask model.
-        seeds: how many times all of it is done, with the seeds 0, 1, ... Defaults to 3.
-        batch_size: examples a batch of arrays. Defaults to 32.
+        validation_data: data in the same form, to compare on.
+        epochs: number of epochs of the multitask model.
+        seeds: number of repetitions, with the seeds 0, 1, ... Defaults to 3.
+        batch_size: batch size for arrays. Defaults to 32.
         verbose: 0 is silent; otherwise the table is printed. `"auto"` shows a progress bar in a
-            terminal or notebook; 1 does, and prints a line per model that is trained elsewhere; 2
-            prints these lines. Defaults to `"auto"`.
+            terminal or notebook. 1 also prints a line per trained model elsewhere; 2 prints these
+            lines. Defaults to `"auto"`.
 
     Returns:
         A `Comparison`.
 
     Raises:
-        ValueError: a model with fewer than two tasks, data of an unknown number of batches, a
-            task without a label.
-        TypeError: a model that keras_lp did not build.
+        ValueError: if the model has fewer than two tasks, the number of batches is unknown, or a
+            task has no labels.
+        TypeError: if keras_lp did not build the model.
 
     Example:
 
-    ```python
-    model = lp.multitask_model("backbone.keras", {"topic": 10, "intent": 150})
-    result = lp.compare_single_tasks(model, train, validation_data=val, epochs=5)
-    result.gains["intent"].mean()
-    ```
+    >>> import numpy as np, keras, keras_lp as lp
+    >>> backbone = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8, "relu")])
+    >>> model = lp.multitask_model(backbone, {"sign": 2, "sum": lp.Regression()}, pretrained=False)
+    >>> x = np.random.default_rng(0).normal(size=(64, 4)).astype("float32")
+    >>> data = x, {"sign": (x[:, 0] > 0).astype(int), "sum": x.sum(1)}
+    >>> found = lp.compare_single_tasks(
+    ...     model, data, validation_data=data, epochs=1, seeds=1, verbose=0
+    ... )
+    >>> found.metrics
+    {'sign': 'accuracy', 'sum': 'mae'}
 
     References: Maninis et al., 2019 (arXiv:1904.08918); Kurin et al., 2022 (arXiv:2201.04122),
     on equal budgets.
@@ -145,7 +161,7 @@ def compare_single_tasks(
 
 
 class _Examples:
-    """Data with labels of all tasks, or of one."""
+    """Data with the labels of all tasks, or of one task."""
 
     def __init__(self, data: Any, batch_size: int, argument: str = "validation_data") -> None:
         self._data, self._size, self._argument = data, batch_size, argument
@@ -159,7 +175,7 @@ class _Examples:
             )
 
     def check(self, name: str, task: Any) -> None:
-        """Raises `ValueError` unless the data end and have a label of a task."""
+        """Raises `ValueError` unless the data are finite and have a label of a task."""
         if self._is_dataset and self._data.cardinality() == tf.data.INFINITE_CARDINALITY:
             raise _no_number(int(self._data.cardinality()))
         if not any(_has_label(task, y[name]).any() for y in self._labels() if name in y):
@@ -185,7 +201,7 @@ class _Examples:
         return {"x": x, "y": y, "batch_size": self._size, **weights}
 
     def of(self, name: str, task: Any) -> dict[str, Any]:
-        """Returns arguments of a `fit` of as many steps as on all data, on one task."""
+        """Returns arguments of a `fit` on one task with as many steps as on all data."""
         if not self._is_dataset:
             x, *rest = _labels_of(name, *self._data)
             rows = np.resize(np.flatnonzero(_has_label(task, rest[0])), len(rest[0]))
@@ -214,8 +230,8 @@ class _Examples:
 
 def _no_number(steps: int) -> ValueError:
     return ValueError(
-        "A comparison with as many steps needs a data set of a known number of batches, above 0. "
-        f"Received: a cardinality of {steps}. Tell it: "
+        "A comparison with equal steps needs a data set with a known number of batches, above 0. "
+        f"Received: a cardinality of {steps}. Set it with "
         "dataset.apply(tf.data.experimental.assert_cardinality(n))."
     )
 
@@ -233,7 +249,7 @@ def _has_label(task: Any, y: Any) -> np.ndarray:
 
 
 def _again(model: Model) -> Model:
-    """Returns the same model with new heads, compiled as it is."""
+    """Returns the same model with new heads, compiled with the same arguments."""
     again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(model))
     new, old = (cast(keras.Model, backbone_of(one)) for one in (again, model))
     new.set_weights(old.get_weights())
@@ -254,7 +270,7 @@ def _twin(model: Model, name: str) -> Model:
 
 
 def _sign(metric: keras.metrics.Metric) -> int:
-    """1 where more is better, -1 where less is."""
+    """Returns 1 if more is better, -1 if less is better."""
     return -1 if getattr(metric, "_direction", "up") == "down" else 1
 
 

@@ -1,4 +1,4 @@
-"""Several data sets, one or more for each task, become one stream for a multitask model.
+"""Combines several data sets, one or more per task, into one stream for a multitask model.
 
 Temperature sampling: Arivazhagan et al., 2019 (arXiv:1907.05019); with a cap on the size of a data
 set: Raffel et al., 2020, section 3.5.2 (arXiv:1910.10683).
@@ -29,48 +29,48 @@ def mix(
     seed: int = 0,
     tasks: Mapping[str, TaskLike] | None = None,
 ) -> tf.data.Dataset:
-    """Mixes data sets that each know some of the tasks into one batched stream for `fit`.
+    """Mixes data sets that each have labels of some tasks into one batched stream for `fit`.
 
-    Every batch has the labels of all tasks. Where an example's data set lacks a task, its label
-    is the missing one: -1 for integers, NaN for floats, which `lp.multitask_model` leaves out of
-    the loss and the metrics.
+    Every batch has labels of all tasks. If the data set of an example lacks a task, the label is
+    missing: -1 for integers, NaN for floats, which `lp.multitask_model` ignores in the loss and
+    the metrics.
 
-    **An epoch** has N examples, N the sum of `min(n_i, cap)` over the data sets of `n_i` examples.
-    Of these exactly `k_i` come from data set i: N shared out in proportion to
+    **An epoch** has N examples, where N is the sum of `min(n_i, cap)` over the data sets of `n_i`
+    examples. Exactly `k_i` of them come from data set i, in proportion to
     `min(n_i, cap) ** (1 / temperature)`, rounded so that the sum is N (largest remainders). With
-    the defaults every example is seen once an epoch. A data set of more than `k_i` examples gives
-    a new random choice of them in each epoch; one of fewer is gone through again, all of it in a
-    new order before any comes another time. The data sets alternate at random.
+    the defaults, every example occurs once per epoch. A data set with more than `k_i` examples
+    contributes a new random subset in each epoch. One with fewer is repeated, in a new order each
+    time, and every example occurs before any is repeated. The data sets alternate at random.
 
-    Shuffling is complete: every data set's examples are held in memory while it lasts, so map
-    file names to pictures afterwards. The order is new in each epoch.
+    Shuffling is complete: the examples of every data set are held in memory, so map file names to
+    images after mixing. The order is new in each epoch.
 
     Args:
         datasets: dict by task of unbatched `tf.data.Dataset`s of `(x, y)`, or of pairs of arrays.
-            `y` is the label of that task; or a dict of labels by task, and then the key is only
-            a name of the data set. All `x` have one structure and dtype, and shapes that can
-            stand in one batch. Labels have a known shape, `()` for class numbers or names,
+            `y` is the label of that task; or a dict of labels by task, in which case the key is
+            only a name of the data set. All `x` have the same structure and dtype, and shapes that
+            fit in one batch. Labels have a known shape, `()` for class numbers or names,
             `(classes,)` for one-hot and soft labels.
-        batch_size: examples a batch; the last one may be smaller. Defaults to 32.
-        temperature: a number above 0. 1 keeps the data sets' proportions, larger ones bring the
-            shares nearer to each other, `float("inf")` makes them equal. Defaults to 1.
-        cap: the size at which a data set no longer counts as larger. Defaults to None, no cap.
+        batch_size: batch size; the last batch may be smaller. Defaults to 32.
+        temperature: a number above 0. 1 keeps the proportions of the data sets, larger values make
+            the shares more equal, and `float("inf")` makes them equal. Defaults to 1.
+        cap: largest size with which a data set counts. Defaults to None, no cap.
         seed: the same seed gives the same sequence of epochs. Defaults to 0.
-        tasks: dict of tasks by name, as `lp.multitask_model` takes it, for those whose missing
-            label cannot be seen from the dtype: an `lp.Regression` gets float32 with NaN, also
-            where its labels are integers; floats of an `lp.MultiLabel` get -1; names of the
-            classes of an `lp.Classification` become their numbers. Defaults to None.
+        tasks: dict of tasks by name, as in `lp.multitask_model`. Needed if the dtype does not
+            determine the missing label: an `lp.Regression` gets float32 with NaN, also for integer
+            labels; floats of an `lp.MultiLabel` get -1; class names of an `lp.Classification`
+            become class numbers. Defaults to None.
 
     Returns:
-        A `tf.data.Dataset` of `(x, labels)`, `labels` a dict by task of `(batch, ...)` tensors,
-        with `ceil(N / batch_size)` batches. Integer and bool labels are at least int32.
+        A `tf.data.Dataset` of `(x, labels)` with `ceil(N / batch_size)` batches, where `labels` is
+        a dict by task of `(batch, ...)` tensors. Integer and bool labels are at least int32.
 
     Raises:
-        ValueError: no data set, a batched or endless one, one of unknown size or without an
-            example, or without a share in the epoch; inputs that differ in structure, dtype or
-            shape; labels of one task that differ in kind or shape; a task in `tasks` that no
-            data set has; an argument out of range.
-        TypeError: anything else than data sets; labels that are not numbers.
+        ValueError: if there is no data set; a data set is batched, infinite, of unknown size,
+            empty, or without a share in the epoch; inputs differ in structure, dtype or shape;
+            labels of one task differ in kind or shape; no data set has a task of `tasks`; or an
+            argument is out of range.
+        TypeError: if `datasets` has other values than data sets, or labels are not numbers.
 
     Example:
 
@@ -128,15 +128,15 @@ def mix(
 
 
 def epoch_counts(sizes: Mapping[str, int], temperature: float, cap: int | None) -> dict[str, int]:
-    """Returns how many examples of each data set an epoch has.
+    """Returns the number of examples of each data set in an epoch.
 
     Args:
         sizes: number of examples by data set.
         temperature: a number above 0.
-        cap: the size at which a data set no longer counts as larger, or None.
+        cap: largest size with which a data set counts, or None.
 
     Raises:
-        ValueError: a data set without a share.
+        ValueError: if a data set has no share.
     """
     capped = np.minimum(list(sizes.values()), np.inf if cap is None else cap)
     total = int(capped.sum())
@@ -157,7 +157,7 @@ def epoch_counts(sizes: Mapping[str, int], temperature: float, cap: int | None) 
 
 @dataclasses.dataclass(frozen=True)
 class _Label:
-    """What the labels of one task are in the stream."""
+    """Properties of the labels of one task in the stream."""
 
     dtype: tf.DType
     shape: tf.TensorShape
@@ -165,7 +165,7 @@ class _Label:
 
 
 def _complete(dataset: tf.data.Dataset, name: str, labels: Mapping[str, _Label]) -> tf.data.Dataset:
-    """Gives every example the labels of all tasks."""
+    """Adds labels of all tasks to every example."""
     missing = {
         task: tf.cast(tf.fill(label.shape, label.missing), label.dtype)
         for task, label in labels.items()
@@ -175,7 +175,7 @@ def _complete(dataset: tf.data.Dataset, name: str, labels: Mapping[str, _Label])
         known = {task: tf.cast(one, labels[task].dtype) for task, one in _by_task(name, y).items()}
         return x, {**missing, **known}
 
-    # Where no label needs a cast this computes nothing, and run at once it then costs nothing.
+    # Without casts this computes nothing; running it eagerly then costs nothing.
     return dataset.map(complete, synchronous=True)
 
 
@@ -184,10 +184,10 @@ def _by_task(name: str, y: Any) -> Mapping[str, Any]:
 
 
 def _shuffle(dataset: tf.data.Dataset, size: int, seed: int) -> tf.data.Dataset:
-    """Shuffles a whole data set; each time that it is gone through in another order."""
+    """Shuffles a whole data set, in a new order in each pass."""
 
-    # The seed of `tf.random.set_seed` enters every shuffle. Inside a function it is the function's
-    # own, so that a program's seed for its weights does not change the order of its data.
+    # The seed of `tf.random.set_seed` affects every shuffle. Inside a function it is the function's
+    # own seed, so that a program's seed for its weights does not change the order of its data.
     def shuffled() -> tf.data.Dataset:
         tf.random.set_seed(0)
         return dataset.shuffle(size, seed=seed)
@@ -196,7 +196,7 @@ def _shuffle(dataset: tf.data.Dataset, size: int, seed: int) -> tf.data.Dataset:
 
 
 def _sources(datasets: Any) -> dict[str, tf.data.Dataset]:
-    """Returns the data sets, each of pairs."""
+    """Returns the data sets as data sets of pairs."""
     if not isinstance(datasets, Mapping) or not all(isinstance(name, str) for name in datasets):
         raise TypeError(
             "`datasets` must be a dict of data sets by task. Received: "
@@ -210,7 +210,7 @@ def _sources(datasets: Any) -> dict[str, tf.data.Dataset]:
 def _with_numbers(
     name: str, dataset: tf.data.Dataset, tasks: Mapping[str, TaskLike]
 ) -> tf.data.Dataset:
-    """Returns a data set with class numbers for names, of the tasks that are given."""
+    """Returns a data set with class numbers instead of names, for the given tasks."""
     spec = dataset.element_spec[1]
     named = {
         task: as_task(tasks[task])
@@ -236,8 +236,8 @@ def _as_dataset(name: str, data: Any) -> tf.data.Dataset:
             return tf.data.Dataset.from_tensor_slices(tuple(data))
         except (ValueError, TypeError, tf.errors.InvalidArgumentError) as error:
             raise ValueError(
-                "A pair (x, y) must be of arrays, as many labels as inputs. Received: "
-                f"datasets[{name!r}], of which TensorFlow says: {error}"
+                "A pair (x, y) must be of arrays with as many labels as inputs. Received: "
+                f"datasets[{name!r}], for which TensorFlow says: {error}"
             ) from error
     if not isinstance(data, tf.data.Dataset):
         raise TypeError(
@@ -254,7 +254,7 @@ def _as_dataset(name: str, data: Any) -> tf.data.Dataset:
 
 
 def _check_inputs(sources: Mapping[str, tf.data.Dataset]) -> None:
-    """Raises unless all inputs can stand in one batch."""
+    """Raises an error unless all inputs fit in one batch."""
     (first, dataset), *others = sources.items()
     expected = dataset.element_spec[0]
     for name, other in others:
@@ -269,7 +269,7 @@ def _check_inputs(sources: Mapping[str, tf.data.Dataset]) -> None:
         if not fits:
             raise ValueError(
                 "Inputs of all data sets must have the same structure and dtypes, and shapes "
-                f"that can stand in one batch. Received: datasets[{first!r}] with x of {expected} "
+                f"that fit in one batch. Received: datasets[{first!r}] with x of {expected} "
                 f"and datasets[{name!r}] with x of {spec}. Map them to one form first."
             )
 
@@ -278,14 +278,14 @@ def _size(name: str, dataset: tf.data.Dataset) -> int:
     size = int(dataset.cardinality())
     if size == tf.data.INFINITE_CARDINALITY:
         raise ValueError(
-            f"A data set must end. Received: datasets[{name!r}], which repeats without end. Drop "
-            "`repeat()`: `temperature` and `cap` say how often a data set is seen."
+            f"A data set must be finite. Received: datasets[{name!r}], which repeats forever. "
+            "Remove `repeat()`: `temperature` and `cap` control how often a data set is seen."
         )
     if size == tf.data.UNKNOWN_CARDINALITY:
         raise ValueError(
-            "A data set must know how many examples it has. Received: "
+            "A data set must have a known number of examples. Received: "
             f"datasets[{name!r}], whose cardinality is unknown (after `filter`, `flat_map` or "
-            "`from_generator`). Tell it: "
+            "`from_generator`). Set it with "
             "`dataset.apply(tf.data.experimental.assert_cardinality(n))`."
         )
     if size == 0:
@@ -298,7 +298,7 @@ def _size(name: str, dataset: tf.data.Dataset) -> int:
 def _labels(
     sources: Mapping[str, tf.data.Dataset], tasks: Mapping[str, TaskLike]
 ) -> dict[str, _Label]:
-    """Returns what the labels of each task are in the stream."""
+    """Returns the properties of the labels of each task in the stream."""
     specs: dict[str, dict[str, tf.TensorSpec]] = {}  # by task, then by data set
     for name, dataset in sources.items():
         for task, spec in _by_task(name, dataset.element_spec[1]).items():
@@ -324,12 +324,12 @@ def _check_label(name: str, task: Any, spec: Any) -> None:
         )
     if not (spec.dtype.is_integer or spec.dtype.is_floating or spec.dtype.is_bool):
         raise TypeError(
-            f"Labels must be numbers. Received: {where}. Names of classes need `tasks`: "
+            f"Labels must be numbers. Received: {where}. For class names pass `tasks`: "
             f"{{{task!r}: lp.Classification(names)}}."
         )
     if not spec.shape.is_fully_defined():
         raise ValueError(
-            "Labels must have a known shape, in which they can be missing. Received: "
+            "Labels must have a known shape, so that they can be missing. Received: "
             f"{where}. A batched data set must be unbatched: `dataset.unbatch()`. Else map the "
             "labels with `tf.ensure_shape`."
         )
@@ -344,7 +344,7 @@ def _label(task: str, specs: Mapping[str, tf.TensorSpec], given: Task | None) ->
         )
     ((shape, floating),) = kinds
     dtypes = [spec.dtype.as_numpy_dtype for spec in specs.values()]
-    # Integers of less than 32 bits, or without a sign, may have no -1.
+    # Integers with less than 32 bits or without a sign cannot always be -1.
     dtype = tf.as_dtype(np.result_type(*dtypes, *([] if floating else [np.int32])))
     if given is None:
         return _Label(dtype, shape, float("nan") if floating else -1)

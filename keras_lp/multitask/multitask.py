@@ -45,41 +45,41 @@ def multitask_model(
     """Returns a compiled model with a shared backbone and one head per task.
 
     Labels are a dict by task. A missing label is -1 (`Classification`, entries of `MultiLabel`)
-    or NaN (`Regression`), or the task's key is absent; it takes no part in the loss, the metrics
-    or what they are divided by.
+    or NaN (`Regression`), or the task's key is absent. It does not count in the loss, in the
+    metrics or in their denominators.
 
-    What is minimised is the sum of the tasks' losses, in which each label of a `MultiLabel` counts
-    as a task of its own: its `<task>_loss`, a mean over labels, counts times their number, also
-    where some are missing. The mean of 28 rare labels is so small that next to another task they
-    would hardly be learned. The other tasks count once: the crossentropy of `Classification`, and
-    the mean square of `Regression`, which is 1 for the best constant prediction. A task's `weight`
-    multiplies that. `loss` and `val_loss` are this sum whatever the balancing, as one whose
-    weights move says nothing; only `balancing="sum"` adds up the means. With SGD the step goes
-    with the size of the loss, with Adam it does not.
+    The objective is the sum of the tasks' losses, in which each label of a `MultiLabel` counts as
+    its own task: its `<task>_loss`, a mean over labels, counts times the number of labels, also if
+    some are missing. The mean of 28 rare labels is so small that next to another task they would
+    hardly be learned. Other tasks count once: the crossentropy of `Classification`, and the mean
+    squared error of `Regression`, which is 1 for the best constant prediction. A task's `weight`
+    multiplies its term. `loss` and `val_loss` are this sum for every balancing method, because a
+    sum with changing weights is not comparable; only `balancing="sum"` adds the means. With SGD,
+    the step is proportional to the size of the loss; with Adam it is not.
 
-    Where few examples have a task's label, a batch of all of them has hardly any. A stream of the
-    labelled examples and of all, as many of each, gives it enough:
+    If few examples have a label of a task, a batch drawn from all examples has hardly any. A
+    stream with equal numbers of labelled examples and of all examples contains enough:
     `lp.mix({"labelled": ..., "all": ...}, temperature=float("inf"))`.
 
-    The backbone is shared with the model, not copied.
+    A backbone object of which layers train (the default) is copied; a frozen one is shared.
 
-    With 40 examples use a pretrained backbone, `trainable="head"` and `lp.fit_head`; with 1,000
-    train all of it where one task has far more labels than another; with 50,000 labels of every
-    task `lp.compare_single_tasks` says whether sharing still gains anything.
+    Which settings to use: with 40 examples, a pretrained backbone, `trainable="head"` and
+    `lp.fit_head`. With 1,000, train all layers if one task has far more labels than another. With
+    50,000 labels of every task, check with `lp.compare_single_tasks` whether sharing still helps.
 
     Args:
         backbone: as in `lp.transfer_model`; a name may also have `weights=None`, which trains it
             from scratch.
         tasks: dict of tasks by name. Outputs, losses (`<task>_loss`) and metrics
-            (`<task>_accuracy`) carry the names.
-        input_shape: shape of what you feed, without the batch. Defaults to what the backbone
-            takes.
+            (`<task>_accuracy`) have these names.
+        input_shape: shape of your inputs without the batch axis. Defaults to the input shape of
+            the backbone.
         image_size: as in `lp.transfer_model`. Defaults to None.
         weights: for a name, `"imagenet"`, None or a weights file. Defaults to `"imagenet"`.
         backbone_kwargs: for a name, arguments of its constructor.
-        pretrained: False says that a model of your own is not pretrained: its
-            BatchNormalization then trains. Defaults to True for a model.
-        trainable: `"all"`; `"head"`; a number n for the top n blocks besides the heads; or a
+        pretrained: pass False if your own model is not pretrained; its BatchNormalization then
+            trains. Defaults to True for a model.
+        trainable: `"all"`; `"head"`; a number n for the top n blocks and the heads; or a
             list of layer names. Defaults to `"all"`.
         pooling: as in `lp.transfer_model`. Defaults to `"auto"`.
         augmentation: as in `lp.transfer_model`. Defaults to None.
@@ -87,29 +87,29 @@ def multitask_model(
         dropout: rate of a dropout before each head's last layer. Defaults to 0.
         cache_features: as in `lp.transfer_model`, with `trainable="head"`. Defaults to `"auto"`.
         cache_memory: as in `lp.transfer_model`. Defaults to 2 GiB.
-        balancing: how the tasks share the backbone: `"equal"` adds up their losses as above;
-            `"sum"` adds up the means, also of `MultiLabel`; a dict has a weight for each task,
-            which multiplies its loss in `"equal"`. The others balance the losses of `"equal"`:
-            `"uncertainty"` and `"dwa"` weigh them; `"gradnorm"`, `"pcgrad"`, `"cagrad"`, `"mgda"`
-            and `"imtl_g"` weigh their gradients of the backbone, which takes a backward pass a
-            task. Or a `keras_lp.balancing` object with settings of its own, such as
-            `lp.balancing.CAGrad(c=0.4)`, or an `lp.Balancing` of yours. `fit` then also shows each
+        balancing: how the tasks are weighted. `"equal"` adds their losses as described above.
+            `"sum"` adds the means, also for `MultiLabel`. A dict with a weight for each task
+            multiplies the losses of `"equal"`. The other methods balance the losses of `"equal"`:
+            `"uncertainty"` and `"dwa"` weight the losses; `"gradnorm"`, `"pcgrad"`, `"cagrad"`,
+            `"mgda"` and `"imtl_g"` weight their gradients of the backbone, which takes one backward
+            pass per task. Or a `keras_lp.balancing` object with its own settings, such as
+            `lp.balancing.CAGrad(c=0.4)`, or your own `lp.Balancing`. `fit` then also reports each
             task's weight (`<task>_weight`) and, with gradients, their mean cosine
-            (`gradient_cosine`). Defaults to `"equal"`, which nothing is consistently better than
+            (`gradient_cosine`). Defaults to `"equal"`; no other method is consistently better
             (Kurin et al., 2022).
         learning_rate: as in `lp.transfer_model`. Defaults to None: 1e-3, or less or more for
             frozen backbones.
-        optimizer: name of a Keras optimizer, or an optimizer with a rate of its own. Defaults
+        optimizer: name of a Keras optimizer, or an optimizer with its own rate. Defaults
             to `"adam"`.
 
     Returns:
         A compiled `keras.Model` whose output is a dict by task of `(batch, units)` tensors.
 
     Raises:
-        ValueError: no task, a name that cannot be used, an unknown balancing; a backbone that is
-            not pretrained but frozen.
-        TypeError: tasks that are not a dict.
-        ConnectionError: ImageNet weights that cannot be downloaded.
+        ValueError: if there is no task, a name cannot be used, the balancing is unknown, or the
+            backbone is frozen but not pretrained.
+        TypeError: if `tasks` is not a dict.
+        ConnectionError: if ImageNet weights cannot be downloaded.
 
     Example:
 
@@ -122,7 +122,7 @@ def multitask_model(
     >>> sorted(history.history)
     ['digit_accuracy', 'digit_loss', 'loss', 'weight_loss', 'weight_mae']
 
-    Reference: Caruana, 1997, Multitask Learning (Machine Learning 28); equal weights after Kurin
+    References: Caruana, 1997, Multitask Learning (Machine Learning 28); equal weights, Kurin
     et al., 2022 (arXiv:2201.04122).
     """
     if not isinstance(tasks, Mapping):
@@ -135,8 +135,8 @@ def multitask_model(
     for name in tasks:
         if not isinstance(name, str) or not name.isidentifier():
             raise ValueError(
-                "Names of tasks must be identifiers (letters, digits, underscores), as outputs "
-                f"and metrics carry them. Received: {name!r}."
+                "Task names must be identifiers (letters, digits, underscores), because outputs "
+                f"and metrics have these names. Received: {name!r}."
             )
     known = {name: as_task(task) for name, task in tasks.items()}
     layer = as_balancing(balancing, known)

@@ -17,6 +17,23 @@ from keras_lp.tasks.task import ClassTask, Task
 
 
 @dataclasses.dataclass(frozen=True)
+class Input:
+    """An input of a model in its file.
+
+    Attributes:
+        name: its name in the signature.
+        shape: the shape of an example, without the batch.
+        dtype: the name of its dtype.
+        ids: the number of ids if it goes into an `Embedding`, else None.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    ids: int | None
+
+
+@dataclasses.dataclass(frozen=True)
 class Output:
     """An output of a model in its file.
 
@@ -57,54 +74,33 @@ class Output:
         return values > (np.array(self.thresholds) if self.thresholds else 0.5)
 
 
-def outputs(model: keras.Model) -> list[Output]:
-    """Describes the outputs of a model in the order of `call_flat`."""
-    structure = None if isinstance(model, keras.Sequential) else model.output
-    names = sorted(structure) if isinstance(structure, Mapping) else _output_names(model)
-    described = []
-    for name, tensor in zip(names, model.outputs, strict=True):
-        layer = tensor._keras_history.operation
-        task = layer.task if isinstance(layer, Head) else None
-        activation = task.activation if task else "linear"
-        last = activation if task else _last_activation(layer)
-        kind = {"softmax": "classes", "sigmoid": "labels"}.get(last, "values")
-        described.append(Output(name, task, activation, kind))
-    return described
+@dataclasses.dataclass(frozen=True)
+class Interface:
+    """A model with its inputs and outputs as its file has them.
+
+    Attributes:
+        model: the model.
+        inputs: its inputs, in the order of `model.inputs`.
+        outputs: its outputs, in the order of `model.outputs`.
+    """
+
+    model: keras.Model
+    inputs: tuple[Input, ...]
+    outputs: tuple[Output, ...]
+
+    @property
+    def input_names(self) -> list[str]:
+        """The names of the inputs."""
+        return [one.name for one in self.inputs]
+
+    def call(self, tensors: Sequence[Any]) -> list[Any]:
+        """Calls the model on a flat list of inputs; returns a flat list of outputs."""
+        packed = keras.tree.pack_sequence_as(input_structure(self.model), list(tensors))
+        return keras.tree.flatten(self.model(packed, training=False))
 
 
-def input_names(model: keras.Model) -> list[str]:
-    """Returns the input names; "input" replaces the numbered default names of Keras."""
-    several = len(model.inputs) > 1
-    return [
-        (f"input_{i}" if several else "input")
-        if re.fullmatch(r"keras_tensor(_\d+)?|input_layer(_\d+)?", tensor.name)
-        else tensor.name
-        for i, tensor in enumerate(model.inputs)
-    ]
-
-
-def call_flat(model: keras.Model, tensors: Sequence[Any]) -> list[Any]:
-    """Calls a model on a flat list of inputs; returns a flat list of outputs."""
-    packed = keras.tree.pack_sequence_as(input_structure(model), list(tensors))
-    return keras.tree.flatten(model(packed, training=False))
-
-
-def vocabulary_sizes(model: keras.Model) -> dict[int, int]:
-    """Returns the number of ids by input index, for inputs that go into an `Embedding`."""
-    model = getattr(model, "_functional", None) or model  # inside a Sequential model
-    own = {id(tensor): i for i, tensor in enumerate(model.inputs)}
-    sizes: dict[int, int] = {}
-    for operation in model.operations:
-        for node in operation._inbound_nodes:
-            for position, size in _ids_read(operation, len(node.input_tensors)).items():
-                for tensor in _sources(node.input_tensors[position]):
-                    if (index := own.get(id(tensor))) is not None:
-                        sizes[index] = min(size, sizes.get(index, size))
-    return sizes
-
-
-def check_model(model: Any, taken_by: str = "export_tflite") -> None:
-    """Checks that a model can be exported.
+def describe(model: Any, taken_by: str = "export_tflite") -> Interface:
+    """Checks that a model can be exported, and describes its inputs and outputs.
 
     Args:
         model: the argument of the user.
@@ -126,7 +122,9 @@ def check_model(model: Any, taken_by: str = "export_tflite") -> None:
             f"{model.name!r} of type {type(model).__name__} without them. Build it as a "
             "Functional or Sequential model."
         )
-    for name in [*input_names(model), *(output.name for output in outputs(model))]:
+    structure = None if isinstance(model, keras.Sequential) else model.output
+    output_names = sorted(structure) if isinstance(structure, Mapping) else _output_names(model)
+    for name in (*_input_names(model), *output_names):
         if not re.fullmatch(r"[A-Za-z0-9_.]+", name):
             raise ValueError(
                 "Input and output names of a .tflite file must consist of letters, digits, dots "
@@ -139,6 +137,49 @@ def check_model(model: Any, taken_by: str = "export_tflite") -> None:
                 f"{tensor.name!r} of shape {tuple(tensor.shape)}. Build the model with "
                 "`input_shape`."
             )
+    sizes = vocabulary_sizes(model)
+    inputs = tuple(
+        Input(name, tuple(tensor.shape[1:]), tensor.dtype, sizes.get(i))
+        for i, (name, tensor) in enumerate(zip(_input_names(model), model.inputs, strict=True))
+    )
+    outputs = tuple(
+        _describe_output(name, tensor._keras_history.operation)
+        for name, tensor in zip(output_names, model.outputs, strict=True)
+    )
+    return Interface(model, inputs, outputs)
+
+
+def _describe_output(name: str, layer: Any) -> Output:
+    task = layer.task if isinstance(layer, Head) else None
+    activation = task.activation if task else "linear"
+    last = activation if task else _last_activation(layer)
+    kind = {"softmax": "classes", "sigmoid": "labels"}.get(last, "values")
+    return Output(name, task, activation, kind)
+
+
+def vocabulary_sizes(model: keras.Model) -> dict[int, int]:
+    """Returns the number of ids by input index, for inputs that go into an `Embedding`."""
+    model = getattr(model, "_functional", None) or model  # inside a Sequential model
+    own = {id(tensor): i for i, tensor in enumerate(model.inputs)}
+    sizes: dict[int, int] = {}
+    for operation in model.operations:
+        for node in operation._inbound_nodes:
+            for position, size in _ids_read(operation, len(node.input_tensors)).items():
+                for tensor in _sources(node.input_tensors[position]):
+                    if (index := own.get(id(tensor))) is not None:
+                        sizes[index] = min(size, sizes.get(index, size))
+    return sizes
+
+
+def _input_names(model: keras.Model) -> list[str]:
+    """Returns the input names; "input" replaces the numbered default names of Keras."""
+    several = len(model.inputs) > 1
+    return [
+        (f"input_{i}" if several else "input")
+        if re.fullmatch(r"keras_tensor(_\d+)?|input_layer(_\d+)?", tensor.name)
+        else tensor.name
+        for i, tensor in enumerate(model.inputs)
+    ]
 
 
 def _last_activation(layer: Any) -> str:

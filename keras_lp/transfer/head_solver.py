@@ -1,6 +1,6 @@
-"""The optimum of a linear head: a convex problem, solved on standardised features.
+"""Solves a linear head: a convex problem on standardised features.
 
-NumPy and SciPy alone. The parameters of several folds are solved side by side, so that one pass
+Uses only NumPy and SciPy. The parameters of several folds are solved together, so that one pass
 over the features serves all of them.
 """
 
@@ -18,21 +18,21 @@ from keras_lp.utils.moments import ROWS, moments
 
 Kind = Literal["softmax", "sigmoid", "squared"]
 
-SLOW_COMPONENTS = 2048  # more than these are computed on several threads
-MOST_COMPONENTS = 4096  # with more than this the eigenvectors cost more than they save
-DOUBLE_BYTES = 2**28  # features of at most this size are computed with in double precision
+SLOW_COMPONENTS = 2048  # above this number, several threads are used
+MOST_COMPONENTS = 4096  # above this number, the eigenvectors cost more than they save
+DOUBLE_BYTES = 2**28  # features up to this size are computed in double precision
 MANY_PRODUCTS = 10**9  # in a pass over the features
-SEARCH = 0.1  # the share of the gradient that may be left while strengths are compared
+SEARCH = 0.1  # the share of the gradient that may remain while strengths are compared
 
 
 class Components:
-    """Features with mean 0 and deviation 1, in the basis of their principal components.
+    """Features with mean 0 and standard deviation 1, in the basis of their principal components.
 
-    The basis makes the problem well conditioned for every strength, and it is small where there
+    In this basis the problem is well conditioned for every strength, and it is small if there
     are fewer examples than columns. It is computed once for all heads, strengths and folds.
 
     Args:
-        features: `(rows, columns)`, an array, or a `np.memmap`, which is read in pieces.
+        features: `(rows, columns)`, an array or a `np.memmap`, which is read in pieces.
     """
 
     def __init__(self, features: np.ndarray) -> None:
@@ -62,7 +62,7 @@ class Components:
         ].astype(self._dtype)
 
     def _pieces(self) -> Iterator[tuple[slice, np.ndarray]]:
-        """Yields rows and their standardised features."""
+        """Yields row slices and their standardised features."""
         for start in range(0, self.count, ROWS):
             rows = slice(start, start + ROWS)
             yield rows, self._standardized(self._features[rows])
@@ -78,7 +78,7 @@ class Components:
         return vectors[:, kept], values[kept]
 
     def _by_examples(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Returns what turns weights into a kernel, the components and their variances."""
+        """Returns the map from weights to a kernel, the components and their variances."""
         gram = np.zeros((self.count, self.count))
         for _, block in self._columns():
             gram += block @ block.T
@@ -88,7 +88,7 @@ class Components:
         return vectors[:, kept] / root, vectors[:, kept] * root, values[kept] / self.count
 
     def _columns(self) -> Iterator[tuple[slice, np.ndarray]]:
-        """Yields columns and their standardised features, in double precision."""
+        """Yields column slices and their standardised features, in double precision."""
         width = max(1, 2**22 // self.count)
         for start in range(0, self._features.shape[1], width):
             columns = slice(start, start + width)
@@ -96,7 +96,7 @@ class Components:
             yield columns, (block - self.mean[columns]) / self.scale[columns]
 
     def passes(self, weights: np.ndarray) -> tuple[np.ndarray, Iterator[tuple[slice, np.ndarray]]]:
-        """Returns weights for the blocks of rows that come with them.
+        """Returns weights, and the blocks of rows that they apply to.
 
         Args:
             weights: `(components, outputs)`.
@@ -107,13 +107,13 @@ class Components:
         return weights.astype(self._rotated.dtype), ((row, self._rotated[row]) for row in rows)
 
     def to_components(self, gradient: np.ndarray) -> np.ndarray:
-        """Returns the gradient by components from that by the weights of `passes`."""
+        """Converts the gradient by the weights of `passes` to the gradient by components."""
         if self._rotated is None and self._basis is not None:
             return self._basis.T @ gradient
         return gradient
 
     def turn(self, features: np.ndarray) -> np.ndarray:
-        """Returns other examples' features in the same basis: `(rows, components)`."""
+        """Returns the features of other examples in the same basis, `(rows, components)`."""
         return np.concatenate(
             [
                 self._standardized(features[start : start + ROWS]).astype(np.float64)
@@ -123,7 +123,7 @@ class Components:
         )
 
     def kernel(self, weights: np.ndarray) -> np.ndarray:
-        """Returns the kernel on the raw features, `(columns, outputs)`."""
+        """Returns the kernel for the raw features, `(columns, outputs)`."""
         return self._to_columns(weights) / self.scale[:, None]
 
     def _to_columns(self, weights: np.ndarray) -> np.ndarray:
@@ -135,13 +135,12 @@ class Components:
 
 @dataclasses.dataclass(frozen=True)
 class Labels:
-    """What a head learns from, a row per example.
+    """The labels that a head learns from, one row per example.
 
     Args:
-        kind: the loss: `"softmax"` of class numbers `(rows,)` or distributions `(rows,
-            outputs)`; `"sigmoid"` or `"squared"` of
-            `(rows, outputs)` values.
-        values: the labels; where the weight is 0 any valid value.
+        kind: the loss: `"softmax"` for class numbers `(rows,)` or distributions `(rows,
+            outputs)`; `"sigmoid"` or `"squared"` for `(rows, outputs)` values.
+        values: the labels; any valid value if the weight is 0.
         weights: `(rows,)` for softmax, else `(rows, outputs)`.
         outputs: units of the head.
         smoothing: share of a class label that is spread over all classes.
@@ -157,8 +156,8 @@ class Labels:
     def curvature(self) -> float:
         """A typical second derivative of the mean loss by an output.
 
-        That of the squared error is the same everywhere. That of a crossentropy is largest where
-        all is equally probable; near the solution a fifth of it serves better.
+        For the squared error it is constant. For a crossentropy it is largest if all classes are
+        equally probable; near the solution, a fifth of this value works better.
         """
         if self.kind == "squared":
             return 2.0 / self.outputs
@@ -168,7 +167,7 @@ class Labels:
         """Returns each label's loss and its derivative, for several folds.
 
         Args:
-            rows: which rows.
+            rows: slice of rows.
             logits: `(rows, folds, outputs)` in double precision; changed in place.
         """
         y = self.values[rows]
@@ -215,20 +214,20 @@ def solve(
     tolerance: float = 1e-7,
     share: float = 0.0,
 ) -> Solution:
-    """Returns the optimum of the mean loss and `l2 / 2` times the sum of the squared weights.
+    """Returns the minimum of the mean loss plus `l2 / 2` times the sum of the squared weights.
 
-    The weights are those of the standardised features; biases are free. L-BFGS in coordinates
-    where the problem is round.
+    The weights are for standardised features; biases are not penalised. Uses L-BFGS in
+    coordinates in which the problem is well conditioned.
 
     Args:
         features: the features.
         labels: their labels.
         l2: strength of the penalty, above 0.
-        start: where to start. Defaults to 0.
-        folds: `(rows, folds)`, 1 where a row belongs to the training part of a fold. Defaults to
-            one fold of all rows.
-        tolerance: the largest gradient that ends the search.
-        share: ends it too at this share of the largest gradient at the start. Defaults to 0.
+        start: starting point. Defaults to 0.
+        folds: `(rows, folds)`, 1 if a row belongs to the training part of a fold. Defaults to
+            one fold with all rows.
+        tolerance: the search ends if the largest gradient is below this value.
+        share: the search also ends at this share of the largest initial gradient. Defaults to 0.
     """
     from scipy.optimize import minimize
 
@@ -268,7 +267,7 @@ def _libraries() -> Any:
 
 
 def _threads(many: bool) -> Any:
-    """Keeps small work on one thread: more of them wait for each other most of the time."""
+    """Runs small work on one thread: several threads would mostly wait for each other."""
     if many:
         return contextlib.nullcontext()
     return _libraries().limit(limits=1, user_api="blas")
@@ -295,7 +294,7 @@ def _mean_loss(
 
 
 def _weights(labels: Labels, folds: np.ndarray, rows: slice) -> np.ndarray:
-    """Returns the weight of each label in each fold: `(rows, folds)` or with outputs at the end."""
+    """Returns the weight of each label in each fold: `(rows, folds[, outputs])`."""
     if labels.kind == "softmax":
         return labels.weights[rows, None] * folds[rows]
     return labels.weights[rows, None] * folds[rows, :, None]
@@ -313,17 +312,17 @@ def choose_l2(
     folds: np.ndarray,
     held_out: tuple[np.ndarray, Labels] | None = None,
 ) -> tuple[float, float, Solution]:
-    """Returns the strength with the lowest loss on held out examples, that loss, and a start.
+    """Returns the strength with the lowest loss on held-out examples, that loss, and a start.
 
-    Goes from strong to weak by half decades, each solution the start of the next, until the loss
-    rose twice. The first strength halves the largest component.
+    Decreases the strength by half decades, each from the previous solution, until the loss has
+    risen twice. The first strength halves the largest component.
 
     Args:
         features: the features.
         labels: their labels.
-        folds: `(rows, folds)`, 1 where a row belongs to the training part of a fold, else 0.
-        held_out: features in the basis of `features` and labels on which to judge; they replace
-            the rows outside of the folds.
+        folds: `(rows, folds)`, 1 if a row belongs to the training part of a fold, else 0.
+        held_out: features in the basis of `features`, and labels, on which to evaluate; they
+            replace the rows outside the folds.
     """
     size = len(features.variances) * folds.shape[1] * labels.outputs
     with _threads(many=features.count * size > MANY_PRODUCTS):
@@ -360,7 +359,7 @@ def _search(
 def _held_out_loss(
     features: Components, labels: Labels, left_out: np.ndarray, solution: Solution
 ) -> float:
-    """Returns the mean loss on the rows left out, over all folds."""
+    """Returns the mean loss on the held-out rows, over all folds."""
     value = 0.0
     kernel, blocks = features.passes(solution.weights.reshape(len(solution.weights), -1))
     for rows, block in blocks:
@@ -371,7 +370,7 @@ def _held_out_loss(
 
 
 def _loss_on(features: np.ndarray, labels: Labels, solution: Solution) -> float:
-    """Returns the mean loss on other examples, of one fold."""
+    """Returns the mean loss on other examples, for one fold."""
     logits = features @ solution.weights[:, 0] + solution.bias[0]
     loss, _ = labels.losses(slice(None), logits[:, None])
     everything = np.ones((len(features), 1))

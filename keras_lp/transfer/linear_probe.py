@@ -1,4 +1,4 @@
-"""`fit_head`: the best heads on a frozen backbone, solved instead of trained."""
+"""`fit_head`: solves the heads on a frozen backbone instead of training them."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from keras_lp.utils.arguments import Verbose, check_positive
 from keras_lp.utils.moments import ROWS
 
 _FOLDS = 5
-_ENOUGH = 50  # examples a class, above which one split into folds is precise enough
-_MANY = 10_000  # examples, above which a single fifth held out is precise enough
-_COSTLY = 50_000  # examples times outputs, above which it has to do as well
-_UNJUDGED = 0.1  # the strength where nothing can be held out
+_ENOUGH = 50  # examples per class, above which one split into folds is precise enough
+_MANY = 10_000  # examples, above which one held-out fifth is precise enough
+_COSTLY = 50_000  # examples times outputs, above which one held-out fifth must be enough
+_UNJUDGED = 0.1  # the strength if nothing can be held out
 
 
 @checks.plain_errors()
@@ -43,41 +43,40 @@ def fit_head(
     """Solves the heads of a model with a frozen backbone: a linear probe.
 
     The features of the examples are computed once and standardised. The loss of a linear head on
-    them, plus `l2 / 2` times the sum of its squared weights, is convex, so it has one optimum, and
-    L-BFGS finds it: there is no learning rate and no number of epochs, and the result is the same
+    them, plus `l2 / 2` times the sum of its squared weights, is convex and has one optimum, which
+    L-BFGS finds. There is no learning rate and no number of epochs, and the result is the same
     every time. Kernel and bias, with the standardisation folded in, are written to the plain Keras
-    heads. Several heads are solved one by one; the weights of tasks play no part.
+    heads. Several heads are solved separately; task weights have no effect.
 
     The objective of a `Classification` is that of scikit-learn's `LogisticRegression` with
-    `C = 1 / (l2 * n)` on standardised features of `n` examples, that of a `Regression` is `Ridge`
+    `C = 1 / (l2 * n)` on standardised features of `n` examples. That of a `Regression` is `Ridge`
     with `alpha = l2 * n / 2`, and that of each label of a `MultiLabel` a logistic regression.
 
     Args:
         model: a compiled model from `lp.transfer_model` or `lp.multitask_model` with a frozen
             backbone (`trainable="head"`), no `augmentation`, and heads with `hidden_units=()`.
         data: `(x, y)` or `(x, y, sample_weight)` arrays, or a finite batched `tf.data.Dataset` or
-            `PyDataset`; labels as in `fit`, missing ones too.
-        validation_data: held out examples in one of these forms. They choose `l2="auto"`, and
-            the history gets their `val_loss` and metrics. Defaults to None.
-        l2: strength of the penalty, above 0. `"auto"` takes the one with the lowest loss on
-            `validation_data`, else by cross-validation: 5 stratified folds, three times over
-            where there are few examples, one fold where there are more than 10,000 (or more
-            than 50,000 outputs of all examples).
-            Defaults to `"auto"`.
+            `PyDataset`; labels as in `fit`, including missing ones.
+        validation_data: held-out examples in one of these forms. They determine `l2="auto"`, and
+            their `val_loss` and metrics are in the history. Defaults to None.
+        l2: strength of the penalty, above 0. `"auto"` chooses the strength with the lowest loss
+            on `validation_data` if it is given, else by cross-validation: 5 stratified folds,
+            repeated three times for few examples; only one fold for more than 10,000 examples (or
+            more than 50,000 outputs of all examples). Defaults to `"auto"`.
         class_weight: weights of the examples of each class, a dict by number or name, or
             `"balanced"`, as in `lp.Classification`. It replaces the `class_weight` of the task.
-            For a model with one task. Defaults to None, the task's own.
+            Only for a model with one task. Defaults to None: the task's own.
         verbose: 0 prints nothing, else progress and one line with the result. Defaults to
             `"auto"`.
 
     Returns:
-        A `History` of one epoch: `loss` and metrics as `evaluate(data)` gives them, `l2`, the
+        A `History` of one epoch: `loss` and metrics as in `evaluate(data)`, `l2`, the
         cross-validated `cv_loss` (both `<task>_...` for several tasks), and `val_...`.
 
     Raises:
-        ValueError: a model whose features change or whose heads are not linear; labels or inputs
-            that `fit` refuses; a task without a label; an `l2` that is not above 0.
-        TypeError: data of another type.
+        ValueError: if the features change during training, the heads are not linear, `fit` would
+            reject the labels or inputs, a task has no labels, or `l2` is not above 0.
+        TypeError: if the data have another type.
 
     Example:
 
@@ -120,7 +119,7 @@ def fit_head(
             labels = _labels(head, examples, class_weight)
             if not np.any(labels.weights > 0):
                 raise ValueError(
-                    "Each head needs a label of a weight above 0. Received: data without any for "
+                    "Each head needs a label with a weight above 0. Received: data without any for "
                     f"{name!r}."
                 )
             strength: Any
@@ -156,7 +155,7 @@ def fit_head(
 
 
 class _Examples:
-    """Features, labels and weights of a data set, as the cache gave them."""
+    """Features, labels and weights of a data set, from the cache."""
 
     def __init__(self, model: keras.Model, parts: tuple[Any, ...]) -> None:
         x, y, *rest = parts
@@ -166,7 +165,7 @@ class _Examples:
 
     @property
     def rows(self) -> np.ndarray:
-        """The features, `(rows, columns)`: a row per step where examples have several."""
+        """The features, `(rows, columns)`, with one row per step if examples have several."""
         return self.features.reshape(-1, self.features.shape[-1])
 
     def batches(self) -> Iterator[Any]:
@@ -179,7 +178,7 @@ class _Examples:
 
 
 def _labels(head: Head, examples: _Examples, class_weight: Any) -> Labels:
-    """Returns the labels of a head, with a weight of 0 where there is none."""
+    """Returns the labels of a head; missing labels have a weight of 0."""
     task, steps = head.task, examples.features.shape[:-1]
     y, sample_weight = (
         part.get(head.name) if isinstance(part, Mapping) else part
@@ -207,10 +206,10 @@ def _labels(head: Head, examples: _Examples, class_weight: Any) -> Labels:
 
 
 def _folds(examples: _Examples, head: Head) -> np.ndarray | None:
-    """Returns what trains in each fold, `(rows, folds)` of 1 and 0; None if all must train.
+    """Returns the training rows of each fold, `(rows, folds)` of 1 and 0; None if all must train.
 
-    The examples of a class are spread evenly over the folds; a class with a single example is
-    never held out. All steps of an example are in one fold.
+    The examples of a class are spread evenly over the folds. The only example of a class is never
+    held out. All steps of an example are in the same fold.
     """
     count, steps = len(examples.features), int(np.prod(examples.features.shape[1:-1]))
     groups = np.zeros(count, int)
@@ -237,7 +236,7 @@ def _folds(examples: _Examples, head: Head) -> np.ndarray | None:
 
 
 def _evaluate(model: keras.Model, examples: _Examples) -> dict[str, float]:
-    """Returns what `model.evaluate` gives, without tracing a function for it."""
+    """Returns the output of `model.evaluate` without tracing a function."""
     model.reset_metrics()
     for batch in examples.batches():
         logs = model.test_step(batch)

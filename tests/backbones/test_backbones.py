@@ -310,7 +310,7 @@ def softmax_model():
         (
             lambda: lp.transfer_model("MobileNet", 2, input_shape=(32, 32, 4)),
             ValueError,
-            "3 channels or a grey one",
+            "3 channels, or one grey channel",
         ),
         (lambda: lp.transfer_model(dense(), 2, hidden_units=128), TypeError, "hidden_units=128"),
         (lambda: lp.transfer_model(dense(), 2, dropout="0.5"), ValueError, "dropout='0.5'"),

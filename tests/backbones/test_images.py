@@ -90,7 +90,7 @@ def test_subclassed_models_get_resized_pictures():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"input_shape": (10, 12, 3)}, r"resize pictures: `image_size`"),
+        ({"input_shape": (10, 12, 3)}, r"resize images with `image_size`"),
         ({"image_size": 20}, r"'own' that takes \(16, 16, 3\). It needs image_size=\(16, 16\)"),
         ({"input_shape": (16, 16, 2)}, r"input_shape=\(16, 16, 2\)"),
     ],
@@ -101,7 +101,7 @@ def test_pictures_that_do_not_fit_are_refused(arguments, message):
 
 
 def test_only_pictures_are_resized(mlp):
-    with pytest.raises(ValueError, match="for backbones that take pictures"):
+    with pytest.raises(ValueError, match="for backbones that take images"):
         lp.transfer_model(mlp(), 2, image_size=16)
 
 
@@ -169,7 +169,7 @@ def test_wrong_augmentations_are_refused(augmentation, error, message):
 
 
 def test_presets_are_for_pictures(mlp):
-    with pytest.raises(ValueError, match="is for pictures"):
+    with pytest.raises(ValueError, match="is for images"):
         lp.transfer_model(mlp(), 2, augmentation="light")
 
 

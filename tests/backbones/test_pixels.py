@@ -41,7 +41,7 @@ CALLS = {
 @pytest.mark.parametrize("scale", [lambda x: x / 255, lambda x: x / 127.5 - 1], ids=["0", "-1"])
 def test_scaled_pictures_are_told_once(call, scale):
     model = own()
-    with pytest.warns(UserWarning, match=r"raw pixels from 0 to 255.*times 255"):
+    with pytest.warns(UserWarning, match=r"raw pixels from 0 to 255.*multiply by 255"):
         CALLS[call](model, scale(RAW))
     CALLS[call](model, scale(RAW))  # a second warning would be an error here
 
@@ -63,7 +63,7 @@ def test_what_is_not_told():
 
 def test_verification_data_are_looked_at(tmp_path):
     pytest.importorskip("ai_edge_litert.interpreter")
-    with pytest.warns(UserWarning, match="pictures of `verification_data`"):
+    with pytest.warns(UserWarning, match="images of `verification_data`"):
         lp.export_tflite(own(), tmp_path / "m.tflite", verification_data=RAW / 255)
 
 
@@ -71,7 +71,7 @@ def test_clients_are_looked_at():
     from keras_lp.federated.clients.clients import fitting_arrays
 
     model = own()
-    with pytest.warns(UserWarning, match="pictures of `x of client 'a'`"):
+    with pytest.warns(UserWarning, match="images of `x of client 'a'`"):
         fitting_arrays(model, "a", (RAW / 255, LABELS))
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -65,7 +65,7 @@ def test_partition_is_seeded_and_takes_dicts_and_datasets(digits):
         ({"clients": 0}, "clients=0"),
         ({"clients": 2, "alpha": 0.0}, "alpha=0.0"),
         ({"clients": 2, "alpha": 1.0, "shards": 2}, "Received: alpha and shards"),
-        ({"clients": 101, "shards": 2}, "clients=101 of shards=2 for 200"),
+        ({"clients": 101, "shards": 2}, "clients=101 with shards=2 for 200"),
         ({"clients": 2, "by": [1, 2]}, r"shape \(2,\)"),
         ({"clients": 3, "by": [0, 1] * 100}, "clients=3 for 2 different keys"),
         ({}, "clients=None"),
@@ -88,7 +88,7 @@ def test_alpha_and_shards_need_classes(digits):
     x, y = digits
     for labels in (y.astype("float32"), {"digit": y}, 2 * np.eye(10)[y]):
         for way in ("alpha", "shards"):
-            with pytest.raises(ValueError, match=f"`{way}` skews.*one class per example"):
+            with pytest.raises(ValueError, match=f"`{way}` requires.*one class per example"):
                 lp.partition((x, labels), 3, **{way: 1})
 
 

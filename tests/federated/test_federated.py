@@ -280,8 +280,8 @@ def test_callbacks_validation_and_progress(mlp, digits, capsys):
     assert len(history.history["val_loss"]) == 2
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 3
-    assert lines[0].startswith("Adam restarts in each client and round")
-    assert lines[0].endswith('with optimizer="sgd", or solve its heads: `fit_head`.')
+    assert lines[0].startswith("Adam restarts on each client in each round")
+    assert lines[0].endswith('with optimizer="sgd", or solve its heads with `fit_head`.')
     assert lines[1].startswith("Round 1/5 - ")
     assert "val_accuracy: " in lines[1]
     expected = model.evaluate(*digits, verbose=0, return_dict=True)
@@ -465,10 +465,10 @@ def test_bad_clients_are_refused_before_a_round(mlp, digits):
         ({"a": good, "b": (x[:0], y[:0])}, ValueError, "no example of client 'b'"),
         ({"a": unbatched.batch(15)}, ValueError, "unbatch"),
         ({"a": unbatched.batch(20, drop_remainder=True)}, ValueError, "unbatch"),
-        ({"a": unbatched.repeat()}, ValueError, "without end"),
+        ({"a": unbatched.repeat()}, ValueError, "an endless data set"),
         ({"a": unbatched.map(lambda x, y: x)}, ValueError, r"pairs \(x, y\)"),
         ({"a": (x[:5], {"predictions": y[:5]})}, ValueError, "one output"),
-        ({"a": ({"x": x[:5]}, y[:5])}, ValueError, "model's structure"),
+        ({"a": ({"x": x[:5]}, y[:5])}, ValueError, "structure of the model"),
         ({"a": (x[:5, :3], y[:5])}, ValueError, r"\(64,\)"),
         ({"a": (x[:5], y[:4])}, ValueError, r"lengths \[4, 5\]"),
         ({"a": (x[:5] * np.nan, y[:5])}, ValueError, "finite.*client 'a'"),
@@ -509,8 +509,8 @@ def test_models_that_cannot_federate_are_refused(mlp, convnet, digits):
         (accumulating, ValueError, "gradient_accumulation_steps=2"),
         (mlp(), ValueError, "compiled with a loss"),
         (compiled("nadam"), ValueError, "one of SGD, Adam, AdamW, RMSprop, Adagrad.*Nadam"),
-        (own_step, ValueError, "`train_step` of its own"),
-        (fixed, ValueError, "a fixed one"),
+        (own_step, ValueError, "custom `train_step`"),
+        (fixed, ValueError, "a fixed batch size"),
         ("mlp", TypeError, "compiled Keras model"),
     ]
     for model, error, message in cases:

@@ -74,7 +74,7 @@ def test_what_was_killed_ends_with_the_weights_of_the_uninterrupted_run(uninterr
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 1
     newest.write_bytes(content)
-    with pytest.warns(UserWarning, match=r"round_0000003.ckpt is damaged.*passed over"):
+    with pytest.warns(UserWarning, match=r"round_0000003.ckpt is damaged.*skipped"):
         weights, history = fit(make(), 6, tmp_path)
     same(weights, uninterrupted[0])
     assert history.epoch == list(range(6))
@@ -119,7 +119,7 @@ def test_another_model_or_other_settings_are_an_error(tmp_path):
         ({"activation": "tanh"}, "model"),
         ({"rate": 0.2}, r"learning_rate=0.1"),
     ]:
-        with pytest.raises(ValueError, match=f"goes on with the model.*{name}"):
+        with pytest.raises(ValueError, match=f"must be those that the checkpoint.*{name}"):
             fit(make(**arguments), 1, tmp_path)
     with pytest.raises(ValueError, match="clients="):
         make().fit({9: CLIENTS[0], 8: CLIENTS[1], 7: CLIENTS[2]}, 1, checkpoint_dir=tmp_path)

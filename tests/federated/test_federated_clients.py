@@ -125,7 +125,7 @@ def test_sample_weights_of_clients_count_as_in_keras():
     central.fit(x, y, sample_weight=weights, batch_size=3, verbose=0)
     for a, b in zip(model.get_weights(), central.get_weights(), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
-    with pytest.raises(ValueError, match="Weights of examples must be finite"):
+    with pytest.raises(ValueError, match="Sample weights must be finite"):
         lp.FederatedAveraging(model).fit({"a": (x, y, -weights)}, 1, verbose=0)
 
 

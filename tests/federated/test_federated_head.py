@@ -199,11 +199,11 @@ def test_what_was_killed_ends_with_the_weights_of_the_uninterrupted_run(
     for a, b in zip(whole.get_weights(), again.get_weights(), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
     assert history["loss"] == pytest.approx(expected["loss"], rel=1e-6)
-    with pytest.raises(ValueError, match=r"goes on with the model and settings.*l2=0.01 \(now 0.1"):
+    with pytest.raises(ValueError, match=r"must be those that the checkpoint.*l2=0.01 \(now 0.1"):
         solve(make(), clients, checkpoint_dir=tmp_path, l2=0.1)
 
 
-def test_a_line_a_round(mlp, digits, capsys):
+def test_prints_one_line_per_round(mlp, digits, capsys):
     model = lp.transfer_model(mlp(), 10)
     history = solve(model, lp.partition(digits, clients=2), verbose="auto", tolerance=1e-2)
     lines = capsys.readouterr().out.splitlines()
@@ -226,7 +226,7 @@ def test_what_cannot_be_solved_is_refused(mlp, convnet, digits):
         (lp.transfer_model(convnet(), 10, augmentation="light"), pictures, "is random"),
         (own_loss, clients, "own losses.*categorical_focal_crossentropy"),
         (plain, clients, "lp.transfer_model"),
-        (lp.transfer_model(mlp(), 10), {"a": (digits[0], np.full(200, -1))}, "label of a weight"),
+        (lp.transfer_model(mlp(), 10), {"a": (digits[0], np.full(200, -1))}, "label with a weight"),
         (lp.transfer_model(mlp(), 10), {}, "at least one client"),
     ]
     for model, given, message in cases:

@@ -234,9 +234,7 @@ def test_tables_are_refused_by_layer_before_a_round(make):
     before = model.get_weights()
     federated = lp.FederatedAveraging(model)
     for call in (lambda data: federated.fit(data, 1, verbose=0), federated.evaluate):
-        with pytest.raises(
-            ValueError, match=r"the layers \['words'.*Apply them to the data before"
-        ):
+        with pytest.raises(ValueError, match=r"the layers \['words'.*Apply them to the data first"):
             call({"a": (x, y)})
     assert federated.rounds_done == 0
     for old, new in zip(before, model.get_weights(), strict=True):

@@ -245,7 +245,7 @@ def test_labels_for_each_step_of_a_plain_model_count_where_keras_masks_nothing()
 @pytest.mark.filterwarnings("ignore:.*does not support masking")
 def test_labels_for_each_step_need_a_mask_at_the_output():
     model = tagger(mask=False)
-    with pytest.raises(ValueError, match=r"masks what is added.*y of client 'a' of 1 to 6 steps"):
+    with pytest.raises(ValueError, match=r"masks padding.*y of client 'a' with 1 to 6 steps"):
         lp.FederatedAveraging(model).fit({"a": ragged_client(steps=True)}, 1, verbose=0)
 
 
@@ -257,7 +257,7 @@ def test_ragged_texts_need_a_mask():
     ]
     model = lp.transfer_model(keras.Sequential(layers), 3)
     for form in FORMS.values():
-        with pytest.raises(ValueError, match=r"mask_zero=True.*x of client 'a' of 1 to 6 steps"):
+        with pytest.raises(ValueError, match=r"mask_zero=True.*x of client 'a' with 1 to 6 steps"):
             lp.FederatedAveraging(model).fit({"a": form(*ragged_client())}, 1, verbose=0)
 
 

@@ -281,7 +281,7 @@ def test_adapters_of_another_model_are_refused(xy, tmp_path):
 @pytest.mark.parametrize("content", [b"junk" * 9, b""])
 def test_what_is_no_file_of_adapters_is_named(xy, tmp_path, content):
     (tmp_path / "a.npz").write_bytes(content)
-    with pytest.raises(ValueError, match=r"Received: .*a\.npz.*Save or copy it") as found:
+    with pytest.raises(ValueError, match=r"Received: .*a\.npz.*Save it or copy it") as found:
         lp.load_adapters(adapted(), tmp_path / "a.npz")
     assert "pickle" not in str(found.value)
 

@@ -209,7 +209,7 @@ def test_another_optimizer_is_refused_by_name():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"learning_rate": (1e-3, 1e-5)}, "low is at most high"),
+        ({"learning_rate": (1e-3, 1e-5)}, "low must be at most high"),
         ({"learning_rate": (1e-3,)}, r"\(low, high\)"),
         ({"learning_rate": (0.0, 1e-3)}, "above 0"),
         ({"learning_rate": (1e-5, 1e-3), "layer_decay": 0.5}, "in one way"),

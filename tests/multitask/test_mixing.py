@@ -273,7 +273,7 @@ SINGLE = tf.data.Dataset.from_tensor_slices((np.zeros((6, 2)), np.zeros(6, int))
         ({"a": SINGLE.map(lambda x, y: x)}, ValueError, "must yield pairs"),
         ({"a": SINGLE.map(lambda x, y: (x, y, y))}, ValueError, "must yield pairs"),
         ({"a": SINGLE.batch(2)}, ValueError, r"dataset\.unbatch\(\)"),
-        ({"a": SINGLE.repeat()}, ValueError, r"'a'.*Drop `repeat\(\)`"),
+        ({"a": SINGLE.repeat()}, ValueError, r"'a'.*Remove `repeat\(\)`"),
         ({"a": SINGLE.filter(lambda x, y: y > 0)}, ValueError, r"assert_cardinality\(n\)"),
         ({"a": (np.zeros(2), np.array(["p", "q"]))}, TypeError, "Labels must be numbers"),
         ({"a": SINGLE.map(lambda x, y: (x, (y, y)))}, TypeError, "dict of tensors by task"),

@@ -317,7 +317,7 @@ def test_class_weights_of_keras_are_refused_where_there_are_several_tasks(mlp, d
         (
             lp.Classification(2, metrics=[keras.metrics.Precision()]),
             r"Classification must take labels of shape \(2,\) and outputs.*\(2, 2\).*'precision'.*"
-            r"By name there are \['f1'",
+            r"Metric names are \['f1'",
         ),
         (lp.Classification(3, metrics=[keras.metrics.AUC(from_logits=True)]), "of type AUC"),
         (lp.Classification(3, metrics=[keras.metrics.F1Score()]), "of type F1Score"),

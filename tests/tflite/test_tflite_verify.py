@@ -13,7 +13,7 @@ from keras_lp.tflite.export import export as export_module
 from keras_lp.tflite.export import verify
 from keras_lp.tflite.export.examples import generate_examples, read_examples
 from keras_lp.tflite.export.verify import Tolerance
-from keras_lp.tflite.interface import Output, vocabulary_sizes
+from keras_lp.tflite.interface import Output, describe, vocabulary_sizes
 from tests.conftest import with_random_heads
 
 pytest.importorskip("ai_edge_litert.interpreter")
@@ -211,7 +211,7 @@ def test_generated_ids_go_up_to_the_embedding_and_end_in_padding():
     )
     model = lp.transfer_model(keras.Model([ids, segments], x), 3)
     assert vocabulary_sizes(model) == {0: 50, 1: 3}
-    texts, parts = generate_examples(model).inputs
+    texts, parts = generate_examples(describe(model)).inputs
     assert texts.max() == 49
     assert parts.max() == 2
     assert (texts[:, 0] > 0).all()
@@ -238,7 +238,7 @@ def test_forms_of_examples(form):
         "pair": lambda: (x, {"out": y}),
         "dict": lambda: x,
     }[form]()
-    examples = read_examples(model, data, "verification_data")
+    examples = read_examples(describe(model), data, "verification_data")
     np.testing.assert_array_equal(examples.inputs[0], x["a"])
     np.testing.assert_array_equal(examples.inputs[1], x["b"])
     assert examples.inputs[0].dtype == np.float32
@@ -248,7 +248,7 @@ def test_forms_of_examples(form):
 def test_calibration_examples_are_spread_evenly():
     model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
     data = (np.arange(1000)[:, None], np.arange(1000))
-    thinned = read_examples(model, data, "calibration_data").thinned(4)
+    thinned = read_examples(describe(model), data, "calibration_data").thinned(4)
     np.testing.assert_array_equal(thinned.inputs[0][:, 0], [0, 333, 666, 999])
     np.testing.assert_array_equal(next(iter(thinned.labels.values())), [0, 333, 666, 999])
 
@@ -267,7 +267,7 @@ def test_calibration_examples_are_spread_evenly():
 )
 def test_examples_that_do_not_fit_are_refused(mlp, data, error):
     with pytest.raises(ValueError, match=error):
-        read_examples(lp.transfer_model(mlp(), 3), data, "verification_data")
+        read_examples(describe(lp.transfer_model(mlp(), 3)), data, "verification_data")
 
 
 # The default of quantized files

@@ -158,7 +158,7 @@ def test_each_task_is_solved_by_itself(mlp, digits):
         ):
             np.testing.assert_allclose(ours, theirs, atol=1e-6)
     assert {"digit_l2", "odd_l2", "value_l2", "digit_accuracy", "value_mae"} <= set(history)
-    with pytest.raises(ValueError, match=r"label of a weight above 0.*'value'"):
+    with pytest.raises(ValueError, match=r"label with a weight above 0.*'value'"):
         solve(both, (x, {"digit": y, "odd": labels["odd"]}))
 
 
@@ -347,9 +347,9 @@ def test_refusals(mlp, digits):
         (fine, {"class_weight": "even"}, '"balanced"'),
         (lp.transfer_model(mlp(), focal), {}, "minimises the crossentropy.*focal"),
         (fine, {"class_weight": {11: 2.0}}, "11: 2.0"),
-        (two, {"class_weight": "balanced"}, "belong to a task"),
+        (two, {"class_weight": "balanced"}, "each task needs its own"),
         (number, {"class_weight": {0: 1.0}}, "Regression"),
-        (fine, {"data": (x, y[:5])}, "as many examples"),
+        (fine, {"data": (x, y[:5])}, "same number of examples"),
         (fine, {"data": (x[:0], y[:0])}, "at least one"),
         (fine, {"data": (x, y + 1)}, "class numbers"),
         (fine, {"data": (x * np.nan, y)}, "finite"),

@@ -1,1 +1,1 @@
-"""What a client is: its data, how they are loaded, padded and partitioned."""
+"""Client data: loading, padding, partitioning and describing them."""

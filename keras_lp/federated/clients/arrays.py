@@ -1,4 +1,4 @@
-"""Data as arrays: `(x, y)` or `(x, y, sample_weight)` of arrays, or an unbatched data set."""
+"""Reads data as arrays: `(x, y)`, `(x, y, sample_weight)` or an unbatched data set."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ Arrays = tuple[Any, ...]
 
 
 def as_arrays(data: Any, what: str, model: keras.Model | None = None) -> Arrays:
-    """Returns data as arrays; those of a dict in the order of its names, which TFF wants.
+    """Returns data as arrays. Dicts are sorted by name, as TFF requires.
 
-    Examples of different lengths become arrays of dtype object, of one array an example.
+    Examples of different lengths become arrays of dtype object with one array per example.
 
     Args:
         data: a tuple of arrays, or an unbatched `tf.data.Dataset`.
-        what: whose data they are, for the errors.
-        model: what they are for, as in `check_unbatched`.
+        what: the owner of the data, for errors.
+        model: the model, see `check_unbatched`.
 
     Raises:
-        ValueError: a batched or endless data set, or one of something else than pairs.
-        TypeError: neither a tuple of two or three nor a data set.
+        ValueError: the data set is batched or endless, or does not yield pairs.
+        TypeError: `data` is neither a tuple of two or three nor a data set.
     """
     if isinstance(data, tf.data.Dataset):
         check_unbatched(data, what, model)
@@ -34,20 +34,20 @@ def as_arrays(data: Any, what: str, model: keras.Model | None = None) -> Arrays:
     if isinstance(data, (tuple, list)) and len(data) in (2, 3):
         return tuple(_sorted(part) for part in data if part is not None)
     raise TypeError(
-        f"The data of {what} must be a pair (x, y) of arrays, with a sample_weight if there is "
-        "one, or an unbatched tf.data.Dataset of such pairs. Received: "
+        f"The data of {what} must be a pair (x, y) of arrays, optionally with a sample_weight, "
+        "or an unbatched tf.data.Dataset of such pairs. Received: "
         f"{type(data).__name__}."
     )
 
 
 def check_unbatched(data: tf.data.Dataset, what: str, model: keras.Model | None = None) -> None:
-    """Raises `ValueError` unless a data set gives single examples `(x, y)` and ends.
+    """Raises `ValueError` unless a data set yields single examples `(x, y)` and ends.
 
     Args:
         data: the data set.
-        what: whose it is, for the errors.
-        model: what it is for: the ranks of its inputs tell batches from examples. Defaults to
-            None: where all its parts begin with an open size, it gives batches.
+        what: the owner of the data, for errors.
+        model: the model; the ranks of its inputs distinguish batches from examples. Defaults to
+            None: a data set is batched if the first dimension of all its parts is None.
     """
     spec = data.element_spec
     if not (isinstance(spec, tuple) and len(spec) in (2, 3)):
@@ -62,31 +62,31 @@ def check_unbatched(data: tf.data.Dataset, what: str, model: keras.Model | None 
         )
     if data.cardinality() == tf.data.INFINITE_CARDINALITY:
         raise ValueError(
-            f"The data set of {what} must end. Received: one that repeats without end. Drop "
-            "`repeat()`: `local_epochs` says how often a client sees its data."
+            f"The data set of {what} must be finite. Received: an endless data set. Remove "
+            "`repeat()`; `local_epochs` sets the number of passes over the data of a client."
         )
 
 
 def is_ragged(array: np.ndarray) -> bool:
-    """Whether an array holds one array for each example, of different shapes."""
+    """Whether an array consists of one array per example, with different shapes."""
     return array.dtype == object and array.size > 0 and isinstance(array.flat[0], np.ndarray)
 
 
 def count_examples(data: Arrays, where: str = "") -> int:
-    """Returns the number of examples; raises `ValueError` unless all arrays have as many."""
+    """Returns the number of examples; raises `ValueError` if the arrays differ in length."""
     sizes = {len(array) for array in tf.nest.flatten(data)}
     if len(sizes) > 1:
         raise ValueError(
-            "There must be as many labels as inputs. Received: arrays of the lengths "
+            "Inputs and labels must have the same length. Received: arrays of the lengths "
             f"{sorted(sizes)}{where}."
         )
     return sizes.pop()
 
 
 def class_of(y: np.ndarray) -> np.ndarray | None:
-    """Returns the class of each label: numbers and names as they are, else the most probable.
+    """Returns the class of each label: numbers and names unchanged, or the most probable class.
 
-    Labels of another kind, such as floats that are not distributions, give None.
+    Returns None for other labels, such as floats that are not distributions.
     """
     if y.ndim > 1 and y.shape[-1] == 1:
         y = y[..., 0]
@@ -117,7 +117,7 @@ def _sorted(part: Any) -> Any:
 
 
 def _array(values: Any) -> np.ndarray:
-    """Returns an array, of dtype object where examples have different lengths."""
+    """Returns an array, with dtype object if examples have different lengths."""
     if isinstance(values, tf.RaggedTensor):
         values = [row.to_tensor() if isinstance(row, tf.RaggedTensor) else row for row in values]
         return _stacked(*map(np.asarray, values))

@@ -1,4 +1,4 @@
-"""Clients: who there is, and each one's own data as arrays that the model can train on."""
+"""The clients and their data as arrays that the model can train on."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ Clients = Mapping[Any, Any] | tuple[Sequence[Any], Callable[[Any], Any]] | Clien
 
 
 class Population:
-    """The ids of the clients, and how one's data are loaded.
+    """The ids of the clients and a function that loads the data of a client.
 
     Args:
-        clients: a mapping from ids to data; TFF's `ClientData`; or a pair `(ids, load)`, where
+        clients: a mapping from ids to data; a TFF `ClientData`; or a pair `(ids, load)`, where
             `load(id)` returns the data of one client.
-        model: the model that trains on them, whose inputs tell batches from examples. Defaults to
-            None.
+        model: the model that trains on the data. The ranks of its inputs distinguish batches from
+            examples. Defaults to None.
 
     Raises:
-        ValueError: no client, or an id twice.
-        TypeError: clients of another kind.
+        ValueError: there are no clients, or an id occurs twice.
+        TypeError: `clients` has the wrong type.
     """
 
     def __init__(self, clients: Clients, model: keras.Model | None = None) -> None:
@@ -62,8 +62,8 @@ class Population:
             ids, self._load = clients
         else:
             raise TypeError(
-                "`clients` must map a client's id to its data, or be a pair (ids, load) or TFF's "
-                f"ClientData. Received: clients of type {type(clients).__name__}. Make a mapping "
+                "`clients` must be a mapping from client ids to data, a pair (ids, load) or a TFF "
+                f"ClientData. Received: clients of type {type(clients).__name__}. Create a mapping "
                 "with lp.partition((x, y), clients=10)."
             )
         self.ids: list[Any] = list(ids)
@@ -73,7 +73,7 @@ class Population:
             )
         if len(set(self.ids)) < len(self.ids):
             raise ValueError(
-                "The ids of clients must differ. Received: "
+                "Client ids must be unique. Received: "
                 f"{len(self.ids)} ids, {len(set(self.ids))} of them different."
             )
         self.given = clients if isinstance(clients, dict) else {}
@@ -83,37 +83,37 @@ class Population:
         return as_arrays(self._load(client), f"client {client!r}", self._model)
 
     def holds(self, client: Hashable) -> bool:
-        """Whether the arrays of a client are in memory, and the same each time."""
+        """Whether the data of a client are arrays in memory."""
         return isinstance(self.given.get(client), (tuple, list))
 
     def check(self) -> None:
-        """Raises where a data set in a dict cannot be a client's, before it is read."""
+        """Checks the data sets in a dict of clients without reading them."""
         for client, data in self.given.items():
             if isinstance(data, tf.data.Dataset):
                 check_unbatched(data, f"client {client!r}", self._model)
 
 
 def fitting_arrays(model: keras.Model, client: Hashable, data: Arrays) -> Arrays:
-    """Returns one client's arrays as the model trains on them.
+    """Returns the arrays of a client in the form that the model trains on.
 
-    Tasks that the client has no labels for get their missing value.
+    Labels of a task that the client does not have are filled with the missing value of the task.
 
     Args:
-        model: the model that will train.
-        client: the client's id, for the errors.
+        model: the model that trains on the data.
+        client: the id of the client, for errors.
         data: `(x, y)` or `(x, y, sample_weight)` arrays.
 
     Raises:
-        ValueError: an empty client, inputs that are not finite or not of the model's shape,
-            labels outside the classes, weights that are not finite or below 0, sequences of
-            different lengths that the model does not mask.
-        TypeError: labels that are not numbers.
+        ValueError: the client is empty, inputs are not finite or have the wrong shape, labels are
+            outside the classes, weights are negative or not finite, or sequences differ in length
+            and the model does not mask padding.
+        TypeError: labels are not numbers.
     """
     where = f" of client {client!r}"
     examples = count_examples(data, where)
     if not examples:
         raise ValueError(
-            f"A client needs at least one example. Received: no example{where}. Leave it out."
+            f"A client must have at least one example. Received: no example{where}. Leave it out."
         )
     x, y, *weight = fill(model, data, where)
     _check_inputs(model, x, where)
@@ -129,8 +129,8 @@ def fitting_arrays(model: keras.Model, client: Hashable, data: Arrays) -> Arrays
         }
     elif known and isinstance(y, Mapping):
         raise ValueError(
-            f"This model has one output, so its labels are an array. Received: y{where} with the "
-            f"keys {list(y)}."
+            "The labels of a model with one output must be an array. Received: "
+            f"y{where} with the keys {list(y)}."
         )
     elif known:
         y = _labels(next(iter(known.values())), y, (examples, *model.output.shape[1:]))
@@ -145,7 +145,7 @@ def _check_inputs(model: keras.Model, x: Any, where: str) -> None:
     given = sorted(x) if isinstance(x, Mapping) else len(flat)
     if expected != given:
         raise ValueError(
-            "Inputs must have the model's structure, a dict of the names or as many arrays: "
+            "Inputs must match the structure of the model, a dict by name or a number of arrays: "
             f"{expected}. Received: x{where} with {given}."
         )
     for array, tensor in zip(flat, tf.nest.flatten(structure), strict=True):
@@ -156,19 +156,19 @@ def _check_inputs(model: keras.Model, x: Any, where: str) -> None:
         )
         if not fits:
             raise ValueError(
-                f"Inputs must have the shape that the model takes, {shape}. Received: x{where} "
-                f"of shape {own_shape} an example. A batched data set must be unbatched: "
+                f"Inputs must have the input shape of the model, {shape}. Received: x{where} "
+                f"with shape {own_shape} per example. Unbatch a batched data set with "
                 "`dataset.unbatch()`."
             )
 
 
 def _labels(task: Task, y: np.ndarray | None, output_shape: tuple[int, ...]) -> np.ndarray:
-    """Returns labels of one shape and type for every client, all missing where there are none."""
+    """Returns labels in the shape and dtype of the task; all missing if there are none."""
     numbers = isinstance(task, Classification) and (
         y is None or len(output_shape) > y.ndim or y.shape[-1] == 1
     )
     shape = output_shape[:-1] if numbers else output_shape
-    # A sequence of open length: as long as its labels, padded later.
+    # A sequence of variable length is as long as its labels and padded later.
     own = () if y is None else y.shape
     sizes = [
         size if size is not None else own[i] if i < len(own) else 1 for i, size in enumerate(shape)

@@ -1,4 +1,4 @@
-"""What clients hold: how many examples, and of which labels."""
+"""Describes the examples and labels of clients."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 import math
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,7 +15,10 @@ from keras_lp.federated.clients.clients import Clients, Population
 from keras_lp.utils.progress import Progress
 from keras_lp.utils.text_table import ShownAsText
 
-# Okabe and Ito's colours, which colour-blind people can tell apart, and grey.
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# The colors of Okabe and Ito, which color-blind people can tell apart, and grey.
 _COLORS = (
     "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999",
 )  # fmt: skip
@@ -24,13 +27,13 @@ _LONGEST = 20  # characters of a name in a plot
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class ClientLabels(ShownAsText):
-    """What `lp.describe_clients` found.
+    """The result of `lp.describe_clients`. Can be printed.
 
     Attributes:
         examples: the number of examples by client.
-        counts: by task (`"label"` where there is one), an array `(clients, classes)` of how many
-            labels each client has; tasks whose labels are not class numbers are left out.
-        classes: by task, the class numbers of the columns; -1 (missing) is not among them.
+        counts: label counts `(clients, classes)` by task (`"label"` for a single task), without
+            tasks whose labels are not classes.
+        classes: the classes of the columns by task, without missing labels (-1).
     """
 
     examples: dict[Any, int]
@@ -40,27 +43,27 @@ class ClientLabels(ShownAsText):
     def __str__(self) -> str:
         sizes = np.array(list(self.examples.values()))
         lines = [
-            f"{len(sizes):,} clients, {sizes.sum():,} examples; a client has {sizes.min():,} to "
-            f"{sizes.max():,}, median {np.median(sizes):,.0f}"
+            f"{len(sizes):,} clients, {sizes.sum():,} examples; {sizes.min():,} to "
+            f"{sizes.max():,} per client, median {np.median(sizes):,.0f}"
         ]
         for task, counts in self.counts.items():
             shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
             most = np.median(shares.max(1, initial=0))
             lines.append(
-                f"{task}: {len(self.classes[task])} classes; a client has a median of "
-                f"{np.median((counts > 0).sum(1)):.0f}, the commonest is {most:.0%} of its labels"
+                f"{task}: {len(self.classes[task])} classes; median per client: "
+                f"{np.median((counts > 0).sum(1)):.0f} classes, {most:.0%} in the most frequent one"
             )
             lines += self._rows(task)
         return "\n".join(lines)
 
-    def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
-        """Draws how many labels of each class the clients have, one panel per task.
+    def plot(self, path: str | os.PathLike[str] | None = None) -> Figure:
+        """Draws the label counts of each client, with one panel per task.
 
-        Up to 8 classes are stacked bars, one per client; more are a heat map of classes by
-        clients. Without classes the bars are the numbers of examples.
+        Up to 8 classes are stacked bars, one per client. More classes are a heat map of classes by
+        clients. Without classes the bars show the numbers of examples.
 
         Args:
-            path: where to write the picture. Defaults to None, which writes none.
+            path: path of an image to write. Defaults to None: no image is written.
 
         Returns:
             The matplotlib figure.
@@ -92,7 +95,7 @@ class ClientLabels(ShownAsText):
         return figure
 
     def _rows(self, task: str, shown: int = 10) -> list[str]:
-        """The first clients, one per line, where the classes fit in it."""
+        """Returns a line for each of the first clients, if there are at most 12 classes."""
         counts, classes = self.counts[task], self.classes[task]
         if len(classes) > 12:
             return []
@@ -158,29 +161,29 @@ def _name_clients(axes: Any, names: Sequence[str], below: bool) -> None:
 
 
 def describe_clients(clients: Clients, *, verbose: bool = True) -> ClientLabels:
-    """Prints how many examples and labels the clients have, and returns it to be plotted.
+    """Prints and returns the number of examples and labels of each client.
 
-    All clients are loaded, one after the other.
+    All clients are loaded, one at a time.
 
     Args:
         clients: as in `FederatedAveraging.fit`.
-        verbose: whether to print, and to show a progress bar in a terminal or notebook while
-            the clients are loaded. Defaults to True.
+        verbose: whether to print, and to show a progress bar in a terminal or notebook while the
+            clients are loaded. Defaults to True.
 
     Returns:
         A `ClientLabels` with `examples`, `counts`, `classes` and `plot(path)`.
 
     Raises:
-        ValueError: no client; an example without a label.
-        TypeError: clients of another kind than `FederatedAveraging.fit` takes.
+        ValueError: there are no clients, or inputs and labels of a client differ in length.
+        TypeError: `clients` has a type that `FederatedAveraging.fit` does not accept.
 
     Example:
 
     >>> import numpy as np, keras_lp as lp
     >>> x, y = np.zeros((6, 2)), np.array([0, 0, 0, 1, 1, 1])
     >>> labels = lp.describe_clients(lp.partition((x, y), by=["a", "a", "b", "b", "b", "b"]))
-    2 clients, 6 examples; a client has 2 to 4, median 3
-    label: 2 classes; a client has a median of 2, the commonest is 88% of its labels
+    2 clients, 6 examples; 2 to 4 per client, median 3
+    label: 2 classes; median per client: 2 classes, 88% in the most frequent one
       class 0 1
       a     2 0
       b     1 3

@@ -1,4 +1,4 @@
-"""Sequences of different lengths on clients: padded, where the model masks what was added."""
+"""Pads sequences of different lengths on clients if the model masks the padding."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from keras_lp.tasks.heads import tasks
 
 
 def example_specs(model: keras.Model, data: Arrays) -> Any:
-    """Returns dtype and shape of the examples in each array, None for a size that may differ.
+    """Returns the dtype and shape of the examples in each array, with None for variable sizes.
 
     Args:
         model: the model.
-        data: the arrays of a client, inputs in them.
+        data: the arrays of a client, with inputs.
     """
     output = model.outputs[0] if isinstance(model, keras.Sequential) else model.output
     open_to = (input_structure(model), *[output] * (len(data) - 1))
@@ -44,15 +44,15 @@ def example_specs(model: keras.Model, data: Arrays) -> Any:
 
 
 def fill(model: keras.Model, data: Arrays, where: str = "") -> Arrays:
-    """Returns the arrays of a client, its shorter sequences padded as in `align`.
+    """Returns the arrays of a client with shorter sequences padded as in `align`.
 
     Args:
         model: the model.
-        data: the arrays; those of dtype object hold an array for each example.
-        where: whose they are, for the error.
+        data: the arrays. Those with dtype object have one array per example.
+        where: the owner of the data, for the error.
 
     Raises:
-        ValueError: sequences of different lengths, where the model does not mask what is added.
+        ValueError: sequences differ in length and the model does not mask padding.
     """
     names = ("x", "y", "sample_weight")
     for name, part, masked in zip(names, data, _masks(model), strict=False):
@@ -60,9 +60,9 @@ def fill(model: keras.Model, data: Arrays, where: str = "") -> Arrays:
         if ragged and not masked:
             lengths = [len(example) for example in ragged[0]]
             raise ValueError(
-                "Sequences may differ in length where the model masks what is added: "
+                "Sequences may differ in length only if the model masks padding: "
                 'Embedding(mask_zero=True), Masking, or an input "padding_mask". Received: '
-                f"{name}{where} of {min(lengths)} to {max(lengths)} steps."
+                f"{name}{where} with {min(lengths)} to {max(lengths)} steps."
             )
     flat = [
         _filled(array, value) if is_ragged(array) else array
@@ -74,14 +74,14 @@ def fill(model: keras.Model, data: Arrays, where: str = "") -> Arrays:
 def align(
     model: keras.Model, clients: Sequence[Arrays], least: Sequence[tuple[int, ...]] = ()
 ) -> list[Arrays]:
-    """Returns the arrays of clients with all examples of one size, that of the longest.
+    """Returns the arrays of clients with all examples padded to the largest size.
 
-    What is added are zeros, the value of a `Masking` layer, or missing labels.
+    The padding is zeros, the value of a `Masking` layer, or missing labels.
 
     Args:
         model: the model.
-        clients: the arrays of each client, inputs or features in them.
-        least: sizes of the examples in each array that they get at least.
+        clients: the arrays of each client, with inputs or features.
+        least: the minimum sizes of the examples in each array.
     """
     flat = [tf.nest.flatten(data) for data in clients]
     sizes = [[array.shape[1:] for array in own] for own in flat] + ([list(least)] if least else [])
@@ -101,7 +101,7 @@ def sizes_of(data: Arrays) -> list[tuple[int, ...]]:
 
 
 def _values(model: keras.Model, data: Arrays) -> list[float]:
-    """Returns what each array is padded with."""
+    """Returns the padding value of each array."""
     masking = [la for la in model._flatten_layers() if isinstance(la, keras.layers.Masking)]
     known = tasks(model)
     x, y, *weight = data
@@ -112,9 +112,9 @@ def _values(model: keras.Model, data: Arrays) -> list[float]:
 
 
 def _masks(model: keras.Model) -> tuple[bool, bool, bool]:
-    """Whether what is added to inputs, labels and weights plays no part.
+    """Returns whether padding of inputs, labels and weights has no effect.
 
-    A label that is added is a missing one of a task; elsewhere Keras must mask the outputs.
+    Padded labels of a task are missing labels. In other models, Keras must mask the outputs.
     """
     inputs = _masks_padding(model)
     labels = inputs and (bool(tasks(model)) or _masks_outputs(model))
@@ -122,7 +122,7 @@ def _masks(model: keras.Model) -> tuple[bool, bool, bool]:
 
 
 def _masks_outputs(model: keras.Model) -> bool:
-    """Whether the outputs for each step have a mask, which tensors have and no symbols."""
+    """Whether the outputs per step have a mask, which only eager outputs have."""
     if not any(None in tensor.shape[1:] for tensor in model.outputs):
         return False
     examples = tf.nest.map_structure(
@@ -134,7 +134,7 @@ def _masks_outputs(model: keras.Model) -> bool:
 
 
 def _masks_padding(model: keras.Model) -> bool:
-    """Whether what is added at the end of a sequence plays no part."""
+    """Whether padding at the end of a sequence has no effect."""
     return any(tensor.name == "padding_mask" for tensor in model.inputs) or any(
         isinstance(layer, keras.layers.Masking)
         or (isinstance(layer, keras.layers.Embedding) and layer.mask_zero)

@@ -1,4 +1,4 @@
-"""Partitions of a data set into clients, for simulations."""
+"""Partitions a data set into clients for simulations."""
 
 from __future__ import annotations
 
@@ -21,37 +21,38 @@ def partition(
     by: Any = None,
     seed: int = 0,
 ) -> dict[str, Arrays]:
-    """Divides a data set over clients: disjoint, covering, no client empty.
+    """Partitions a data set into clients. Every example goes to one client; no client is empty.
 
-    Without `alpha`, `shards` and `by` the clients get equal parts of the shuffled examples.
-    Partition training data only; what a client holds out is cut from its own part.
+    Without `alpha`, `shards` and `by`, the clients get equal parts of the shuffled examples.
+    Partition training data only. If a client needs held-out data, split them from its own part.
 
     Args:
-        data: `(x, y)` or `(x, y, sample_weight)` of arrays (`y` may be a dict by task), or an
+        data: `(x, y)` or `(x, y, sample_weight)` arrays (`y` may be a dict by task), or an
             unbatched `tf.data.Dataset` of such tuples.
-        clients: how many parts, from 1 to the number of examples. With `by` it may be left out:
-            each key is a client then.
-        alpha: concentration of the Dirichlet distribution that gives each client its share of
-            each class: the smaller, the more the clients differ. It needs one class per example: a
-            number, a name or a one-hot or soft label. Defaults to None.
-        shards: how many shards a client gets. The examples are sorted by class and cut into
-            `clients * shards` equal shards, drawn at random: with 2, most clients see two
-            classes. It needs one class per example. Defaults to None.
-        by: a natural key, an array `(examples,)` of who each example comes from: speaker,
-            script, language. All examples of a key go to one client; with fewer clients than
-            keys the largest keys are dealt first, each to the client with the fewest examples.
-            Defaults to None.
-        seed: seed of the shuffles and the shares. Defaults to 0.
+        clients: number of clients, from 1 to the number of examples. Optional with `by`: each key
+            is then a client.
+        alpha: concentration of the Dirichlet distribution of the shares of each class over the
+            clients. The smaller it is, the more the clients differ. Needs one class per example: a
+            number, a name, or a one-hot or soft label. Defaults to None.
+        shards: number of shards per client. The examples are sorted by class and cut into
+            `clients * shards` equal shards, which are assigned at random. With 2, most clients have
+            two classes. Needs one class per example. Defaults to None.
+        by: a natural key of each example, such as speaker, writer or language, as an array
+            `(examples,)`. All examples with the same key go to the same client. With fewer clients
+            than keys, the largest keys are assigned first, each to the client with the fewest
+            examples. Defaults to None.
+        seed: random seed of the shuffling and the shares. Defaults to 0.
 
     Returns:
-        A dict from the client's id to its arrays, as many as in `data`. The ids are
-        `"client_0"`, `"client_1"`, ..., or with `by` alone the keys as strings, sorted.
+        A dict from client id to a tuple of arrays, as many as in `data`. The ids are `"client_0"`,
+        `"client_1"`, ..., or with `by` and no `clients` the sorted keys as strings.
 
     Raises:
-        ValueError: more clients than examples, shards or keys; more than one of `alpha`,
-            `shards` and `by`; `alpha` of 0 or less; labels that are not class numbers where they
-            are needed; keys of another length; a batched data set.
-        TypeError: data that are not pairs.
+        ValueError: there are more clients than examples or keys, or more shards than examples;
+            more than one of `alpha`, `shards` and `by` is given; `alpha` is 0 or less; labels are
+            not classes although `alpha` or `shards` needs them; `by` has the wrong length; or the
+            data set is batched.
+        TypeError: `data` are not pairs.
 
     Example:
 
@@ -63,8 +64,8 @@ def partition(
     >>> {name: len(y) for name, (x, y) in lp.partition((x, y), by=speakers).items()}
     {'JULIET': 12, 'ROMEO': 8}
 
-    References: label skew after Hsu, Qi and Brown, 2019 (arXiv:1909.06335); shards after McMahan
-    et al., 2017 (arXiv:1602.05629).
+    References: Hsu, Qi and Brown, 2019 (arXiv:1909.06335) for `alpha`; McMahan et al., 2017
+    (arXiv:1602.05629) for `shards`.
     """
     arrays = as_arrays(data, "partition")
     examples = count_examples(arrays)
@@ -75,7 +76,7 @@ def partition(
     }
     if len(ways) > 1:
         raise ValueError(
-            "A data set is divided in one way: at most one of `alpha`, `shards` and `by`. "
+            "At most one of `alpha`, `shards` and `by` must be given. "
             f"Received: {' and '.join(ways)}."
         )
     count = cast(int, clients)  # None with `by` alone
@@ -83,8 +84,8 @@ def partition(
         check_positive("clients", clients, integer=True)
         if count > examples:
             raise ValueError(
-                "Every client needs an example. Received: "
-                f"clients={clients} for {examples} examples. Ask for fewer clients."
+                "Every client must get an example. Received: "
+                f"clients={clients} for {examples} examples. Use fewer clients."
             )
     rng = np.random.default_rng(seed)
     if by is not None:
@@ -108,12 +109,12 @@ def _numbered(parts: list[np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _classes(y: Any, argument: str) -> np.ndarray:
-    """Returns the class of each example, a number or a name."""
+    """Returns the class of each example as a number or name."""
     found = None if isinstance(y, Mapping) else class_of(y)
     if found is None or found.ndim != 1:
         raise ValueError(
-            f"`{argument}` skews the classes, so labels must be one class per example: numbers, "
-            "names or one-hot labels. "
+            f"`{argument}` requires labels with one class per example: numbers, names or one-hot "
+            "labels. "
             "Received: "
             f"y={type(y).__name__ if isinstance(y, Mapping) else f'{y.dtype} of shape {y.shape}'}"
             f". Leave `{argument}` out for equal parts."
@@ -131,7 +132,7 @@ def _dirichlet(
         cuts = np.round(np.cumsum(shares)[:-1] * len(members)).astype(int)
         for part, chunk in zip(parts, np.split(members, cuts), strict=True):
             part.extend(chunk)
-    for part in parts:  # an empty client takes one example from the largest
+    for part in parts:  # an empty client gets one example from the largest
         if not part:
             part.append(max(parts, key=len).pop())
     return [np.sort(part) for part in parts]
@@ -143,8 +144,8 @@ def _shards(
     check_positive("shards", shards, integer=True)
     if clients * shards > len(labels):
         raise ValueError(
-            "Every shard needs an example. Received: "
-            f"clients={clients} of shards={shards} for {len(labels)} examples. Ask for fewer."
+            "Every shard must get an example. Received: "
+            f"clients={clients} with shards={shards} for {len(labels)} examples. Use fewer."
         )
     shuffled = rng.permutation(len(labels))
     by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
@@ -157,7 +158,7 @@ def _by_key(by: Any, examples: int, clients: int | None) -> dict[str, np.ndarray
     keys = np.asarray(by)
     if keys.shape != (examples,):
         raise ValueError(
-            f"`by` must have one key an example, shape ({examples},). Received: by of shape "
+            f"`by` must have one key per example, shape ({examples},). Received: by of shape "
             f"{keys.shape}."
         )
     names, owner, sizes = np.unique(keys, return_inverse=True, return_counts=True)
@@ -168,8 +169,8 @@ def _by_key(by: Any, examples: int, clients: int | None) -> dict[str, np.ndarray
         return {name: np.flatnonzero(owner == i) for i, name in enumerate(strings)}
     if clients > len(names):
         raise ValueError(
-            "With `by` every client needs a key. Received: "
-            f"clients={clients} for {len(names)} different keys. Ask for fewer clients."
+            "With `by`, every client must get a key. Received: "
+            f"clients={clients} for {len(names)} different keys. Use fewer clients."
         )
     client_of, totals = np.empty(len(names), int), np.zeros(clients, int)
     for key in np.argsort(-sizes, kind="stable"):

@@ -1,4 +1,4 @@
-"""Where a round's data come from: loaded when sampled, features of a frozen backbone once."""
+"""Loads the data of sampled clients and computes features of a frozen backbone once."""
 
 from __future__ import annotations
 
@@ -18,21 +18,22 @@ from keras_lp.utils.progress import Progress
 
 
 class Source(contextlib.AbstractContextManager["Source", None]):
-    """The clients of one call of `fit` or `evaluate`, checked, as the model trains on them.
+    """The checked clients of one call of `fit` or `evaluate`.
 
-    Arrays in a dict are checked at once; other clients when they are loaded. Where the model's
-    frozen backbone gives the same features in every round, they are computed once a client, on
-    the same terms as in `lp.Model.fit`: for arrays, or with `cache_features=True` for all.
+    Arrays in a dict are checked immediately, other clients when they are loaded. If the frozen
+    backbone returns the same features in every round, they are computed once per client, under the
+    same conditions as in `lp.Model.fit`: for arrays, or with `cache_features=True` for all data.
 
-    A context manager: files with features are removed on leaving.
+    This is a context manager, which deletes files with features on exit.
 
     Args:
         model: the model.
         clients: as in `FederatedAveraging.fit`.
-        on_features: whether to give features. Defaults to None: on the terms above.
+        on_features: whether to replace inputs by features. Defaults to None: under the conditions
+            above.
 
     Attributes:
-        ids: the clients' ids.
+        ids: the ids of the clients.
         on_features: whether the inputs are features.
     """
 
@@ -53,10 +54,10 @@ class Source(contextlib.AbstractContextManager["Source", None]):
         self.on_features = on_features
         self._cache = FeatureCache(model, verbose=0) if self.on_features else None
         self._features: dict[Hashable, Any] = {}
-        self._sizes: list[tuple[int, ...]] = []  # of examples, the longest so far
+        self._sizes: list[tuple[int, ...]] = []  # largest sizes of examples so far
 
     def load(self, client: Hashable) -> Arrays:
-        """Returns one client's arrays, with features instead of inputs where they are wanted."""
+        """Returns the arrays of a client, with features as inputs if `on_features`."""
         if client not in self._features:
             data = self._kept[client] if client in self._kept else self._checked(client)
             if self._cache is None:
@@ -100,17 +101,17 @@ class Source(contextlib.AbstractContextManager["Source", None]):
             self._spec = client, spec
         if spec != self._spec[1]:
             raise ValueError(
-                "All clients' data must have one structure, shape and dtype. Received: client "
-                f"{self._spec[0]!r} with {_readable(self._spec[1])}, client {client!r} with "
-                f"{_readable(spec)}. Sequences may differ in length where the model's input is of "
-                "open size and it masks what is added: Embedding(mask_zero=True), Masking, or an "
+                "The data of all clients must have one structure, shape and dtype. Received: "
+                f"client {self._spec[0]!r} with {_readable(self._spec[1])}, client {client!r} with "
+                f"{_readable(spec)}. Sequences may differ in length only if the size of the input "
+                "is None and the model masks padding: Embedding(mask_zero=True), Masking, or an "
                 'input "padding_mask".'
             )
         return data
 
 
 def replace_inputs(cache: FeatureCache, data: Arrays) -> Arrays:
-    """Returns a client's arrays with features instead of inputs."""
+    """Returns the arrays of a client with features instead of inputs."""
     ((found,), _) = cache.take((data[0],))
     return (collections.OrderedDict(sorted(found.items())), *data[1:])
 

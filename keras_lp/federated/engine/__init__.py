@@ -1,1 +1,1 @@
-"""Rounds in TensorFlow Federated: the worker, the blocks, what runs on a client."""
+"""Rounds in TensorFlow Federated: the worker, blocks of clients, and the client work."""

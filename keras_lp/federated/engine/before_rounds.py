@@ -1,4 +1,4 @@
-"""What heads must know before they train, from sums over clients."""
+"""Sets feature scales and class weights of heads before training, from sums over clients."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from keras_lp.tasks.heads import heads
 def scale_features(
     model: keras.Model, data: Sequence[Arrays], on_features: bool, folder: Path
 ) -> tuple[int, int]:
-    """Sets the scale of the heads that wait for one, as the first `fit` of a model does.
+    """Sets the feature scale of heads that do not have one, like the first `fit` of a model.
 
     Args:
         model: the model.
         data: the arrays of each client.
-        on_features: whether their inputs are features.
-        folder: where their rows go.
+        on_features: whether the inputs are features.
+        folder: the folder for the rows of the data.
 
     Returns:
-        How many bytes each client sent and got for it.
+        The number of bytes that each client sent and received.
     """
     with FeatureCache(model, verbose=0) as cache:
         features = data if on_features else [replace_inputs(cache, arrays) for arrays in data]
@@ -46,9 +46,9 @@ def scale_features(
 
 
 def balance_classes(model: keras.Model, data: Sequence[Arrays], folder: Path) -> tuple[int, int]:
-    """Sets the weights of classes that are to be balanced, as the first `fit` does.
+    """Sets the class weights of balanced heads, like the first `fit` of a model.
 
-    The arguments and what it returns are those of `scale_features`.
+    See `scale_features` for the arguments and the result.
     """
     waiting = class_balance.waiting_heads(heads(model))
     sums = Sums(data, folder)

@@ -1,7 +1,7 @@
-"""Blocks: several clients as one element of TFF's, which costs the worker less.
+"""Groups several clients into blocks, which TFF processes as one client at a lower cost.
 
-TFF has a fixed cost a client value. The clients of a block are trained one after the other on
-their own rows, from the same weights; nothing of one reaches another. The rows are in files.
+TFF has a fixed cost per client value. The clients of a block train sequentially on their own rows,
+each from the same weights and independent of the others. The rows are in files.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ import tensorflow as tf
 from keras_lp.federated.clients.arrays import Arrays, count_examples
 from keras_lp.federated.engine.files import read_rows, write_rows
 
-# The worker starts a TensorFlow session for each block that runs at once: about 15 ms. TensorFlow
-# itself uses the cores within a step.
+# The worker starts a TensorFlow session for each concurrent block, which takes about 15 ms.
+# TensorFlow itself uses all cores within a step.
 _BLOCKS = 2
-_BYTES = 32 * 2**20  # of a block
+_BYTES = 32 * 2**20  # per block
 
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What one client does in a round.
+    """The work of a client in a round.
 
     Attributes:
         data: its arrays.
-        shares: what it weighs in each group of weights.
-        seed: two integers for its shuffles and Dropout.
+        shares: its weight in the mean of each group.
+        seed: two integers for shuffling and Dropout.
     """
 
     data: Arrays
@@ -40,14 +40,14 @@ class Work:
 
 
 def rows_spec(data: Arrays) -> Any:
-    """Returns the `tf.TensorSpec`s of the rows of clients with such arrays."""
+    """Returns the `tf.TensorSpec`s of the rows of clients with arrays like `data`."""
     return tf.nest.map_structure(
         lambda array: tf.TensorSpec((None, *array.shape[1:]), array.dtype), data
     )
 
 
 def block_spec(groups: int) -> Any:
-    """Returns the `tf.TensorSpec`s of a block, whose rows are elsewhere."""
+    """Returns the `tf.TensorSpec`s of a block without its rows."""
     return collections.OrderedDict(
         number=tf.TensorSpec((), tf.int32),
         examples=tf.TensorSpec((None,), tf.int32),
@@ -59,12 +59,12 @@ def block_spec(groups: int) -> Any:
 
 
 def to_blocks(work: Sequence[Work], learning_rate: float, folder: Path) -> list[tf.data.Dataset]:
-    """Returns the blocks of a round, each a data set of one element; writes their rows.
+    """Writes the rows of a round and returns its blocks as data sets with one element.
 
     Args:
-        work: of each client.
-        learning_rate: of the round.
-        folder: where the rows go, over those of the round before.
+        work: the work of each client.
+        learning_rate: the learning rate of the round.
+        folder: the folder for the rows. Rows of the previous round are overwritten.
     """
     blocks = []
     for number, (first, last) in enumerate(_cuts(work)):
@@ -85,11 +85,11 @@ def to_blocks(work: Sequence[Work], learning_rate: float, folder: Path) -> list[
 
 
 def rows_reader(folder: Path, spec: Any) -> Callable[[tf.Tensor], Any]:
-    """Returns what reads, in a graph, the rows of a block by its number.
+    """Returns a function that reads the rows of a block by its number in a graph.
 
     Args:
-        folder: where `to_blocks` put them.
-        spec: what `rows_spec` returned.
+        folder: the folder of `to_blocks`.
+        spec: the result of `rows_spec`.
     """
 
     def read(number: tf.Tensor) -> Any:
@@ -104,7 +104,7 @@ def rows_reader(folder: Path, spec: Any) -> Callable[[tf.Tensor], Any]:
 
 
 def _cuts(work: Sequence[Work]) -> list[tuple[int, int]]:
-    """Ranges of neighbouring clients, of about as many examples each."""
+    """Returns ranges of consecutive clients with about equal amounts of data."""
     sizes = [sum(array.nbytes for array in tf.nest.flatten(client.data)) for client in work]
     target = min(max(sum(sizes) / _BLOCKS, 1), _BYTES)
     cuts, first, held = [], 0, 0

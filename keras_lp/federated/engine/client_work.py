@@ -1,7 +1,7 @@
-"""What clients do in a round, as TensorFlow functions without state.
+"""The work of clients in a round as stateless TensorFlow functions.
 
-The client's work is Keras's own: the model's forward pass, its compiled loss, metrics and
-optimizer, traced without state into one loop over batches.
+Clients use the forward pass, compiled loss, metrics and optimizer of the Keras model, traced
+without state into one loop over batches.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _EVALUATION_BATCH = 256
 
 @dataclasses.dataclass(frozen=True)
 class LocalTraining:
-    """How each client trains in a round.
+    """Settings of the local training in a round.
 
     Attributes:
-        epochs: passes over the client's data.
-        batch_size: examples a step; None takes all of a client's at once.
-        proximal_strength: the factor mu of FedProx's term mu / 2 * |w - w_start|^2.
+        epochs: number of passes over the data of a client.
+        batch_size: number of examples per step; None uses all examples of a client in one step.
+        proximal_strength: the factor mu of the FedProx term mu / 2 * |w - w_start|^2.
     """
 
     epochs: int = 1
@@ -43,13 +43,13 @@ class LocalTraining:
 
 
 class StatelessModel:
-    """A compiled model whose variables are arguments.
+    """A compiled model whose variables are passed as arguments.
 
     Args:
         model: a compiled model whose metrics are built.
-        folder: where `write_frozen` puts the weights that do not train.
+        folder: the folder in which `write_frozen` stores the non-trainable weights.
         on_features: whether the inputs are features of the frozen backbone.
-        merging: how the states of metrics of several clients become one.
+        merging: merges the metric states of several clients.
     """
 
     def __init__(
@@ -64,15 +64,15 @@ class StatelessModel:
         self.merging = merging
 
     def write_frozen(self) -> None:
-        """Writes the weights that do not train to files, where clients read them.
+        """Writes the non-trainable weights to files that clients read.
 
-        So they stay out of the messages of every round.
+        They are therefore not part of the messages of each round.
         """
         for i, variable in enumerate(self._frozen):
             write_tensor(self._folder / f"{i}.frozen", variable)
 
     def read_frozen(self) -> Tensors:
-        """Returns, in a graph, what `write_frozen` wrote."""
+        """Reads the weights of `write_frozen` in a graph."""
         return tuple(
             read_tensor(
                 str(self._folder / f"{i}.frozen"), tf.TensorSpec(variable.shape, variable.dtype)
@@ -81,7 +81,7 @@ class StatelessModel:
         )
 
     def random_start(self, seed: tf.Tensor) -> Tensors:
-        """Returns the states of the seed generators (Dropout, augmentation) for a client."""
+        """Returns the initial states of seed generators (Dropout, augmentation) for a client."""
         return tuple(
             tf.cast(seed, v.dtype) + tf.cast([0, i], v.dtype) for i, v in enumerate(self._random)
         )
@@ -90,7 +90,7 @@ class StatelessModel:
         self, weights: Tensors, frozen: Tensors, random: Tensors, metrics: Tensors,
         data: Tensors, training: bool,
     ) -> tuple[tf.Tensor, Tensors, Tensors]:  # fmt: skip
-        """Keras's step without the gradients: returns the loss, the states, the metrics."""
+        """Runs a Keras training step without gradients; returns loss, random states and metrics."""
         model: Any = self.model
         x, y, sample_weight = (*data, None)[:3]
         mapping = [
@@ -111,14 +111,14 @@ class StatelessModel:
         return loss, states, tuple(scope.get_current_value(v) for v in model.metrics_variables)
 
     def results(self, metrics: Sequence[Any]) -> dict[str, Any]:
-        """Returns the model's logs for given values of its metrics' variables."""
+        """Returns the logs of the model for given values of the metric variables."""
         with self._scope(metrics):
             results = self.model.get_metrics_result()
-            # A metric may return its variable, which has its value here only.
+            # A metric may return its variable, which has the value only in this scope.
             return {name: tf.convert_to_tensor(value) for name, value in results.items()}
 
     def seen(self, metrics: Sequence[Any]) -> dict[str, Any]:
-        """Returns for each of `results` whether a label went into it."""
+        """Returns for each of `results` whether it is based on a label."""
         with self._scope(metrics):
             return seen(self.model, self.model.get_metrics_result())
 
@@ -127,7 +127,7 @@ class StatelessModel:
         return keras.StatelessScope(state_mapping=list(values))
 
     def _check_still(self, before: Sequence[Any], scope: Any) -> None:
-        """Refuses state that changes in training but is neither averaged nor a seed."""
+        """Raises if other state than trainable weights and seeds changes in training."""
         changed = [
             variable.path
             for variable, value in zip(self._frozen, before, strict=True)
@@ -135,10 +135,9 @@ class StatelessModel:
         ]
         if changed:
             raise ValueError(
-                "Clients can train weights only: other state that changes in training would be "
-                f"lost with each client. Received: a model that changes {changed[:5]}. Freeze or "
-                "replace the layers that hold it (stateful recurrence, SpectralNormalization, "
-                "...)."
+                "Clients can train only trainable weights; other state that changes in training "
+                f"would be lost. Received: a model that changes {changed[:5]}. Freeze or replace "
+                "the layers that have this state (stateful RNN, SpectralNormalization, ...)."
             )
 
 
@@ -150,19 +149,19 @@ def train_block(
     read_rows: Callable[[tf.Tensor], Any],
     done: ClientsDone,
 ) -> Callable[[Tensors, Any], Any]:
-    """Returns what trains the clients of a block: `(weights, block) -> result`.
+    """Returns a function that trains the clients of a block: `(weights, block) -> result`.
 
-    The result has `update`, the sum over the block's clients of their updates (weights sent minus
-    weights trained) times their share; `shares`, the sum of the shares; `metrics`, the sum of what
-    `Merging.part` gives of the metrics; and `dropped`, `(count,)`, 1 for each client whose update
-    was not finite, or its norm (1.8e19 and more): its update, share and metrics are left out.
+    The result has `update`, the sum of the updates (weights sent minus weights trained) times the
+    shares of the clients; `shares`, the sum of the shares; `metrics`, the sum of `Merging.part`;
+    and `dropped` `(count,)`, 1 for each client whose update or its norm is not finite (the norm
+    overflows at 1.8e19). The update, shares and metrics of these clients are left out.
 
     Args:
         stateless: the model.
-        local: how a client trains.
-        groups: the group of shares of each weight.
-        count: how many clients there are in the round.
-        read_rows: what `blocks.rows_reader` returned.
+        local: the settings of local training.
+        groups: the index of the group of each weight.
+        count: number of clients in the round.
+        read_rows: the result of `blocks.rows_reader`.
         done: counts the clients that are done.
     """
     train, merging = _client_training(stateless, local), stateless.merging
@@ -213,11 +212,11 @@ def evaluate_block(
     read_rows: Callable[[tf.Tensor], Any],
     done: ClientsDone,
 ) -> Callable[[Tensors, Any], Any]:
-    """Returns what evaluates the clients of a block: `(weights, block) -> result`.
+    """Returns a function that evaluates the clients of a block: `(weights, block) -> result`.
 
-    The result has `metrics`, the sum of what `Merging.part` gives of the metrics; `clients`,
-    `(count, results)`, the scalar results of each client of the block, in the order of their
-    names, and 0 elsewhere; and `seen`, of that shape, 1 where a label went into the result.
+    The result has `metrics`, the sum of `Merging.part`; `clients` `(count, results)`, the scalar
+    results of each client of the block, sorted by name, and 0 for other clients; and `seen`, an
+    array of the same shape with 1 for each result that is based on a label.
     """
     merging = stateless.merging
 
@@ -268,15 +267,15 @@ def evaluate_block(
 
 
 def scalars(results: dict[str, Any]) -> dict[str, Any]:
-    """Returns the results that are single numbers, sorted by name."""
+    """Returns the scalar results, sorted by name."""
     return {name: results[name] for name in sorted(results) if not tuple(results[name].shape)}
 
 
 def _client_training(stateless: StatelessModel, local: LocalTraining) -> Callable[..., Any]:
-    """Returns what trains one client: `(weights, frozen, data, seed, rate) -> (weights, metrics)`.
+    """Returns a function that trains a client.
 
-    The optimizer starts again, at the round's learning rate. Examples are shuffled and Dropout
-    draws by the client's seed.
+    Its form is `(weights, frozen, data, seed, rate) -> (weights, metrics)`. The optimizer restarts
+    with the learning rate of the round. The seed determines shuffling and Dropout.
     """
     model = stateless.model
     optimizer = stateless_optimizer(model.optimizer, model.trainable_variables)
@@ -305,7 +304,7 @@ def _client_training(stateless: StatelessModel, local: LocalTraining) -> Callabl
             gradients = tape.gradient(
                 loss, weights, unconnected_gradients=tf.UnconnectedGradients.ZERO
             )
-            gradients = [tf.convert_to_tensor(g) for g in gradients]  # sparse ones (embeddings)
+            gradients = [tf.convert_to_tensor(g) for g in gradients]  # may be sparse (embeddings)
             if local.proximal_strength:
                 gradients = [
                     g + tf.cast(local.proximal_strength, g.dtype) * (w - s)
@@ -328,10 +327,10 @@ def _client_training(stateless: StatelessModel, local: LocalTraining) -> Callabl
 
 
 def _without_captures(function: Callable[..., Any], model: keras.Model) -> Callable[..., Any]:
-    """Returns a function to call in TFF's graphs.
+    """Returns a function that can be called in TFF graphs.
 
-    Layers may hold eager tensors (Normalization does); in TFF's graph they are constants. Tables
-    and variables that are not weights of the model cannot be: they are refused.
+    Eager tensors of layers (such as Normalization) become constants. Lookup tables and variables
+    that are not weights of the model cannot become constants, so they raise an error.
     """
     traced = tf.function(function, autograph=False)
 
@@ -353,22 +352,22 @@ def _state_outside(model: keras.Model) -> str:
         keras.layers.IntegerLookup,
     )
     found = [layer.name for layer in model._flatten_layers() if isinstance(layer, lookups)]
-    rule = "What clients run holds no table, and no variable that is not a weight of the model. "
+    rule = "Models on clients must have no lookup table and no variable that is not a weight. "
     if found:
         return (
-            f"{rule}Received: model {model.name!r} with the layers {found[:5]}, which look up in a "
-            "table. Apply them to the data before, `x = layer(x)`, and train a model that starts "
-            "behind them; or hash instead (keras.layers.Hashing)."
+            f"{rule}Received: model {model.name!r} with the layers {found[:5]}, which use a "
+            "table. Apply them to the data first, `x = layer(x)`, and train a model without them; "
+            "or use keras.layers.Hashing."
         )
     return (
-        f"{rule}Received: model {model.name!r}, whose loss, metrics or layers use one. Make it a "
-        "number, or a weight of a layer (`add_weight`)."
+        f"{rule}Received: model {model.name!r}, whose loss, metrics or layers use one. Replace it "
+        "by a number or by a weight of a layer (`add_weight`)."
     )
 
 
 @contextlib.contextmanager
 def _over_examples(model: keras.Model, count: tf.Tensor) -> Iterator[None]:
-    """Makes Keras's losses by output, which are means over batches, means over examples."""
+    """Makes the Keras losses per output means over examples instead of means over batches."""
     means = cast(Any, model._compile_loss).metrics
     before = [(mean.total + 0.0, mean.count + 0.0) for mean in means]
     for mean in means:
@@ -381,7 +380,7 @@ def _over_examples(model: keras.Model, count: tf.Tensor) -> Iterator[None]:
 
 
 def _any_weight(data: Any) -> tf.Tensor:
-    """Whether an example has a weight above 0."""
+    """Whether any example has a weight above 0."""
     weights = tf.nest.flatten(data[2:])
     return tf.reduce_any([tf.reduce_any(weight > 0) for weight in weights] or [True])
 
@@ -391,5 +390,5 @@ def _count(data: Any) -> tf.Tensor:
 
 
 def _is_random(variable: keras.Variable) -> bool:
-    """Whether it is the state of a seed generator (Dropout, augmentation)."""
+    """Whether a variable is the state of a seed generator (Dropout, augmentation)."""
     return variable.name == "seed_generator_state"

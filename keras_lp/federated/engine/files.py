@@ -1,6 +1,6 @@
-"""Tensors in files: the worker reads them there, so they stay out of TFF's messages.
+"""Stores tensors in files that the worker reads, so that they are not part of TFF messages.
 
-A message costs several copies on either side; TFF and its worker run on one machine.
+A message is copied several times on both sides, and TFF and its worker run on the same machine.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from keras_lp.utils.files import named_errors
 
-# What a file can hold as it is in memory; anything else (strings) is serialized.
+# Types that are stored as raw bytes. Other types (strings) are serialized.
 _RAW = (
     tf.bool, tf.uint8, tf.uint16, tf.int8, tf.int16, tf.int32, tf.int64,
     tf.float16, tf.float32, tf.float64,
@@ -29,24 +29,24 @@ def write_tensor(path: Path, value: Any) -> None:
 
 
 def read_tensor(path: str | tf.Tensor, spec: tf.TensorSpec) -> tf.Tensor:
-    """Returns, in a graph, what `write_tensor` wrote."""
+    """Reads a tensor of `write_tensor` in a graph."""
     tensor = tf.io.parse_tensor(tf.io.read_file(path), spec.dtype)
     return tf.ensure_shape(tensor, spec.shape)
 
 
 def write_rows(path: Path, arrays: Sequence[np.ndarray]) -> None:
-    """Writes the rows of arrays one after the other."""
+    """Writes the concatenated rows of arrays."""
     if tf.as_dtype(arrays[0].dtype) not in _RAW:
         write_tensor(path, np.concatenate(arrays))
         return
-    # Not `tofile`, which does not notice where the last bytes find no room.
+    # Not `tofile`, which does not report an error if the disk is full at the last bytes.
     with named_errors(path), path.open("wb") as file:
         for array in arrays:
             file.write(np.ascontiguousarray(array).reshape(-1).view("uint8").data)
 
 
 def read_rows(path: str | tf.Tensor, spec: tf.TensorSpec) -> tf.Tensor:
-    """Returns, in a graph, what `write_rows` wrote."""
+    """Reads the rows of `write_rows` in a graph."""
     if spec.dtype not in _RAW:
         return read_tensor(path, spec)
     return tf.reshape(tf.io.decode_raw(tf.io.read_file(path), spec.dtype), [-1, *spec.shape[1:]])

@@ -1,4 +1,4 @@
-"""Which weights count by what: a head by its own labels, what is shared by examples."""
+"""Weights of clients in the mean: heads by their labels, shared layers by examples."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from keras_lp.tasks.heads import tasks
 
 
 class Groups:
-    """The groups of a model's trainable weights that are averaged with one weight per client.
+    """Groups of trainable weights that are averaged with the same weight per client.
 
-    With one task there is one group. With several, each task's own layers are a group, and all
-    that the tasks share is the first.
+    A model with one task has one group. With several tasks, the first group is the shared layers,
+    and the layers of each task are one group each.
 
     Args:
         model: the model.
-        weighting: `"examples"`, or `"uniform"`, where each client counts as one.
+        weighting: `"examples"`, or `"uniform"` for equal weights of all clients.
 
     Attributes:
-        of_variables: the number of the group of each trainable variable.
+        of_variables: the index of the group of each trainable variable.
     """
 
     def __init__(self, model: keras.Model, weighting: str) -> None:
@@ -42,7 +42,7 @@ class Groups:
         return 1 + len(self._tasks)
 
     def shares(self, data: Arrays) -> np.ndarray:
-        """Returns what one client weighs in each group, `(groups,)` float32."""
+        """Returns the weight of a client in each group, float32 `(groups,)`."""
         counts = [count_examples(data)]
         for name, task in self._tasks.items():
             labels = data[1][name]

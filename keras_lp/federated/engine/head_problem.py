@@ -1,4 +1,4 @@
-"""The convex problem of heads on frozen features, as the server sees it: sums in, weights out."""
+"""The convex problem of heads on frozen features, in terms of the sums of the clients."""
 
 from __future__ import annotations
 
@@ -15,15 +15,17 @@ Sums = Mapping[str, Any]
 
 
 class Standardization:
-    """Features with mean 0 and deviation 1, in the basis of their principal components.
+    """Scales features to mean 0 and standard deviation 1 in the basis of principal components.
 
     Args:
-        sums: what `head_sums.moments` gave, over all clients.
+        sums: the sums of `head_sums.moments` over all clients.
 
     Attributes:
-        mean: of the columns.
-        scale: their standard deviation, infinite for a constant column, so its weight is 0.
-        variances: of the components; of the columns where the clients sent no products.
+        mean: the mean of each column.
+        scale: the standard deviation of each column, infinite for a constant column so that its
+            weight is 0.
+        variances: the variances of the components, or of the columns if the clients sent no
+            products.
     """
 
     def __init__(self, sums: Sums) -> None:
@@ -46,19 +48,19 @@ class Standardization:
         return weights / self.scale[:, None]
 
     def gradient(self, by_kernel: np.ndarray, by_bias: np.ndarray) -> np.ndarray:
-        """Returns the gradient by the weights, where the bias takes the mean in."""
+        """Returns the gradient with respect to the weights; the bias includes the mean."""
         centred = (by_kernel - np.outer(self.mean, by_bias)) / self.scale[:, None]
         return centred if self._basis is None else self._basis.T @ centred
 
 
 class HeadProblem:
-    """One head: its mean loss and `l2 / 2` times the sum of the squared weights.
+    """The problem of one head: its mean loss plus `l2 / 2` times the sum of squared weights.
 
-    A point holds the weights `(components, units)` and below them the bias, all divided by
-    `factors`: in these coordinates the problem is about as steep in every direction.
+    A point consists of the weights `(components, units)` and the bias in the last row, divided by
+    `factors`. In these coordinates the problem is about equally steep in every direction.
 
     Args:
-        features: the features.
+        features: the scaling of the features.
         head: the head.
         l2: strength of the penalty, above 0.
     """
@@ -78,11 +80,11 @@ class HeadProblem:
         return kernel, bias - self._features.mean @ kernel
 
     def objective(self, point: np.ndarray, sums: Sums) -> tuple[float, np.ndarray]:
-        """Returns value and gradient at a point.
+        """Returns the value and gradient at a point.
 
         Args:
-            point: where.
-            sums: what `head_sums.losses` gave of this head there.
+            point: the point.
+            sums: the sums of `head_sums.losses` for this head at the point.
         """
         weights = (self._factors * point)[:-1]
         by_kernel, by_bias = (sums[name] / sums["weight"] for name in ("kernel", "bias"))
@@ -92,12 +94,12 @@ class HeadProblem:
 
 
 class Problem:
-    """The sum of the problems of several heads, which have no weight in common.
+    """The sum of the problems of several heads.
 
-    So its solution is that of each head by itself, and they share the rounds.
+    The heads share no weights, so the solution is that of each head alone. They share the rounds.
 
     Args:
-        features: the features.
+        features: the scaling of the features.
         heads: the heads by name.
         l2: strength of the penalty.
     """
@@ -107,16 +109,16 @@ class Problem:
         self._ends = np.cumsum([np.prod(problem.shape) for problem in self._problems.values()])
 
     def start(self) -> np.ndarray:
-        """Returns the point where all weights are 0."""
+        """Returns the point at which all weights are 0."""
         return np.zeros(self._ends[-1])
 
     def weights(self, point: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Returns kernel and bias of each head on raw features, one after the other."""
+        """Returns the kernels and biases on raw features: kernel, bias, kernel, bias, ..."""
         pairs = (problem.weights(part) for _, problem, part in self._parts(point))
         return tuple(array for pair in pairs for array in pair)
 
     def objective(self, point: np.ndarray, sums: Sums) -> tuple[float, np.ndarray]:
-        """Returns value and gradient at a point, for the sums of all heads."""
+        """Returns the value and gradient at a point for the sums of all heads."""
         found = [problem.objective(part, sums[name]) for name, problem, part in self._parts(point)]
         values, gradients = zip(*found, strict=True)
         return sum(values), np.concatenate([gradient.ravel() for gradient in gradients])
@@ -130,11 +132,11 @@ class Problem:
 
 
 def label_scales(heads: Mapping[str, Head], sums: Sums) -> dict[str, tuple[Any, Any]]:
-    """Returns mean and deviation of the labels, `(units,)` each, by head of a `Regression`.
+    """Returns the mean and standard deviation of `Regression` labels, `(units,)`, by head.
 
     Args:
-        heads: the heads by name; what a head knows already stays.
-        sums: of `head_sums.moments`.
+        heads: the heads by name. Values that are already set in a head are kept.
+        sums: the sums of `head_sums.moments`.
     """
     scales = {}
     for name, head in heads.items():
@@ -147,18 +149,17 @@ def label_scales(heads: Mapping[str, Head], sums: Sums) -> dict[str, tuple[Any, 
             mean = total / count
             std = np.sqrt(np.maximum(squares / count - mean**2, 0))
             std = np.where(std > 1e-6 * np.abs(mean), std, 1)
-            # As the head will hold them, so that clients see the labels that it sees.
+            # In the precision of the head, so that clients use the same labels as the head.
             mean, std = (value.astype("float32").astype("float64") for value in (mean, std))
         scales[name] = mean, std
     return scales
 
 
 def _curvature(head: Head) -> float:
-    """Returns a typical second derivative of the mean loss by an output.
+    """Returns a typical second derivative of the mean loss with respect to an output.
 
-    That of the squared error is the same everywhere. That of a crossentropy is largest where all
-    is equally probable; near the solution a fifth of it served best in trials, within a wide
-    range.
+    For the squared error it is constant. For a crossentropy it is largest at equal probabilities.
+    A fifth of that worked best in experiments; a wide range of values is similar.
     """
     units = head.task.units
     if isinstance(head.task, Regression):

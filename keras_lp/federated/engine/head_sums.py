@@ -1,6 +1,6 @@
-"""What clients send for the solution of heads: sums over their examples, as TensorFlow functions.
+"""TensorFlow functions that compute the sums over examples that clients send to solve heads.
 
-The clients of a block have their rows in one array, so a sum over it is the sum of their sums.
+The rows of all clients of a block are in one array, so a sum over it is the sum over the clients.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from keras_lp.model import class_balance
 from keras_lp.tasks.heads import Head
 from keras_lp.tasks.regression import Regression
 
-# With more columns than this the matrix of their products is too large to send.
+# With more columns, the matrix of their products is too large to send.
 PRODUCT_COLUMNS = 512
 
-# Kernel and bias of each head, one after the other, in float64: differences of losses near the
+# Kernel, bias, kernel, bias, ... of the heads in float64, because differences of losses near the
 # optimum are below the precision of float32.
 Weights = tuple[Any, ...]
 
@@ -28,12 +28,12 @@ Weights = tuple[Any, ...]
 def moments(
     heads: Mapping[str, Head], read_rows: Callable[[tf.Tensor], Any]
 ) -> Callable[[Weights, Any], Any]:
-    """Returns what sums features and labels: `((), block) -> sums`.
+    """Returns a function that sums features and labels: `((), block) -> sums`.
 
-    The sums have the `count` of examples; the `total` `(columns,)` of the features and their
-    `products` `(columns, columns)`, or `(columns,)` squares alone where there are many columns;
-    and by head of a `Regression` in `labels` the count, the total and the squares of its labels
-    that are present, `(3, units)`.
+    The sums are the `count` of examples; the `total` `(columns,)` of the features; their
+    `products` `(columns, columns)`, or only the squares `(columns,)` for more than 512 columns;
+    and in `labels`, for each `Regression` head, the count, total and squares `(3, units)` of the
+    labels that are present.
     """
 
     def add_up(_: Weights, block: Any) -> Any:
@@ -54,9 +54,9 @@ def moments(
 
 
 def feature_moments(read_rows: Callable[[tf.Tensor], Any]) -> Callable[[Weights, Any], Any]:
-    """Returns what sums the features that are finite, and their squares: `((), block) -> sums`.
+    """Returns a function that sums finite features and their squares: `((), block) -> sums`.
 
-    The sums are named as those of `moments`. Each step of a sequence counts.
+    The names are those of `moments`. Each step of a sequence counts as an example.
     """
 
     def add_up(_: Weights, block: Any) -> Any:
@@ -75,9 +75,9 @@ def feature_moments(read_rows: Callable[[tf.Tensor], Any]) -> Callable[[Weights,
 def class_sums(
     heads: Mapping[str, Head], read_rows: Callable[[tf.Tensor], Any]
 ) -> Callable[[Weights, Any], Any]:
-    """Returns what sums labels by class: `((), block) -> sums`.
+    """Returns a function that counts labels by class: `((), block) -> sums`.
 
-    The sums have by head how many labels are of each class and how many are not, `(2, classes)`.
+    The sums are `(2, classes)` per head: the number of labels in each class and not in it.
     """
 
     def add_up(_: Weights, block: Any) -> Any:
@@ -95,18 +95,18 @@ def losses(
     scales: Mapping[str, tuple[np.ndarray, np.ndarray]],
     read_rows: Callable[[tf.Tensor], Any],
 ) -> Callable[[Weights, Any], Any]:
-    """Returns what sums losses and gradients: `(weights, block) -> sums`.
+    """Returns a function that sums losses and gradients: `(weights, block) -> sums`.
 
-    The sums have by head the sum of its weighted `loss`, that of the `weight` of its labels, and
-    the gradients of the loss by `kernel` and `bias`.
+    The sums are, for each head, the weighted `loss`, the `weight` of the labels, and the gradients
+    of the loss with respect to `kernel` and `bias`.
 
     Args:
         heads: the heads by name.
-        scales: mean and deviation of the labels, by head of a `Regression`.
-        read_rows: what `blocks.rows_reader` returned.
+        scales: mean and standard deviation of the labels of each `Regression` head, by name.
+        read_rows: the result of `blocks.rows_reader`.
     """
 
-    # As constants: a client has no variables of the server's.
+    # As constants, because clients have no variables of the server.
     class_weights = {
         name: np.asarray(head.class_weight) if head.is_balanced else None
         for name, head in heads.items()
@@ -164,7 +164,7 @@ def _label_sums(y: tf.Tensor, units: int) -> tf.Tensor:
 
 
 def _unpack(data: Any) -> tuple[tf.Tensor, Any, Any]:
-    """Returns features in float64, labels and sample weights (or None)."""
+    """Returns features in float64, labels, and sample weights or None."""
     x, y, sample_weight = (*data, None)[:3]
     return tf.cast(x[features.KEY], tf.float64), y, sample_weight
 

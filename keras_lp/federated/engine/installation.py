@@ -1,4 +1,4 @@
-"""What TensorFlow Federated needs: what is missing here, and how to install it."""
+"""Checks the dependencies of TensorFlow Federated and lists the commands to install them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 REQUIREMENTS = Path(__file__).parents[1] / "requirements-tff.txt"
 
-# What TFF needs at run time, as modules; the extra `federated` installs them.
+# Runtime dependencies of TFF as modules. The extra `federated` installs them.
 _RUNTIME_MODULES = (
     "attrs",
     "cachetools",
@@ -26,12 +26,12 @@ _TFF_MODULES = ("tensorflow_federated", "tensorflow_privacy", "tensorflow_model_
 
 
 def missing_modules() -> list[str]:
-    """Returns the modules that TFF needs and this environment lacks."""
+    """Returns the modules that TFF needs and that are not installed."""
     return [name for name in (*_RUNTIME_MODULES, *_TFF_MODULES) if not is_installed(name)]
 
 
 def install_commands() -> list[str]:
-    """Returns the shell commands that install what is missing, for this interpreter."""
+    """Returns the shell commands that install the missing modules for this interpreter."""
     missing = missing_modules()
     commands = []
     python = shlex.quote(sys.executable)
@@ -48,18 +48,18 @@ def install_commands() -> list[str]:
 
 
 def unsupported_platform() -> str | None:
-    """Returns why TFF cannot run on this machine, or None."""
+    """Returns the reason why TFF cannot run on this machine, or None."""
     if sys.platform == "linux" and platform.machine() in ("x86_64", "AMD64"):
         return None
     return (
         "TensorFlow Federated has wheels for Linux x86-64 only. Received: "
-        f"{platform.system()} {platform.machine()}. Run the federated part in a Linux container "
-        "or virtual machine; the rest of keras_lp works here."
+        f"{platform.system()} {platform.machine()}. Run federated learning in a Linux container "
+        "or virtual machine. The rest of keras_lp works on this machine."
     )
 
 
 def is_installed(name: str) -> bool:
-    """Whether a module can be imported here, without importing it."""
+    """Whether a module can be imported. Does not import it."""
     try:
         return importlib.util.find_spec(name) is not None
     except ModuleNotFoundError:  # the parent of a dotted name

@@ -1,4 +1,4 @@
-"""Metrics over several clients: the states of metrics, one for each client, become one."""
+"""Merges the metric states of several clients."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ import tensorflow as tf
 from keras_lp.federated.clients.arrays import Arrays, count_examples
 from keras_lp.tasks.heads import tasks
 
-_ROWS = 8  # examples of a trial
+_ROWS = 8  # examples per trial
 _TRIALS = 3
 
 
 class Merging:
-    """How the states of metrics of several clients become that over all their examples.
+    """Merges the metric states of several clients to the state over all their examples.
 
-    Most states are sums; some are the largest or the smallest of something.
+    Most states are sums; some are a maximum or minimum.
 
     Args:
         ways: `"sum"`, `"max"` or `"min"` for each variable of the metrics.
-        start: what the variables are without an example.
+        start: the initial values of the variables.
     """
 
     def __init__(self, ways: Sequence[str], start: Sequence[np.ndarray]) -> None:
         self._ways, self._start = list(ways), list(start)
 
     def start(self) -> tuple[tf.Tensor, ...]:
-        """Returns the states without an example."""
+        """Returns the initial states."""
         return tuple(tf.constant(value) for value in self._start)
 
     def part(self, states: Sequence[tf.Tensor], place: tf.Tensor) -> Any:
-        """Returns what a client adds to the sum over clients.
+        """Returns the contribution of a client to the sum over clients.
 
         Args:
-            states: the client's.
-            place: `(clients,)`, True at the position of the client; nowhere, if it adds nothing.
+            states: the states of the client.
+            place: `(clients,)`, True at the position of the client. All False adds nothing.
         """
         added, own = [], tf.reduce_any(place)
         for way, value, start in zip(self._ways, states, self._start, strict=True):
@@ -51,11 +51,11 @@ class Merging:
         return collections.OrderedDict(states=tuple(added), place=tf.cast(place, tf.int32))
 
     def nothing(self, count: int) -> Any:
-        """Returns the sum over no client, of a round of so many."""
+        """Returns the sum over no clients, for a round with `count` clients."""
         return self.part(self.start(), tf.zeros([count], tf.bool))
 
     def whole(self, parts: Sequence[Any]) -> list[np.ndarray]:
-        """Returns the states over all examples from sums over some clients each."""
+        """Returns the states over all examples from several sums over clients."""
         here = np.concatenate([np.asarray(part["place"]) for part in parts]) > 0
         merged = []
         for i, (way, start) in enumerate(zip(self._ways, self._start, strict=True)):
@@ -69,14 +69,14 @@ class Merging:
 
 
 def find_merging(model: keras.Model, data: Arrays) -> Merging:
-    """Returns how the metrics of a model merge, found by trials on generated predictions.
+    """Finds out how to merge the metrics of a model by trials on generated predictions.
 
     Args:
         model: a compiled model whose metrics are built.
-        data: of a client, for the form of the labels.
+        data: the data of a client, for the form of the labels.
 
     Raises:
-        ValueError: a metric whose state is neither a sum nor a largest or smallest value.
+        ValueError: the state of a metric is not a sum, maximum or minimum.
     """
     model.reset_metrics()
     variables = model.metrics_variables
@@ -88,10 +88,10 @@ def find_merging(model: keras.Model, data: Arrays) -> Merging:
         way = next((way for way, fits in _WAYS.items() if fits(start[i], states)), None)
         if way is None:
             raise ValueError(
-                "Metrics over clients are merged from the states of each: these must be sums over "
-                "examples, or largest or smallest values. Received: the metric "
+                "The states of metrics must be sums over examples, maxima or minima, so that "
+                "clients can be merged. Received: the metric "
                 f"{_owner(model, variable)!r}, whose variable {variable.name!r} is none of them. "
-                "Write its state as sums (as keras.metrics.Mean does) and divide in `result`, or "
+                "Store its state as sums (like keras.metrics.Mean) and divide in `result`, or "
                 "leave it out and evaluate with `model.evaluate`."
             )
         ways.append(way)
@@ -116,7 +116,7 @@ def _close(a: np.ndarray, b: np.ndarray) -> bool:
 def _trial(
     model: keras.Model, data: Arrays, start: Sequence[np.ndarray], seed: int
 ) -> list[list[np.ndarray]]:
-    """Returns the states after some examples, after others, and after the ones and the others."""
+    """Returns the states after a first part of examples, a second part, and both parts."""
     rng = np.random.default_rng(seed)
     rows = np.resize(np.arange(min(count_examples(data), _ROWS)), _ROWS)
     x, y = (tf.nest.map_structure(lambda array: array[rows], part) for part in data[:2])
@@ -126,7 +126,7 @@ def _trial(
         y = tf.nest.pack_sequence_as(y, [_present(*one) for one in labels])
 
     def vary(output: Any) -> tf.Tensor:
-        # Between 0 and 1 where the outputs are, as probabilities are.
+        # Between 0 and 1 if the outputs are, as for probabilities.
         value, (a, b) = np.asarray(output, "float32"), rng.random((2, *output.shape))
         return tf.constant(0.9 * value * a + 0.1 * b, output.dtype)
 
@@ -146,7 +146,7 @@ def _trial(
 
 
 def _present(task: Any, y: np.ndarray) -> np.ndarray:
-    """Returns labels with a value where one is missing."""
+    """Replaces missing labels by 0."""
     missing = np.isnan(y) if np.isnan(task.missing) else ~(y >= 0)
     return np.where(missing, np.zeros_like(y), y)
 

@@ -1,4 +1,4 @@
-"""Which models can be federated."""
+"""Checks whether a model can be trained on clients."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from keras_lp.model.model import Model
 
 
 def check_model(model: Any) -> None:
-    """Raises where clients could not train a model, or would train it in silence otherwise.
+    """Raises if clients cannot train a model, or would silently train it differently.
 
     Raises:
-        ValueError: a model that is not built and compiled, not Functional or Sequential, with a
-            fixed batch size, balanced tasks, a `train_step` of its own, nothing to train,
-            BatchNormalization that trains, or an optimizer that clients cannot run.
-        TypeError: anything else than a Keras model.
+        ValueError: the model is not built and compiled, is not Functional or Sequential, has a
+            fixed batch size, balanced tasks, a custom `train_step`, no trainable weights, trainable
+            BatchNormalization, or an optimizer that clients cannot run.
+        TypeError: `model` is not a Keras model.
     """
     if not isinstance(model, keras.Model):
         raise TypeError(
@@ -32,25 +32,25 @@ def check_model(model: Any) -> None:
         )
     if not getattr(model, "inputs", None) or any(t.shape[0] is not None for t in model.inputs):
         raise ValueError(
-            "FederatedAveraging takes a Functional or Sequential model with a free batch size. "
+            "FederatedAveraging takes a Functional or Sequential model with batch size None. "
             f"Received: model {model.name!r} of type {type(model).__name__}"
-            f"{' with a fixed one' if getattr(model, 'inputs', None) else ''}."
+            f"{' with a fixed batch size' if getattr(model, 'inputs', None) else ''}."
         )
     if balancing_of(model) is not None:
         raise ValueError(
-            "Clients add up the losses of their tasks, by fixed weights at most. Received: model "
+            "Clients support only fixed loss weights for tasks. Received: model "
             f"{model.name!r} with balancing by {type(balancing_of(model)).__name__}. Build it with "
             'balancing="equal", "sum" or a dict of weights.'
         )
     if type(model).train_step not in (keras.Model.train_step, Model.train_step):
         raise ValueError(
-            "Clients train as Keras does by itself. Received: model "
-            f"{model.name!r} of type {type(model).__name__} with a `train_step` of its own, which "
-            "they would leave aside."
+            "Clients do not support a custom `train_step`. Received: model "
+            f"{model.name!r} of type {type(model).__name__}, which overrides it. Build "
+            "it with keras.Model or keras.Sequential."
         )
     if not model.trainable_variables:
         raise ValueError(
-            "FederatedAveraging averages trainable weights. Received: model "
+            "FederatedAveraging takes a model with trainable weights. Received: model "
             f"{model.name!r} without any."
         )
     training = [
@@ -60,9 +60,9 @@ def check_model(model: Any) -> None:
     ]
     if training:
         raise ValueError(
-            "Clients cannot train BatchNormalization: its statistics would never be averaged. "
+            "Clients cannot train BatchNormalization, because its statistics are not averaged. "
             f"Received: model {model.name!r} with the trainable layers {training[:5]}. Freeze "
-            "them (a pretrained backbone's stay frozen in every builder), or build the model "
+            "them (every builder freezes those of a pretrained backbone), or build the model "
             "with GroupNormalization."
         )
     check_client_optimizer(model.optimizer)

@@ -1,4 +1,4 @@
-"""Keras optimizers on clients and server: which ones, and how they run without state."""
+"""Keras optimizers on clients and the server, run without state."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from keras_lp.federated.engine.yogi import Yogi
 from keras_lp.model.optimizers import make_optimizer
 from keras_lp.utils.names import near
 
-# Each is tested to equal Keras's own over three steps.
+# Each is tested to equal that of Keras over three steps.
 _ON_CLIENTS = ("SGD", "Adam", "AdamW", "RMSprop", "Adagrad", "Adadelta", "Adamax", "Lion")
 
-# The adaptive ones with the decay and the large epsilon of Reddi et al., 2021.
+# The adaptive optimizers have the decay and the large epsilon of Reddi et al., 2021.
 _ON_SERVER = {
     "sgd": lambda: keras.optimizers.SGD(1.0),
     "adam": lambda: keras.optimizers.Adam(1e-2, beta_2=0.99, epsilon=1e-3),
@@ -25,21 +25,21 @@ _ON_SERVER = {
 
 
 def check_client_optimizer(optimizer: keras.optimizers.Optimizer) -> None:
-    """Raises `ValueError` unless clients can run an optimizer that starts again each round."""
+    """Raises `ValueError` unless clients can run an optimizer, which restarts in each round."""
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         raise ValueError(
-            "Clients train in float32 or bfloat16. Received: a model compiled under "
+            "Clients must train in float32 or bfloat16. Received: a model compiled under "
             "mixed_float16. Build it under keras.config.set_dtype_policy('float32')."
         )
     if not isinstance(optimizer, tuple(getattr(keras.optimizers, name) for name in _ON_CLIENTS)):
         raise ValueError(
-            f"The optimizer of a client must be one of {', '.join(_ON_CLIENTS)}. Received: a "
+            f"The client optimizer must be one of {', '.join(_ON_CLIENTS)}. Received: a "
             f"model compiled with {type(optimizer).__name__}. Compile it with one of these."
         )
     if optimizer.use_ema or optimizer.gradient_accumulation_steps:
         raise ValueError(
-            "The client's optimizer starts again every round, so it can neither average weights "
-            "nor accumulate gradients. Received: an optimizer with "
+            "The client optimizer restarts in every round, so it must not average weights or "
+            "accumulate gradients. Received: an optimizer with "
             f"use_ema={optimizer.use_ema}, "
             f"gradient_accumulation_steps={optimizer.gradient_accumulation_steps}. Compile the "
             "model without them."
@@ -47,11 +47,11 @@ def check_client_optimizer(optimizer: keras.optimizers.Optimizer) -> None:
 
 
 def server_optimizer(optimizer: Any) -> keras.optimizers.Optimizer:
-    """Returns the server's optimizer for what `FederatedAveraging` was given.
+    """Returns the server optimizer for the argument of `FederatedAveraging`.
 
     Raises:
-        ValueError: an unknown name.
-        TypeError: neither None, a name nor a Keras optimizer.
+        ValueError: the name is unknown.
+        TypeError: `optimizer` is not None, a name or a Keras optimizer.
     """
     if optimizer is None:
         return keras.optimizers.SGD(1.0)
@@ -77,11 +77,11 @@ def server_optimizer(optimizer: Any) -> keras.optimizers.Optimizer:
 def stateless_optimizer(
     optimizer: keras.optimizers.Optimizer, variables: Sequence[keras.Variable]
 ) -> keras.optimizers.Optimizer:
-    """Returns a fresh optimizer of the same settings whose `stateless_apply` works.
+    """Returns a new optimizer with the same settings whose `stateless_apply` works.
 
-    Keras's TensorFlow optimizers overlay the stateless code of their base class with
-    `tf.distribute`. The twin takes each overlaid method from that base class again, unless a
-    class above (a layerwise optimizer) has its own.
+    The TensorFlow optimizers of Keras override stateless methods of their base class with
+    `tf.distribute` code. The twin uses the methods of the base class instead, unless a subclass
+    (a layerwise optimizer) overrides them.
     """
     cls = type(optimizer)
     overlay = next(base for base in cls.__mro__ if base.__name__ == "TFOptimizer")
@@ -93,7 +93,7 @@ def stateless_optimizer(
     }
     made: Any = type(cls.__name__, (cls,), plain)
     twin = made.from_config(optimizer.get_config())
-    if optimizer.weight_decay is not None:  # what is excluded from it is not in the config
+    if optimizer.weight_decay is not None:  # exclusions are not in the config
         decays = optimizer._use_weight_decay
         twin.exclude_from_weight_decay(var_list=[v for v in variables if not decays(v)])
     twin.build(list(variables))

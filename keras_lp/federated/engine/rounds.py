@@ -1,4 +1,4 @@
-"""One round after another: the state between them, and TFF's computations for them."""
+"""Runs rounds with TFF and keeps the state between them."""
 
 from __future__ import annotations
 
@@ -40,17 +40,19 @@ _EVALUATED_AT_ONCE = 256  # clients
 
 
 class Rounds:
-    """The rounds of a federation: the server's state is here, the weights are the model's.
+    """Runs the rounds of a federation.
+
+    Holds the state of the server optimizer. The weights are those of the model.
 
     Args:
         model: a compiled model.
-        local: how a client trains.
-        server_optimizer: what applies the mean update.
+        local: the settings of local training.
+        server_optimizer: the optimizer that applies the mean update.
         weighting: `"examples"` or `"uniform"`.
 
     Attributes:
         dropped: the clients whose update was not finite in the last round.
-        unknown: the names of the logs of the last round that no label went into; they are NaN.
+        unknown: the names of logs of the last round without labels, which are NaN.
     """
 
     def __init__(
@@ -66,12 +68,12 @@ class Rounds:
         self._weighting = weighting
         self._training = _Built()
         self._evaluation = _Built()
-        self._slots: tuple[np.ndarray, ...] | None = None  # of the server's optimizer
+        self._slots: tuple[np.ndarray, ...] | None = None  # of the server optimizer
         self._slots_of: list[int] | None = None
         self.dropped: list[Hashable] = []
         self.unknown: set[str] = set()
-        # Weights that do not train and the clients' data, as files: clients have them, they travel
-        # in no message.
+        # Files of the non-trainable weights and the client data. They are not part of messages,
+        # because clients already have them.
         self._folder = Path(tempfile.mkdtemp(prefix="keras_lp_"))
         self._done = ClientsDone(self._folder)
         weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
@@ -91,13 +93,13 @@ class Rounds:
         rng: np.random.Generator,
         progress: Progress,
     ) -> dict[str, Any]:
-        """Runs a round over these clients, and returns its logs.
+        """Runs a round and returns its logs.
 
         Args:
-            source: where their data come from.
-            clients: their ids.
-            rng: what their shuffles and Dropout draw from.
-            progress: what `progress` returned for these clients.
+            source: the source of the client data.
+            clients: the ids of the clients.
+            rng: the random generator for their shuffling and Dropout.
+            progress: the result of `progress` for these clients.
         """
         start = time.perf_counter()
         seeds = rng.integers(2**31 - 1, size=(len(clients), 2), dtype=np.int32)
@@ -142,7 +144,7 @@ class Rounds:
         }
 
     def _results(self, parts: Sequence[Any], all_dropped: bool) -> dict[str, Any]:
-        """Returns the logs of a round, and notes what no label went into."""
+        """Returns the logs of a round and stores the names of those without labels."""
         stateless = self._training.stateless
         metrics = stateless.merging.whole(parts)
         logs = {name: _plain(value) for name, value in stateless.results(metrics).items()}
@@ -154,14 +156,14 @@ class Rounds:
     def evaluate(
         self, source: Source, progress: Progress
     ) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """Returns the results over all examples, those of each client, and which exist there.
+        """Returns the results over all examples, the results per client, and which of them exist.
 
-        The latter two are arrays `(clients,)` by name: a client without a label of a task has no
-        results of it.
+        The last two are arrays `(clients,)` by name. A client without labels of a task has no
+        results for it.
 
         Args:
-            source: where the clients' data come from.
-            progress: what `progress` returned for all clients.
+            source: the source of the client data.
+            progress: the result of `progress` for all clients.
         """
         count = min(_EVALUATED_AT_ONCE, len(source.ids))
         groups, tables, seen, parts = self._groups(), [], [], []
@@ -188,11 +190,11 @@ class Rounds:
         return {name: _plain(value) for name, value in totals.items()}, each, exist
 
     def arrays(self) -> list[np.ndarray]:
-        """Returns the state after a round: the weights that change, then the server optimizer's."""
+        """Returns the state after a round: weights that change, then the optimizer state."""
         return [*(variable.numpy() for variable in self._changing()), *(self._slots or ())]
 
     def restore(self, arrays: Sequence[np.ndarray]) -> None:
-        """Takes up what `arrays` returned."""
+        """Restores the state that `arrays` returned."""
         variables = self._changing()
         for variable, value in zip(variables, arrays, strict=False):
             variable.assign(value)
@@ -219,7 +221,7 @@ class Rounds:
         return [id(variable) for variable in self._model.trainable_variables]
 
     def _prepare(self, data: Arrays, count: int, on_features: bool) -> Any:
-        """Returns TFF's process and its state, built again where model or data's form are."""
+        """Returns the TFF process and its state, rebuilt if the model or data specs change."""
         built, groups = self._training, self._groups()
         spec, rows = block_spec(len(groups)), rows_spec(data)
         trainable = self._trainable()
@@ -265,7 +267,7 @@ class Rounds:
         return built.process
 
     def _stateless(self, data: Arrays, on_features: bool) -> StatelessModel:
-        # Builds the metrics; evaluating one example changes nothing else.
+        # Evaluates one example to build the metrics. This changes nothing else.
         self._model.test_on_batch(*tf.nest.map_structure(lambda array: array[:1], data))
         self._model.reset_metrics()
         merging = find_merging(self._model, data)
@@ -273,7 +275,7 @@ class Rounds:
 
 
 class _Built:
-    """What was built for one form of data, and for which."""
+    """Objects that were built for a form of data, and the key of that form."""
 
     def __init__(self) -> None:
         self.key: Any = None

@@ -1,4 +1,4 @@
-"""Sums over the examples of clients: TFF adds up what a function gives for each of them."""
+"""Sums a function over the examples of clients with TFF."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from keras_lp.federated.engine.blocks import Work, block_spec, rows_reader, rows
 
 
 class Sums:
-    """The data of some clients, and what adds up a function over them.
+    """Sums functions over the data of clients.
 
     Args:
         data: the arrays of each client.
-        folder: where their rows go.
+        folder: the folder for the rows of the data.
 
     Attributes:
-        read_rows: reads the rows of a block in a graph.
+        read_rows: a function that reads the rows of a block in a graph.
     """
 
     def __init__(self, data: Sequence[Arrays], folder: Path) -> None:
@@ -34,11 +34,11 @@ class Sums:
         self._computation: Any = None
 
     def add_up(self, function: Callable[..., Any], weights: tuple[np.ndarray, ...] = ()) -> Any:
-        """Returns the sums of a function over all clients, as arrays.
+        """Returns the sums of a function over all clients as arrays.
 
         Args:
-            function: `(weights, block) -> sums`. Giving the same one again is fast.
-            weights: what the clients get.
+            function: `(weights, block) -> sums`. Repeated calls with the same function are fast.
+            weights: the weights that are sent to the clients.
         """
         if function is not self._function:
             specs = [tf.TensorSpec(array.shape, array.dtype) for array in weights]

@@ -1,4 +1,4 @@
-"""The import of TensorFlow Federated 0.87 next to a current TensorFlow and Keras 3."""
+"""Imports TensorFlow Federated 0.87 with current versions of TensorFlow and Keras."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from keras_lp.federated.engine.installation import is_installed
 
 @functools.cache
 def import_tff() -> Any:
-    """Returns the module, imported once; the caller holds a lock."""
-    # Releases after 0.87 support Keras 3 by themselves.
+    """Imports the module once and returns it. The caller must hold a lock."""
+    # Releases after 0.87 support Keras 3.
     if importlib.metadata.version("tensorflow-federated").startswith("0.87"):
         _install_placeholders()
     return importlib.import_module("tensorflow_federated")
 
 
 def _install_placeholders() -> None:
-    """Puts empty modules where TFF 0.87 imports what it does not need to run."""
+    """Installs empty modules for imports that TFF 0.87 does not need at runtime."""
 
     def unavailable(*_: Any, **__: Any) -> None:
         raise ImportError("This part of TFF needs packages that are not installed.")
@@ -48,7 +48,7 @@ def _install_placeholders() -> None:
     if not is_installed("tensorflow_probability"):
         _placeholder("tensorflow_probability")
     _import_dp_queries()
-    # Its own `__init__` wants tf_keras; TFF uses one sub-package.
+    # Its `__init__` imports tf_keras, but TFF uses only one subpackage.
     spec = importlib.util.find_spec("tensorflow_model_optimization")
     folders = None if spec is None else spec.submodule_search_locations
     _placeholder(
@@ -59,8 +59,8 @@ def _install_placeholders() -> None:
 
 
 def _import_dp_queries() -> None:
-    """Imports tensorflow-privacy's queries alone; the rest of it wants TensorFlow 1 estimators."""
-    vars(sys)["skip_tf_privacy_import"] = True  # the package's own switch
+    """Imports only the queries of tensorflow-privacy; the rest needs TensorFlow 1 estimators."""
+    vars(sys)["skip_tf_privacy_import"] = True  # a switch of the package
     privacy = importlib.import_module("tensorflow_privacy")
     del vars(sys)["skip_tf_privacy_import"]
     queries = (
@@ -87,7 +87,7 @@ def _import_dp_queries() -> None:
 
 def _placeholder(name: str, **attributes: Any) -> types.ModuleType:
     module = types.ModuleType(name)
-    module.__spec__ = importlib.machinery.ModuleSpec(name, None)  # `find_spec` wants one
+    module.__spec__ = importlib.machinery.ModuleSpec(name, None)  # `find_spec` needs one
     vars(module).update(attributes)
     sys.modules[name] = module
     return module

@@ -1,8 +1,8 @@
-"""A compiled Keras model as computations of TFF.
+"""TFF computations for a compiled Keras model.
 
-The process around the client's work (broadcast, sum, server optimizer) is composed from TFF's
-templates. Clients come in blocks, each one element of its data set, so a round costs the worker
-no input pipeline (TFF's default loop costs several times more).
+The process around the client work (broadcast, sum, server optimizer) is composed from templates of
+TFF. Clients are grouped into blocks. Each block is a data set with one element, so the worker needs
+no input pipeline (the default loop of TFF is several times slower).
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ def build_process(
 ) -> Any:
     """Returns a `tff.learning.templates.LearningProcess` of federated averaging.
 
-    Its measurements of the client work are `metrics` and `dropped`, of the finalizer the L2 norm
-    of the mean update.
+    The measurements of its client work are `metrics` and `dropped`; that of its finalizer is the
+    L2 norm of the mean update.
 
     Args:
         tff: the module.
-        variables: the trainable variables; they are the process's model weights.
-        block_spec: `tf.TensorSpec`s of a block.
-        train: what `client_work.train_block` returned.
-        groups: the group of shares of each variable.
-        server_optimizer: applied to the mean update.
+        variables: the trainable variables, which are the model weights of the process.
+        block_spec: the `tf.TensorSpec`s of a block.
+        train: the result of `client_work.train_block`.
+        groups: the index of the group of each variable.
+        server_optimizer: the optimizer that applies the mean update.
     """
     learning = tff.learning
     initial_weights, weights_type = _weights(tff, variables)
@@ -77,9 +77,9 @@ def build_sum(
 
     Args:
         tff: the module.
-        weights_spec: `tf.TensorSpec`s of the weights, which each client gets.
-        block_spec: `tf.TensorSpec`s of a block.
-        function: `(weights, block) -> result`, such as `client_work.evaluate_block` returns.
+        weights_spec: the `tf.TensorSpec`s of the weights that are sent to the clients.
+        block_spec: the `tf.TensorSpec`s of a block.
+        function: `(weights, block) -> result`, for example from `client_work.evaluate_block`.
     """
     weights_type = tff.to_type(tuple(_tensor_type(tff, spec) for spec in weights_spec))
     data_type = _data_type(tff, block_spec)
@@ -126,10 +126,10 @@ def _no_state(tff: Any) -> Any:
 
 
 def _mean(tff: Any, update_type: Any, groups: Sequence[int], group_count: int) -> Any:
-    """Returns TFF's aggregation: the sum of updates over the sum of shares, group by group.
+    """Returns the TFF aggregation: the sum of updates divided by the sum of shares, per group.
 
-    A group that nobody has a share in stays as it is. A round without any client's update gives
-    NaN, which the server leaves aside.
+    A group with shares 0 is not updated. A round without any client update results in NaN, which
+    the server ignores.
     """
     shares_type = tff.TensorType(np.float32, (group_count,))
 
@@ -163,10 +163,10 @@ def _server_step(
     variables: Sequence[keras.Variable],
     weights_type: Any,
 ) -> Any:
-    """Returns TFF's finalizer: a Keras optimizer applies the mean update as its gradient.
+    """Returns the TFF finalizer: a Keras optimizer that applies the mean update as its gradient.
 
-    An update that is not finite leaves weights and optimizer as they were. (TFF's own finalizer
-    does the same by AutoGraph, which does not work on every Python.)
+    An update that is not finite does not change the weights or the optimizer. (The finalizer of TFF
+    does the same with AutoGraph, which does not work with every version of Python.)
     """
     twin = stateless_optimizer(optimizer, variables)
     start = [variable.numpy() for variable in twin.variables]

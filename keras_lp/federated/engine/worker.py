@@ -1,7 +1,7 @@
 """The worker: the C++ process in which TensorFlow Federated computes.
 
-Left alone, TFF leaves that process behind at exit, holding the pipes of its parent; here it is
-owned.
+By default, TFF does not end that process at exit, and it keeps the pipes of its parent open. This
+module starts and ends it.
 """
 
 from __future__ import annotations
@@ -20,31 +20,30 @@ from typing import Any
 
 from keras_lp.federated.engine.tff_import import import_tff
 
-# Several threads may train at once: one imports TFF and starts the worker.
+# If several threads train at once, only one imports TFF and starts the worker.
 LOCK = threading.RLock()
 
 
 @functools.cache
 def load_worker() -> Worker:
-    """Returns the one worker of this process."""
+    """Returns the only worker of this process."""
     return Worker()
 
 
 class Worker:
-    """TFF's C++ process, started when first needed, and again when it has died.
+    """The C++ process of TFF, started on first use and restarted if it has died.
 
-    It is killed at exit, and by the kernel if this process dies first; it holds none of our
-    pipes.
+    It is killed at exit, or by the kernel if this process dies first. It does not inherit pipes.
 
     Attributes:
         process: the process, None before the first start.
-        restarts: how often it was started again.
-        bytes_sent: sizes of all messages to it: weights and computations (data are in files).
-        bytes_received: sizes of all messages from it.
+        restarts: number of restarts.
+        bytes_sent: bytes of all messages to it: weights and computations (data are in files).
+        bytes_received: bytes of all messages from it.
     """
 
-    # PR_SET_PDEATHSIG (1) with SIGKILL (9), set by a launcher between fork and exec: a
-    # `preexec_fn` is not safe with TensorFlow's threads.
+    # PR_SET_PDEATHSIG (1) with SIGKILL (9), set by a launcher between fork and exec, because
+    # `preexec_fn` is not safe with the threads of TensorFlow.
     _LAUNCH = (
         "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); os.execv(sys.argv[1], sys.argv[1:])"
     )
@@ -56,13 +55,14 @@ class Worker:
         self.restarts = self.bytes_sent = self.bytes_received = 0
         self._allowed = self._RESTARTS_A_CALL
         self._stub: Any = None
-        atexit.register(self.end)
+        self._channel: Any = None
+        atexit.register(self._leave)
 
     @contextlib.contextmanager
     def watch(self) -> Iterator[None]:
-        """Lets the worker die a few times in a call of TFF, which starts again each time.
+        """Limits the number of restarts of the worker during a TFF call.
 
-        TFF itself would try without end.
+        TFF itself would retry forever.
         """
         self._allowed = self.restarts + self._RESTARTS_A_CALL
         yield
@@ -77,19 +77,29 @@ class Worker:
             return self._stub
 
     def end(self) -> None:
-        """Kills the process, if it runs."""
+        """Kills the process if it is running."""
         if self.process is not None and self.process.poll() is None:
-            self.process.kill()  # SIGTERM would leave it alive for seconds
+            self.process.kill()  # after SIGTERM it would live for seconds
             self.process.wait()
+
+    def _leave(self) -> None:
+        """Ends the process as Python exits.
+
+        The channel is closed first: when its worker goes, gRPC starts a thread, which Python 3.12
+        refuses at exit with a traceback.
+        """
+        if self._channel is not None:
+            self._channel.close()
+        self.end()
 
     def _count_restart(self) -> None:
         if self.process is None:
             return
         if self.restarts >= self._allowed:
             raise RuntimeError(
-                "TFF's worker process must live through a round. Received: "
-                f"{self._RESTARTS_A_CALL + 1} deaths in one, the last with exit code "
-                f"{self.process.poll()}. It may lack memory: sample fewer clients a round."
+                "The TFF worker process must survive a round. Received: "
+                f"{self._RESTARTS_A_CALL + 1} deaths in one round, the last with exit code "
+                f"{self.process.poll()}. It may be out of memory: sample fewer clients per round."
             )
         self.restarts += 1
 
@@ -102,26 +112,26 @@ class Worker:
         port = portpicker.pick_unused_port()
         self.process = subprocess.Popen(
             [sys.executable, "-ISc", self._LAUNCH, str(binary), f"--port={port}"],
-            # Left to itself TensorFlow 2.14 has oneDNN off on some processors, where convolutions
-            # then take 2.5 times longer.
+            # By default, TensorFlow 2.14 disables oneDNN on some processors, which makes
+            # convolutions 2.5 times slower.
             env={"TF_ENABLE_ONEDNN_OPTS": "1", **os.environ},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
         unlimited = [(f"grpc.max_{kind}message_length", -1) for kind in ("", "send_", "receive_")]
-        channel = grpc.insecure_channel(f"localhost:{port}", unlimited)
-        counted = grpc.intercept_channel(channel, _counting_interceptor(self))
+        self._channel = grpc.insecure_channel(f"localhost:{port}", unlimited)
+        counted = grpc.intercept_channel(self._channel, _counting_interceptor(self))
         self._stub = tff.framework.RemoteExecutorGrpcStub(counted)
         deadline = time.monotonic() + self._SECONDS_TO_START
         while not self._stub.is_ready:
             code = self.process.poll()
-            if code is not None and code < 0:  # killed: tried again, as in a round
+            if code is not None and code < 0:  # killed: try again, as in a round
                 return
             if code is not None or time.monotonic() > deadline:
                 raise RuntimeError(
-                    "TFF's worker process must start and answer. Received: exit code "
-                    f"{code} from {binary}. Run it by hand to see why: "
+                    "The TFF worker process must start and respond. Received: exit code "
+                    f"{code} from {binary}. Run it manually to see why: "
                     f"{binary} --port={port}"
                 )
             time.sleep(0.01)

@@ -1,4 +1,4 @@
-"""Yogi, the server optimizer of FedYogi: Keras has none."""
+"""Yogi, the server optimizer of FedYogi, which Keras does not have."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from keras import ops
 
 
 class Yogi(keras.optimizers.Optimizer):
-    """Adam whose second moment changes by the sign of its error, so that it never jumps.
+    """Adam whose second moment moves by `(1 - beta_2) * g**2` towards `g**2`.
 
-    As the server optimizer of Reddi et al., 2021, Adaptive Federated Optimization
-    (arXiv:2003.00295, Algorithm 2), without bias correction; Yogi itself is of Zaheer et al.,
-    2018, Adaptive Methods for Nonconvex Optimization.
+    The server optimizer of Reddi et al., 2021, Adaptive Federated Optimization (arXiv:2003.00295,
+    Algorithm 2), without bias correction. Yogi is from Zaheer et al., 2018, Adaptive Methods for
+    Nonconvex Optimization.
 
     Args:
-        learning_rate: the rate, or a schedule of it. Defaults to 1e-2.
+        learning_rate: the learning rate or a schedule. Defaults to 1e-2.
         beta_1: decay of the first moment. Defaults to 0.9.
         beta_2: decay of the second moment. Defaults to 0.99.
-        epsilon: added to the root of the second moment, which starts at its square. Defaults to
-            1e-3.
+        epsilon: constant added to the square root of the second moment. The initial second moment
+            is its square. Defaults to 1e-3.
         **kwargs: arguments of `keras.optimizers.Optimizer`.
     """
 
@@ -36,7 +36,7 @@ class Yogi(keras.optimizers.Optimizer):
         self.beta_1, self.beta_2, self.epsilon = beta_1, beta_2, epsilon
 
     def build(self, variables: list[keras.Variable]) -> None:
-        """Makes the two moments of each variable."""
+        """Creates the two moments of each variable."""
         if self.built:
             return
         super().build(variables)
@@ -46,7 +46,7 @@ class Yogi(keras.optimizers.Optimizer):
         )
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
-        """Moves one variable."""
+        """Updates a variable."""
         rate = ops.cast(learning_rate, variable.dtype)
         gradient = ops.cast(gradient, variable.dtype)
         index = self._get_variable_index(variable)
@@ -57,6 +57,6 @@ class Yogi(keras.optimizers.Optimizer):
         self.assign_sub(variable, rate * first / (ops.sqrt(second) + self.epsilon))
 
     def get_config(self) -> dict[str, Any]:
-        """Returns the constructor's arguments."""
+        """Returns the arguments of the constructor."""
         own = {"beta_1": self.beta_1, "beta_2": self.beta_2, "epsilon": self.epsilon}
         return {**super().get_config(), **own}

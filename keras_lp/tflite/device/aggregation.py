@@ -1,8 +1,4 @@
-"""Averages the weights of real phones on a server: the server side of federated averaging.
-
-McMahan et al., 2017, Communication-Efficient Learning of Deep Networks from Decentralized Data
-(arXiv:1602.05629).
-"""
+"""Averages the weights of real phones on a server: the server side of federated averaging."""
 
 from __future__ import annotations
 
@@ -102,6 +98,9 @@ def aggregate_device_updates(
     >>> print(done)
     2 of 2 updates averaged
     >>> done.save("round_1.npz")
+
+    Reference: McMahan et al., 2017, Communication-Efficient Learning of Deep Networks from
+    Decentralized Data (arXiv:1602.05629).
     """
     if not isinstance(model, keras.Model):
         raise TypeError(f"aggregate_device_updates takes a Keras model. Received: model={model!r}.")

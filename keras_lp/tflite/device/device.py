@@ -65,7 +65,7 @@ class DeviceTrainer:
             ) from error
         path = Path(path).expanduser()
         if not path.is_file():
-            raise FileNotFoundError(f"`path` must be a .tflite file. Received: path={str(path)!r}.")
+            raise FileNotFoundError(f"`path` must be an existing file. Received: {str(path)!r}.")
         check_whole(path.read_bytes(), path)
         try:
             self._interpreter = Interpreter(model_path=str(path), num_threads=num_threads)
@@ -398,7 +398,7 @@ def write_weights(path: str | os.PathLike[str], weights: Mapping[str, np.ndarray
     arrays: dict[str, Any] = dict(weights)
     try:
         with partial.open("wb") as file:  # for a path, NumPy would add ".npz"
-            np.savez(file, **weights)
+            np.savez(file, **arrays)
         partial.replace(path)
     except OSError as error:
         reason = error.strerror or str(error)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_lp.backbones.copying import copy_model
 from keras_lp.tflite.contents import foreign_operations
 from keras_lp.tflite.export.int8 import quantize
-from keras_lp.tflite.interface import call_flat, input_names, outputs
+from keras_lp.tflite.interface import Interface
 from keras_lp.utils.arguments import Verbose
 from keras_lp.utils.files import check_scratch_space
 from keras_lp.utils.progress import Progress
@@ -22,21 +21,19 @@ _LOOPS = ("While", "StatelessWhile", "If", "StatelessIf", "Case", "StatelessCase
 
 
 def convert(
-    model: keras.Model,
+    described: Interface,
     quantization: str | None = None,
-    calibration: list[np.ndarray] | None = None,
+    calibration: Sequence[np.ndarray] = (),
     batch_size: int = 1,
-    activate: bool = True,
     verbose: Verbose = 0,
 ) -> bytes:
     """Converts a model to the bytes of a `.tflite` file.
 
     Args:
-        model: a model that `check_model` accepts and that computes in float32.
+        described: a model that computes in float32, for `"int8"` without loops.
         quantization: see `export_tflite`.
-        calibration: for `"int8"`, the calibration inputs, in the order of `model.inputs`.
+        calibration: for `"int8"`, the calibration inputs, in the order of the model's.
         batch_size: number of examples per call.
-        activate: whether to add the softmax or sigmoid of the heads.
         verbose: how to show the progress of the calibration, see `Progress`.
 
     Raises:
@@ -45,8 +42,9 @@ def convert(
         ImportError: `"int8"` needs `ai-edge-litert`, which is not installed.
         OSError: the disk of the temporary files is full.
     """
+    model = described.model
     check_scratch_space(weight_bytes(model))
-    serve, module = _serving_function(model, batch_size, activate)
+    serve, module = _serving_function(described, batch_size)
     converter = tf.lite.TFLiteConverter.from_concrete_functions([serve], module)
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
     if quantization in ("dynamic", "float16"):
@@ -63,11 +61,11 @@ def convert(
         raise _not_builtin(model, serve, foreign)
     if quantization != "int8":
         return content
+    batches = _batches(described.input_names, calibration, batch_size)
+    heads = [output.name for output in described.outputs if output.task is not None]
     try:
-        inputs = calibration or []
-        count = max(len(inputs[0]) // batch_size, 1)
-        progress = Progress("Calibration", count, verbose)
-        return quantize(content, _batches(model, inputs, batch_size), progress)
+        with Progress("Calibration", len(batches), verbose) as progress:
+            return quantize(content, batches, heads, progress)
     except RuntimeError as error:
         raise ValueError(
             "LiteRT must be able to run an int8 model on the calibration data. Received: model "
@@ -80,75 +78,20 @@ def weight_bytes(model: keras.Model) -> int:
     return sum(variable.numpy().nbytes for variable in model.variables)
 
 
-def compute_types(model: keras.Model) -> set[str]:
-    """Returns the compute dtypes of the layers of a model other than float32."""
-    types = {layer.compute_dtype for layer in model._flatten_layers()}
-    return types & {"float16", "bfloat16", "float64"}
-
-
-def float32_copy(model: keras.Model) -> keras.Model:
-    """Returns a copy of a model that computes in float32, with the same weights."""
-    return _copy(model, _in_float32, f"it computes in {sorted(compute_types(model))}")
-
-
-def without_loops(model: keras.Model) -> keras.Model:
-    """Returns the model, or a copy with unrolled recurrent layers.
-
-    `"int8"` needs it, because activations inside loops are neither measured nor quantized.
-    """
-    if not any(getattr(layer, "unroll", True) is False for layer in model._flatten_layers()):
-        return model
-    return _copy(model, _unrolled, "its recurrent layers loop")
-
-
-def _copy(model: keras.Model, change: Callable[[Any], Any], reason: str) -> keras.Model:
-    try:
-        return copy_model(model, change)
-    except Exception as error:
-        raise ValueError(
-            "A model that cannot be exported as it is must be copyable. Received: "
-            f"model {model.name!r}: {reason}, and copying it failed: {error}. Give its layers a "
-            "`get_config`, or build it in float32 (int8: with unroll=True) and copy the weights "
-            "with `set_weights(model.get_weights())`."
-        ) from error
-
-
-def _in_float32(config: Any) -> Any:
-    """Replaces every dtype policy in the config of a layer, and of its sublayers, by float32."""
-    if isinstance(config, dict):
-        if config.get("class_name") == "DTypePolicy":
-            return "float32"
-        return {key: _in_float32(value) for key, value in config.items()}
-    if isinstance(config, (list, tuple)):
-        return type(config)(_in_float32(value) for value in config)
-    return config
-
-
-def _unrolled(config: Any) -> Any:
-    if isinstance(config, dict):
-        return {key: key == "unroll" or _unrolled(value) for key, value in config.items()}
-    if isinstance(config, (list, tuple)):
-        return type(config)(_unrolled(value) for value in config)
-    return config
-
-
-def _serving_function(model: keras.Model, batch_size: int, activate: bool) -> tuple[Any, tf.Module]:
+def _serving_function(described: Interface, batch_size: int) -> tuple[Any, tf.Module]:
     # The tracked object must hold the variables, not the model. If it holds the model, the
     # converter succeeds but drops the weights.
     module = tf.Module()
-    module.held = [variable.value for variable in model.variables]
+    module.held = [variable.value for variable in described.model.variables]
     specs = [
-        tf.TensorSpec((batch_size, *tensor.shape[1:]), tensor.dtype, name)
-        for name, tensor in zip(input_names(model), model.inputs, strict=True)
+        tf.TensorSpec((batch_size, *one.shape), one.dtype, one.name) for one in described.inputs
     ]
-    described = outputs(model)
 
     @tf.function(input_signature=specs)
     def serve(*tensors: tf.Tensor) -> dict[str, tf.Tensor]:
-        raw = call_flat(model, tensors)
         return {
-            output.name: keras.activations.get(output.activation)(value) if activate else value
-            for output, value in zip(described, raw, strict=True)
+            output.name: keras.activations.get(output.activation)(value)
+            for output, value in zip(described.outputs, described.call(tensors), strict=True)
         }
 
     module.serve = serve
@@ -156,13 +99,13 @@ def _serving_function(model: keras.Model, batch_size: int, activate: bool) -> tu
 
 
 def _batches(
-    model: keras.Model, arrays: list[np.ndarray], batch_size: int
-) -> Iterator[dict[str, np.ndarray]]:
-    """Yields full calibration batches; too few examples for one batch are repeated."""
-    names, count = input_names(model), len(arrays[0])
-    for start in range(0, max(count - batch_size, 0) + 1, batch_size):
-        rows = np.arange(start, start + batch_size) % count
-        yield {name: array[rows] for name, array in zip(names, arrays, strict=True)}
+    names: Sequence[str], arrays: Sequence[np.ndarray], batch_size: int
+) -> list[dict[str, np.ndarray]]:
+    """Returns full calibration batches; too few examples for one batch are repeated."""
+    count = len(arrays[0])
+    starts = range(0, max(count - batch_size, 0) + 1, batch_size)
+    rows = [np.arange(start, start + batch_size) % count for start in starts]
+    return [{n: array[one] for n, array in zip(names, arrays, strict=True)} for one in rows]
 
 
 def _check_no_loops(model: keras.Model, serve: Any) -> None:

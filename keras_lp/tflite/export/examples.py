@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -13,7 +13,7 @@ import tensorflow as tf
 from keras_lp.backbones.pixels import warn_of_scaled_pictures
 from keras_lp.model import checks
 from keras_lp.model.model import input_structure
-from keras_lp.tflite.interface import input_names, outputs, vocabulary_sizes
+from keras_lp.tflite.interface import Input, Interface, Output
 
 GENERATED = "generated inputs"
 _COUNT = 64  # number of generated examples
@@ -39,11 +39,11 @@ class Examples:
         return Examples(inputs, {k: y[rows] for k, y in self.labels.items()}, self.source)
 
 
-def read_examples(model: keras.Model, data: Any, source: str) -> Examples:
+def read_examples(described: Interface, data: Any, source: str) -> Examples:
     """Reads and checks the examples that a user passed.
 
     Args:
-        model: the model to be exported.
+        described: the model to be exported.
         data: inputs, an `(inputs, labels)` pair, or a batched `tf.data.Dataset` of either.
         source: the name of the argument, for errors and the report.
 
@@ -56,7 +56,7 @@ def read_examples(model: keras.Model, data: Any, source: str) -> Examples:
     x, y = (
         (data[0], data[1] if len(data) > 1 else None) if isinstance(data, tuple) else (data, None)
     )
-    inputs = _read_inputs(model, x, source)
+    inputs = _read_inputs(described, x, source)
     counts = {len(array) for array in inputs}
     if counts == {0} or len(counts) > 1:
         raise ValueError(
@@ -64,12 +64,12 @@ def read_examples(model: keras.Model, data: Any, source: str) -> Examples:
             f"Received: {sorted(counts)} examples."
         )
     checks.check_finite(inputs, f" of {source}")
-    warn_of_scaled_pictures(model, inputs, source)
-    labels = {} if y is None else _read_labels(model, y, len(inputs[0]), source)
+    warn_of_scaled_pictures(described.model, inputs, source)
+    labels = {} if y is None else _read_labels(described.outputs, y, len(inputs[0]), source)
     return Examples(inputs, labels, source)
 
 
-def generate_examples(model: keras.Model) -> Examples:
+def generate_examples(described: Interface) -> Examples:
     """Generates 64 examples that show whether a file computes the same as the model.
 
     Images are colored areas with noise, because images of plain noise all look the same to a
@@ -77,18 +77,19 @@ def generate_examples(model: keras.Model) -> Examples:
     ids, padded at the end with 0 as in most models. Other integers are 0 or 1.
     """
     rng = np.random.default_rng(0)
-    sizes = vocabulary_sizes(model)
-    inputs = []
-    for i, tensor in enumerate(model.inputs):
-        shape = (_COUNT, *tensor.shape[1:])
-        if tensor.dtype == "uint8" or keras.backend.is_float_dtype(tensor.dtype):
-            array = _pictures(rng, shape) if len(shape) == 4 else _numbers(rng, shape)
-        elif i in sizes:
-            array = generate_texts(rng, shape, sizes[i])
-        else:
-            array = rng.integers(0, 2, shape)
-        inputs.append(array.astype(tensor.dtype))
+    inputs = [_generate(rng, one) for one in described.inputs]
     return Examples(inputs, {}, GENERATED)
+
+
+def _generate(rng: np.random.Generator, described: Input) -> np.ndarray:
+    shape = (_COUNT, *described.shape)
+    if described.dtype == "uint8" or keras.backend.is_float_dtype(described.dtype):
+        array = _pictures(rng, shape) if len(shape) == 4 else _numbers(rng, shape)
+    elif described.ids is not None:
+        array = generate_texts(rng, shape, described.ids)
+    else:
+        array = rng.integers(0, 2, shape)
+    return array.astype(described.dtype)
 
 
 def _read_dataset(dataset: tf.data.Dataset, source: str) -> Any:
@@ -103,8 +104,8 @@ def _read_dataset(dataset: tf.data.Dataset, source: str) -> Any:
     return tf.nest.map_structure(lambda *parts: np.concatenate(parts), *batches)
 
 
-def _read_inputs(model: keras.Model, x: Any, source: str) -> list[np.ndarray]:
-    structure = input_structure(model)
+def _read_inputs(described: Interface, x: Any, source: str) -> list[np.ndarray]:
+    structure = input_structure(described.model)
     if isinstance(structure, Mapping):
         if not isinstance(x, Mapping) or not set(structure) <= set(x):
             received = f"the keys {list(x)}" if isinstance(x, Mapping) else type(x).__name__
@@ -114,25 +115,28 @@ def _read_inputs(model: keras.Model, x: Any, source: str) -> list[np.ndarray]:
             )
         found = [x[name] for name in sorted(structure)]
     else:
-        found = list(x) if isinstance(x, list) and len(model.inputs) > 1 else [x]
-    if len(found) != len(model.inputs):
+        found = list(x) if isinstance(x, list) and len(described.inputs) > 1 else [x]
+    if len(found) != len(described.inputs):
         raise ValueError(
-            f"`{source}` must be a list of the {len(model.inputs)} inputs {input_names(model)}. "
+            f"`{source}` must be a list of the {len(described.inputs)} inputs "
+            f"{described.input_names}. "
             f"Received: {len(found)}."
         )
     arrays = [np.asarray(array) for array in found]
-    for array, tensor in zip(arrays, model.inputs, strict=True):
-        if array.shape[1:] != tuple(tensor.shape[1:]) or not array.ndim:
+    for array, one in zip(arrays, described.inputs, strict=True):
+        if array.shape[1:] != one.shape or not array.ndim:
             raise ValueError(
-                f"The examples of `{source}` must have shape {tuple(tensor.shape[1:])}. Received: "
+                f"The examples of `{source}` must have shape {one.shape}. Received: "
                 f"an array of shape {array.shape}. Batch a data set first."
             )
-    pairs = zip(arrays, model.inputs, strict=True)
-    return [array.astype(tensor.dtype) for array, tensor in pairs]
+    pairs = zip(arrays, described.inputs, strict=True)
+    return [array.astype(one.dtype) for array, one in pairs]
 
 
-def _read_labels(model: keras.Model, y: Any, count: int, source: str) -> dict[str, np.ndarray]:
-    described = {output.name: output for output in outputs(model)}
+def _read_labels(
+    outputs: Sequence[Output], y: Any, count: int, source: str
+) -> dict[str, np.ndarray]:
+    described = {output.name: output for output in outputs}
     if isinstance(y, Mapping):
         checks.check_label_names(described, y, f" of {source}")
     elif len(described) == 1:

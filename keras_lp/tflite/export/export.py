@@ -6,22 +6,21 @@ import dataclasses
 import os
 import zipfile
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 import keras
 
 from keras_lp.tasks.task import is_number
 from keras_lp.tflite.contents import read_contents, write_whole
-from keras_lp.tflite.export.convert import compute_types, convert, float32_copy, without_loops
-from keras_lp.tflite.export.correction import corrected_heads
+from keras_lp.tflite.export.convert import convert
+from keras_lp.tflite.export.copies import compute_types, float32_copy, without_loops
 from keras_lp.tflite.export.examples import GENERATED, Examples, generate_examples, read_examples
 from keras_lp.tflite.export.report import ExportReport
 from keras_lp.tflite.export.verify import Comparison, Tolerance, compare, latency, load
-from keras_lp.tflite.interface import check_model, input_names
+from keras_lp.tflite.interface import Interface, describe
 from keras_lp.tflite.metadata.annotate import TFLiteMetadata, annotate
 from keras_lp.utils.arguments import Verbose, check_choice, check_positive
 from keras_lp.utils.files import check_archive
-from keras_lp.utils.progress import bar_only
 
 Quantization = Literal["dynamic", "float16", "int8"]
 
@@ -120,23 +119,23 @@ def export_tflite(
     path = Path(path).expanduser()
     if path.is_dir():
         raise ValueError(f"`path` must be a file to write. Received: the folder {path}.")
-    model = _loaded(model)
-    check_model(model)
-    types = tuple(sorted(compute_types(model)))
-    model = float32_copy(model) if types else model
-    calibration = _read(model, calibration_data, "calibration_data")
-    examples = _read(model, verification_data, "verification_data") or calibration
-    content = _converted(model, quantization, calibration, batch_size, verbose)
+    described = describe(_loaded(model))
+    types = tuple(sorted(compute_types(described.model)))
+    if types:
+        described = describe(float32_copy(described.model))
+    calibration = _read(described, calibration_data, "calibration_data")
+    examples = _read(described, verification_data, "verification_data") or calibration
+    content = _converted(described, quantization, calibration, batch_size, verbose)
     if metadata:
         options = metadata if isinstance(metadata, TFLiteMetadata) else TFLiteMetadata()
-        content = annotate(content, model, options)
+        content = annotate(content, described, options)
     report = ExportReport(str(path), quantization, read_contents(content), types)
     if verify:
-        examples = examples or generate_examples(model)
+        examples = examples or generate_examples(described)
         if examples is calibration:
             examples = examples.thinned(_VERIFY_ON)
         allowed = Tolerance.of(quantization, tolerance)
-        report = _verified(report, content, model, examples, batch_size, allowed)
+        report = _verified(report, content, described, examples, batch_size, allowed)
     write_whole(path, content)
     return report
 
@@ -185,36 +184,35 @@ def _loaded(model: Any) -> keras.Model:
     return keras.saving.load_model(path, compile=False)
 
 
-def _read(model: keras.Model, data: Any, argument: str) -> Examples | None:
-    return None if data is None else read_examples(model, data, argument)
+def _read(described: Interface, data: Any, argument: str) -> Examples | None:
+    return None if data is None else read_examples(described, data, argument)
 
 
 def _converted(
-    model: keras.Model,
+    described: Interface,
     quantization: str | None,
     calibration: Examples | None,
     batch_size: int,
     verbose: Verbose,
 ) -> bytes:
-    if quantization != "int8":
-        return convert(model, quantization, batch_size=batch_size)
-    inputs = cast(Examples, calibration).thinned(_CALIBRATE_ON).inputs
-    model = without_loops(model)
-    with corrected_heads(model, inputs, batch_size, bar_only(verbose)):
-        return convert(model, quantization, inputs, batch_size, verbose=verbose)
+    if calibration is None:
+        return convert(described, quantization, batch_size=batch_size)
+    described = dataclasses.replace(described, model=without_loops(described.model))
+    inputs = calibration.thinned(_CALIBRATE_ON).inputs
+    return convert(described, quantization, inputs, batch_size, verbose)
 
 
 def _verified(
     report: ExportReport,
     content: bytes,
-    model: keras.Model,
+    described: Interface,
     examples: Examples,
     batch_size: int,
     allowed: Tolerance,
 ) -> ExportReport:
     """Returns the report with the comparisons, or raises if one exceeds the tolerance."""
-    run = load(content, input_names(model))
-    comparisons = compare(model, run, examples, batch_size, allowed)
+    run = load(content, described.input_names)
+    comparisons = compare(described, run, examples, batch_size, allowed)
     for name, one in comparisons.items():
         if not one.error <= one.allowed:  # also raises for NaN
             remedy = "Try another quantization, or allow more with `tolerance`."
@@ -222,7 +220,7 @@ def _verified(
                 remedy = f"Pass real examples as `verification_data`. {remedy}"
             raise ValueError(
                 f"A {report.quantization or 'float32'} file must {_rule(one, allowed)}. "
-                f"Received: model {model.name!r}, output {name!r}, {one.describe()}, on "
+                f"Received: model {described.model.name!r}, output {name!r}, {one.describe()}, on "
                 f"{examples.source}. {remedy}"
             )
     return dataclasses.replace(

@@ -1,6 +1,6 @@
 """Quantizes a float32 file to 8-bit integer computation.
 
-The activations are measured on the calibration examples. Two steps make the result more accurate
+The activations are measured on the calibration examples. Three steps make the result more accurate
 than plain rounding:
 
 - Clipping: the range of an activation is divided into 255 steps. A few outliers would make every
@@ -14,7 +14,7 @@ than plain rounding:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import flatbuffers
 import numpy as np
@@ -22,6 +22,7 @@ import tensorflow as tf
 from tensorflow.lite.python import schema_py_generated as schema
 
 from keras_lp.tflite.device.runtime import load_interpreter
+from keras_lp.tflite.export.correction import affine_map
 from keras_lp.utils.progress import Progress
 
 _CUT_OFF = 3e-5  # share of the nonzero values that is cut off at each end
@@ -31,36 +32,48 @@ _CONV, _DEPTHWISE, _DENSE = (
     schema.BuiltinOperator.DEPTHWISE_CONV_2D,
     schema.BuiltinOperator.FULLY_CONNECTED,
 )
+_AFTER_HEAD = (  # operations between the last dense layer of a head and its output
+    schema.BuiltinOperator.SOFTMAX,
+    schema.BuiltinOperator.LOGISTIC,
+    schema.BuiltinOperator.RESHAPE,
+)
+
+Batches = Sequence[Mapping[str, np.ndarray]]
 
 
 def quantize(
-    content: bytes, batches: Iterable[Mapping[str, np.ndarray]], progress: Progress
+    content: bytes,
+    batches: Batches,
+    heads: Collection[str] = (),
+    progress: Progress | None = None,
 ) -> bytes:
     """Returns a file that computes in 8 bits.
 
     Args:
         content: a float32 file with one subgraph and one signature.
         batches: calibration batches, each a dict of inputs by their names in the signature.
-        progress: gets a step per batch.
+        heads: names of the outputs whose last dense layers are corrected. Defaults to none.
+        progress: gets a step per batch. Defaults to None.
 
     Raises:
         ValueError: an activation is not finite.
         ImportError: `ai-edge-litert` is not installed.
     """
-    # The TFLite converter ends with this call. Calling it here allows other activation ranges.
-    from tensorflow.lite.python.convert import mlir_quantize
-
     model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
     graph = model.subgraphs[0]
     layers = list(_layers(model))
+    last = _last_layers(model, layers, heads)
+    wanted: dict[str, list[np.ndarray]] = {name: [] for name in last}
     activations = {index: _Activation() for index in _computed(graph)}
     rng = np.random.default_rng(0)
-    with progress:
-        for value_of, examples in _runs(content, batches):
-            for index, activation in activations.items():
-                activation.see(value_of(index).ravel(), _DRAWN * examples, rng)
-            for layer in layers:
-                layer.see(value_of(layer.operator.inputs[0]))
+    for value_of, examples in _runs(content, batches):
+        for index, activation in activations.items():
+            activation.see(value_of(index).ravel(), _DRAWN * examples, rng)
+        for layer in layers:
+            layer.see(value_of(layer.operator.inputs[0]))
+        for name, layer in last.items():
+            wanted[name].append(value_of(layer.operator.outputs[0]))
+        if progress is not None:
             progress.step()
     for index, activation in activations.items():
         tensor = graph.tensors[index]
@@ -68,9 +81,12 @@ def quantize(
         tensor.quantization = schema.QuantizationParametersT(min=[low], max=[high])
     for layer in layers:
         _set_bias(model, layer, layer.bias - layer.shift())
-    builder = flatbuffers.Builder(len(content))
-    builder.Finish(model.Pack(builder), b"TFL3")
-    return mlir_quantize(bytes(builder.Output()))
+    given = _quantized_outputs(model, last, batches) if last else {}
+    for name, layer in last.items():
+        layer.apply(*affine_map(np.concatenate(given[name]), np.concatenate(wanted[name])))
+        _set_constant(model, layer, 1, layer.weights[:, 0, 0])
+        _set_bias(model, layer, layer.bias - layer.shift())
+    return _quantized(model)
 
 
 def as_stored(weights: np.ndarray) -> np.ndarray:
@@ -128,6 +144,12 @@ class _Layer:
     bias: np.ndarray
     patches: list[np.ndarray] = dataclasses.field(default_factory=list)
 
+    @property
+    def is_linear(self) -> bool:
+        """Whether the operation has no activation such as relu."""
+        fused = self.operator.builtinOptions.fusedActivationFunction
+        return bool(fused == schema.ActivationFunctionType.NONE)
+
     def see(self, x: np.ndarray) -> None:
         """Updates `patches` with the input of a batch."""
         _, height, width, channels = self.weights.shape
@@ -153,6 +175,11 @@ class _Layer:
         error = (as_stored(weights) - weights).reshape(groups, -1, *weights.shape[1:])
         grouped = patch.reshape(*patch.shape[:2], groups, channels)
         return np.einsum("guhwc,hwgc->gu", error, grouped).ravel()
+
+    def apply(self, matrix: np.ndarray, shift: np.ndarray) -> None:
+        """Changes the layer so that it returns `outputs @ matrix + shift`."""
+        self.weights = np.einsum("uv,uhwc->vhwc", matrix, self.weights)
+        self.bias = self.bias @ matrix + shift
 
 
 def _layers(model: schema.ModelT) -> Iterator[_Layer]:
@@ -182,18 +209,82 @@ def _constant(model: schema.ModelT, index: int) -> np.ndarray | None:
     return np.asarray(data, "uint8").view("<f4").reshape(tensor.shape)
 
 
+def _last_layers(
+    model: schema.ModelT, layers: Sequence[_Layer], heads: Collection[str]
+) -> dict[str, _Layer]:
+    """Returns the dense layer that computes the logits, or values, of each head.
+
+    A head without one is left out.
+    """
+    by_output = {layer.operator.outputs[0]: layer for layer in layers if layer.dense}
+    producers = {one.outputs[0]: one for one in model.subgraphs[0].operators}
+    found = {}
+    for output in model.signatureDefs[0].outputs:
+        index = output.tensorIndex
+        while index not in by_output and index in producers:
+            operator = producers[index]
+            if model.operatorCodes[operator.opcodeIndex].builtinCode not in _AFTER_HEAD:
+                break
+            index = operator.inputs[0]
+        layer = by_output.get(index)
+        name = output.name.decode()
+        linear = schema.ActivationFunctionType.NONE
+        if (
+            name in heads
+            and layer
+            and layer.operator.builtinOptions.fusedActivationFunction == linear
+        ):
+            found[name] = layer
+    return found
+
+
 def _set_bias(model: schema.ModelT, layer: _Layer, bias: np.ndarray) -> None:
-    """Gives a layer its own bias tensor, because files share equal constants."""
+    """Sets the bias of a layer."""
+    _set_constant(model, layer, 2, bias)
+
+
+def _set_constant(model: schema.ModelT, layer: _Layer, position: int, value: np.ndarray) -> None:
+    """Gives a layer its own tensor of weights or biases, because files share equal constants."""
     buffer = schema.BufferT()
-    buffer.data = bias.astype("<f4").view("uint8")
+    buffer.data = value.astype("<f4").view("uint8").ravel()
     tensor = schema.TensorT()
-    tensor.name = model.subgraphs[0].tensors[layer.operator.outputs[0]].name + b"/bias"
-    tensor.shape, tensor.type = [len(bias)], schema.TensorType.FLOAT32
+    output = model.subgraphs[0].tensors[layer.operator.outputs[0]].name
+    tensor.name = output + (b"/weights", b"/bias")[position - 1]
+    tensor.shape, tensor.type = list(value.shape), schema.TensorType.FLOAT32
     tensor.buffer = len(model.buffers)
     model.buffers.append(buffer)
     model.subgraphs[0].tensors.append(tensor)
-    index = len(model.subgraphs[0].tensors) - 1
-    layer.operator.inputs = [*layer.operator.inputs[:2], index]
+    inputs = [*layer.operator.inputs, -1][:3]
+    inputs[position] = len(model.subgraphs[0].tensors) - 1
+    layer.operator.inputs = inputs
+
+
+def _quantized(model: schema.ModelT) -> bytes:
+    # The TFLite converter ends with this call. Calling it here allows other activation ranges.
+    from tensorflow.lite.python.convert import mlir_quantize
+
+    builder = flatbuffers.Builder(0)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    return mlir_quantize(bytes(builder.Output()))
+
+
+def _quantized_outputs(
+    model: schema.ModelT, last: Mapping[str, _Layer], batches: Batches
+) -> dict[str, list[np.ndarray]]:
+    """Runs the int8 file on each batch; returns what the last dense layers give."""
+    graph, signature = model.subgraphs[0], model.signatureDefs[0]
+    kept = graph.outputs, signature.outputs
+    graph.outputs, signature.outputs = [], []
+    for name, layer in last.items():
+        output = schema.TensorMapT()
+        output.name, output.tensorIndex = name.encode(), layer.operator.outputs[0]
+        graph.outputs.append(output.tensorIndex)
+        signature.outputs.append(output)
+    content = _quantized(model)
+    graph.outputs, signature.outputs = kept
+    run = load_interpreter(content).get_signature_runner()
+    results = [run(**batch) for batch in batches]
+    return {name: [one[name] for one in results] for name in last}
 
 
 def _computed(graph: schema.SubGraphT) -> list[int]:
@@ -203,9 +294,7 @@ def _computed(graph: schema.SubGraphT) -> list[int]:
     return [i for i in (*graph.inputs, *given) if graph.tensors[i].type == float32]
 
 
-def _runs(
-    content: bytes, batches: Iterable[Mapping[str, np.ndarray]]
-) -> Iterator[tuple[Callable[[int], np.ndarray], int]]:
+def _runs(content: bytes, batches: Batches) -> Iterator[tuple[Callable[[int], np.ndarray], int]]:
     """Runs each batch; yields a getter of tensor values and the number of examples."""
     interpreter = load_interpreter(content, keep_all=True)
     run = interpreter.get_signature_runner()

@@ -6,12 +6,11 @@ import dataclasses
 import time
 from collections.abc import Callable
 
-import keras
 import numpy as np
 
 from keras_lp.tflite.device.runtime import load_interpreter
 from keras_lp.tflite.export.examples import Examples
-from keras_lp.tflite.interface import Output, call_flat, outputs
+from keras_lp.tflite.interface import Interface, Output
 
 _CLEAR = 0.9  # default lowest agreement over the answers that are not nearly tied
 _SPREAD = 0.15  # default limit of the mean difference of probabilities
@@ -97,21 +96,21 @@ class Comparison:
 
 
 def compare(
-    model: keras.Model, run: Run, examples: Examples, batch_size: int, tolerance: Tolerance
+    described: Interface, run: Run, examples: Examples, batch_size: int, tolerance: Tolerance
 ) -> dict[str, Comparison]:
     """Compares every output of a file with Keras; returns the comparisons by output name.
 
     Args:
-        model: the model in float32.
+        described: the model in float32.
         run: the file as returned by `load`.
         examples: the inputs, and labels if known.
         batch_size: batch size of the file.
         tolerance: defines the errors, their limits and `varies`.
     """
     theirs = run_all(run, examples.inputs, batch_size)
-    raw = keras_outputs(model, examples.inputs)
+    raw = keras_outputs(described, examples.inputs)
     compared = {}
-    for output, values in zip(outputs(model), raw, strict=True):
+    for output, values in zip(described.outputs, raw, strict=True):
         ours = output.activate(values.astype("float64"))
         labels = examples.labels.get(output.name)
         compared[output.name] = _compare(output, ours, theirs[output.name], labels, tolerance)
@@ -151,10 +150,10 @@ def latency(run: Run, inputs: list[np.ndarray], batch_size: int) -> tuple[float,
     return 1e3 * float(median), 1e3 * float(p95)
 
 
-def keras_outputs(model: keras.Model, inputs: list[np.ndarray]) -> list[np.ndarray]:
-    """Returns the outputs of a model on all examples, in the order of `call_flat`."""
+def keras_outputs(described: Interface, inputs: list[np.ndarray]) -> list[np.ndarray]:
+    """Returns the outputs of a model on all examples, in order."""
     chunks = [
-        [np.asarray(raw) for raw in call_flat(model, [a[i : i + _CHUNK] for a in inputs])]
+        [np.asarray(raw) for raw in described.call([a[i : i + _CHUNK] for a in inputs])]
         for i in range(0, len(inputs[0]), _CHUNK)
     ]
     return [np.concatenate(parts) for parts in zip(*chunks, strict=True)]

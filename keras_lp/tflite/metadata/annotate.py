@@ -5,11 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-import keras
-
 from keras_lp.tasks.regression import Regression
 from keras_lp.tflite.contents import read_contents
-from keras_lp.tflite.interface import Output, input_names, outputs, vocabulary_sizes
+from keras_lp.tflite.interface import Interface, Output
 from keras_lp.tflite.metadata.metadata import (
     TensorMetadata,
     label_files,
@@ -81,20 +79,20 @@ class TFLiteMetadata:
             )
 
 
-def annotate(content: bytes, model: keras.Model, options: TFLiteMetadata) -> bytes:
+def annotate(content: bytes, described: Interface, options: TFLiteMetadata) -> bytes:
     """Adds the metadata of a model to its file.
 
     Raises:
         ValueError: the vocabulary does not fit the model.
     """
     files: dict[str, str] = {}
-    described = outputs(model)
-    about_inputs = _inputs(model, options, files)
-    about_outputs = {one.name: _output(one, len(described) > 1, files) for one in described}
+    about_inputs = _inputs(described, options, files)
+    several = len(described.outputs) > 1
+    about_outputs = {one.name: _output(one, several, files) for one in described.outputs}
     found = read_contents(content)  # the order in the subgraph differs from the signature
     return write_metadata(
         content,
-        model.name,
+        described.model.name,
         options.description,
         [about_inputs[tensor.name] for tensor in found.inputs],
         [about_outputs[tensor.name] for tensor in found.outputs],
@@ -103,43 +101,43 @@ def annotate(content: bytes, model: keras.Model, options: TFLiteMetadata) -> byt
 
 
 def _inputs(
-    model: keras.Model, options: TFLiteMetadata, files: dict[str, str]
+    described: Interface, options: TFLiteMetadata, files: dict[str, str]
 ) -> dict[str, TensorMetadata]:
-    described = {}
-    for name, tensor in zip(input_names(model), model.inputs, strict=True):
-        channels = tensor.shape[-1] if len(tensor.shape) == 4 else None
+    about = {}
+    for one in described.inputs:
+        channels = one.shape[-1] if len(one.shape) == 3 else None
         if channels in (1, 3):
-            described[name] = TensorMetadata(
-                name, "A picture.", channels, float(options.mean), float(options.std)
+            about[one.name] = TensorMetadata(
+                one.name, "A picture.", channels, float(options.mean), float(options.std)
             )
         else:
-            described[name] = TensorMetadata(name)
+            about[one.name] = TensorMetadata(one.name)
     if options.vocabulary is not None:
-        name = _input_of_ids(model, len(options.vocabulary))
+        name = _input_of_ids(described, len(options.vocabulary))
         files["vocab.txt"] = "\n".join(options.vocabulary)
-        described[name] = dataclasses.replace(
-            described[name], description="Token ids.", vocabulary="vocab.txt"
+        about[name] = dataclasses.replace(
+            about[name], description="Token ids.", vocabulary="vocab.txt"
         )
-    return described
+    return about
 
 
-def _input_of_ids(model: keras.Model, tokens: int) -> str:
+def _input_of_ids(described: Interface, tokens: int) -> str:
     """Returns the input with the largest Embedding; others hold segments or positions."""
-    sizes = vocabulary_sizes(model)
+    sizes = {one.name: one.ids for one in described.inputs if one.ids is not None}
     if not sizes:
         raise ValueError(
             "`vocabulary` requires an input whose ids go into an Embedding. Received: model "
-            f"{model.name!r} with the inputs {input_names(model)} and no such input. Leave "
-            "`vocabulary` out."
+            f"{described.model.name!r} with the inputs {described.input_names} and no such input. "
+            "Leave `vocabulary` out."
         )
-    index = max(sizes, key=sizes.__getitem__)
-    if tokens > sizes[index]:
+    name = max(sizes, key=sizes.__getitem__)
+    if tokens > sizes[name]:
         raise ValueError(
             "`vocabulary` must have at most as many tokens as the Embedding has rows. Received: "
-            f"{tokens:,} tokens for {sizes[index]:,} rows. Pass the vocabulary that the model was "
+            f"{tokens:,} tokens for {sizes[name]:,} rows. Pass the vocabulary that the model was "
             "trained with."
         )
-    return input_names(model)[index]
+    return name
 
 
 def _output(output: Output, several: bool, files: dict[str, str]) -> TensorMetadata:

@@ -25,8 +25,9 @@ from keras_lp.tflite.device.exchange import (
     model_version,
     named_weights,
 )
-from keras_lp.tflite.export.convert import compute_types, weight_bytes
-from keras_lp.tflite.interface import check_model
+from keras_lp.tflite.export.convert import weight_bytes
+from keras_lp.tflite.export.copies import compute_types
+from keras_lp.tflite.interface import describe
 from keras_lp.tflite.metadata.metadata import with_files
 from keras_lp.tflite.training.gradients import Untrainable
 from keras_lp.tflite.training.signatures import DeviceModel, Signatures
@@ -200,7 +201,7 @@ def export_trainable_tflite(
 
 
 def _check_model(model: Any) -> None:
-    check_model(model, "export_trainable_tflite")
+    describe(model, "export_trainable_tflite")
     if not model.compiled or getattr(model, "loss", None) is None:
         raise ValueError(
             "export_trainable_tflite takes a model that is compiled with a loss. Received: "

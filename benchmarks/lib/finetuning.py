@@ -1,27 +1,27 @@
-"""Six ways of learning with a pretrained network, and the cases that they are compared on."""
+"""Six ways to learn with a pretrained network, with the same number of steps."""
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
-from studies import Approach, Case, normalisations
 
 import keras_lp as lp
+from lib.networks import SIZE, short_averages
+from lib.study import Approach
 
-SIZE = 96  # pixels, of the pictures that the network sees
 BATCH = 40
 STAGES = 25  # of one training: gradual unfreezing adds a block at each
 HEAD_STAGES = 5  # of them with the head alone, before more is fine-tuned
 TOP_BLOCKS = 4  # of 14
 DECAY = 0.7
-OTHER_DECAY = 0.9  # a check, on validation pictures only
+OTHER_DECAY = 0.9  # of a check
 RATES = (3e-4, 1e-3, 3e-3, 1e-2)  # of the two that are compared; the others get three of them
 LOW, HIGH = RATES[:3], RATES[1:]
 HEAD_RATE = 3e-3  # while the head is alone
@@ -29,44 +29,31 @@ HEAD_RATE = 3e-3  # while the head is alone
 HEAD, TOP, ONE = "head only", f"top {TOP_BLOCKS} blocks", "all, one rate"
 LAYERED, GRADUAL, SCRATCH = f"all, layer decay {DECAY}", "gradual unfreezing", "from scratch"
 OTHER = f"all, layer decay {OTHER_DECAY}"
-
-CIFAR, XRAY = "cifar10_subset", "pneumonia_mnist"
-HELD_OUT = 1000  # pictures of cifar10_subset that choose the rate
-CASES = [
-    Case(CIFAR, 1000, "accuracy", f"{CIFAR}, 1,000"),
-    Case(CIFAR, 7000, "accuracy", f"{CIFAR}, 8,000"),
-    Case(XRAY, 200, "balanced_accuracy", f"{XRAY}, 200"),
-    Case(XRAY, 1000, "balanced_accuracy", f"{XRAY}, 1,000"),
-]
-AUC = [dataclasses.replace(case, metric="auc") for case in CASES if case.problem == XRAY]
-STEPS = {(CIFAR, 1000): 150, (CIFAR, 7000): 250, (XRAY, 200): 125, (XRAY, 1000): 125}
-SOURCE, TARGET = CASES[1], CASES[3]  # of what is forgotten
-FORGETTING_SEEDS = 3
+WAYS = (HEAD, TOP, ONE, LAYERED, GRADUAL, SCRATCH)
 
 
 def approaches(backbone: Path | keras.Model) -> dict[str, Approach]:
-    """The ways by name, from the weights in a file or from the network of a model."""
+    """Returns the ways by name, from the weights in a file or from the network of a model."""
+
+    def later(trainable: str | int, layer_decay: float) -> Callable[..., keras.Model]:
+        return functools.partial(head_first, backbone, trainable, layer_decay)
+
     ways = [
         (HEAD, HIGH, functools.partial(head_only, backbone)),
-        (TOP, LOW, functools.partial(head_first, backbone, TOP_BLOCKS, 1.0)),
-        (ONE, RATES, functools.partial(head_first, backbone, "all", 1.0)),
-        (LAYERED, RATES, functools.partial(head_first, backbone, "all", DECAY)),
+        (TOP, LOW, later(TOP_BLOCKS, 1.0)),
+        (ONE, RATES, later("all", 1.0)),
+        (LAYERED, RATES, later("all", DECAY)),
+        (OTHER, RATES, later("all", OTHER_DECAY)),
         (GRADUAL, LOW, functools.partial(gradual, backbone)),
         (SCRATCH, HIGH, scratch),
     ]
     return {name: Approach(name, rates, fit) for name, rates, fit in ways}
 
 
-def other_decay(backbone: Path) -> Approach:
-    """Layer decay again, to see what the ratio does."""
-    fit = functools.partial(head_first, backbone, "all", OTHER_DECAY)
-    return Approach(OTHER, RATES, fit)
-
-
 def build(
     backbone: Path | keras.Model | None, x: np.ndarray, y: np.ndarray, **options: Any
 ) -> keras.Model:
-    """A new head for the classes of `y`; None is an untrained network."""
+    """Returns a model with a new head for the classes of `y`; None is an untrained network."""
     if isinstance(backbone, keras.Model):  # it takes the size that it was built for
         options |= {"image_size": backbone.input_shape[1:3]}
     else:
@@ -76,7 +63,7 @@ def build(
 
 
 def schedule(rate: float, steps: int) -> keras.optimizers.schedules.CosineDecay:
-    """Up to the rate over the first tenth of the steps, then along a cosine to zero."""
+    """Rises to the rate over the first tenth of the steps, then falls along a cosine to zero."""
     warm_up = math.ceil(steps / 10)
     return keras.optimizers.schedules.CosineDecay(
         rate / 50, steps - warm_up, warmup_target=rate, warmup_steps=warm_up
@@ -86,10 +73,7 @@ def schedule(rate: float, steps: int) -> keras.optimizers.schedules.CosineDecay:
 def train(
     model: keras.Model, x: np.ndarray, y: np.ndarray, steps: int, stages: int, **options: Any
 ) -> None:
-    """Trains so many steps, as so many epochs of Keras: passes over the pictures end where they do.
-
-    An epoch of a callback is then a stage, whatever the number of pictures.
-    """
+    """Trains for so many steps; an epoch of Keras is a stage, whatever the number of pictures."""
     data = tf.data.Dataset.from_tensor_slices((x, y)).shuffle(len(x)).repeat().batch(BATCH)
     options |= {"shuffle": False, "verbose": 0}  # the data set is shuffled
     model.fit(data, epochs=stages, steps_per_epoch=steps // stages, **options)
@@ -98,7 +82,7 @@ def train(
 def head_only(
     backbone: Any, x: Any, y: Any, rate: float, steps: int, **options: Any
 ) -> keras.Model:
-    """Epochs over arrays, so that the features are computed once; as many steps as the others."""
+    """Trains on arrays, so that the features are computed once; as many steps as the others."""
     model = build(backbone, x, y)
     lp.finetune_model(model, trainable="head", learning_rate=schedule(rate, steps))
     epochs = max(1, steps * BATCH // len(x))
@@ -117,7 +101,7 @@ def head_first(
     steps: int,
     **options: Any,
 ) -> keras.Model:
-    """The head alone for a fifth of the steps, the same for all; then what is fine-tuned."""
+    """Trains the head for a fifth of the steps, the same for all; then what is fine-tuned."""
     model = build(backbone, x, y)
     lp.finetune_model(model, trainable="head", learning_rate=HEAD_RATE)
     first = steps * HEAD_STAGES // STAGES
@@ -129,7 +113,7 @@ def head_first(
 
 
 def gradual(backbone: Any, x: Any, y: Any, rate: float, steps: int, **options: Any) -> keras.Model:
-    """One rate, the head from the first stage, one block more at each: 14 by the 15th of 25."""
+    """Trains the head from the first stage, one block more at each: 14 by the 15th of 25."""
     model = build(backbone, x, y)
     lp.finetune_model(model, layer_decay=1.0, learning_rate=schedule(rate, steps))
     train(model, x, y, steps, STAGES, callbacks=[lp.GradualUnfreezing()], **options)
@@ -137,10 +121,8 @@ def gradual(backbone: Any, x: Any, y: Any, rate: float, steps: int, **options: A
 
 
 def scratch(x: Any, y: Any, rate: float, steps: int, **options: Any) -> keras.Model:
-    """The same network untrained; BatchNormalization learns too, and averages over 10 steps."""
+    """Trains the same network from random weights, its BatchNormalization too."""
     optimizer = keras.optimizers.AdamW(schedule(rate, steps), weight_decay=1e-4)
     model = build(None, x, y, trainable="all", optimizer=optimizer)
-    for layer in normalisations(model):
-        layer.momentum = 0.9
-    train(model, x, y, steps, STAGES, **options)
+    train(short_averages(model), x, y, steps, STAGES, **options)
     return model

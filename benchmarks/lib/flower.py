@@ -1,6 +1,6 @@
-"""The rounds of `federated_rounds.py` in Flower's simulation: Keras's `fit` on each client.
+"""Rounds of federated averaging in Flower's simulation: Keras's `fit` on each client.
 
-A module of its own, as Flower's clients are processes that import it.
+Flower's clients are processes that import this file.
 """
 
 from __future__ import annotations
