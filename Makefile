@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install demo test test-slow lint format bench clean
+.PHONY: install demo test test-fast test-slow lint format bench clean
 
 install: $(INSTALLED)
 
@@ -22,6 +22,10 @@ demo: install
 
 test: install
 	$(BIN)/python -m pytest -m 'not slow' -n 2 --dist loadfile
+
+# For the edit loop: of each folder the tests that take little.
+test-fast: install
+	$(BIN)/python -m pytest -m 'not slow' -n 2 --dist loadfile $(FAST)
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow

@@ -9,6 +9,7 @@ import keras
 from keras import ops
 
 from keras_lp.utils.arguments import check_choice
+from keras_lp.utils.keras_internals import sublayers
 
 Pooling = Literal["auto", "avg", "max", "flatten"]
 
@@ -123,3 +124,11 @@ def pool(features: Any, pooling: Pooling | None, padding_mask: Any = None) -> An
             f"{tuple(features.shape)}."
         )
     return layers[pooling, rank](name="pooling")(features)
+
+
+def masks_steps(model: keras.Model) -> bool:
+    """Whether a layer of a model masks steps of sequences."""
+    return any(
+        isinstance(layer, keras.layers.Masking) or getattr(layer, "mask_zero", False)
+        for layer in sublayers(model)
+    )

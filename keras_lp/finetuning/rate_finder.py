@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_lp.model.checks import check_weights
 from keras_lp.model.data import as_numbers
 from keras_lp.tasks.heads import heads
 from keras_lp.tasks.regression import standardize
@@ -108,7 +109,8 @@ def find_learning_rate(
 
     Args:
         model: a compiled model.
-        data: `(x, y)` arrays, or a batched `tf.data.Dataset` of such pairs; repeated as needed.
+        data: `(x, y)` or `(x, y, sample_weight)` arrays, or a batched `tf.data.Dataset` of such
+            tuples; repeated as needed.
         low: the first rate. Defaults to 1e-7.
         high: the last rate. Defaults to 10.
         steps: number of batches, whose rates increase geometrically; 10 or more. Defaults to 100.
@@ -122,7 +124,7 @@ def find_learning_rate(
 
     Raises:
         ValueError: if the model is not compiled or its rate is a schedule, the rates or `steps`
-            are out of range, or the data have no batch.
+            are out of range, sample weights are negative or not finite, or the data have no batch.
 
     Example:
 
@@ -145,7 +147,8 @@ def find_learning_rate(
     kept = [*model.variables, *model.optimizer.variables]
     before = [np.array(variable) for variable in kept]
     if not isinstance(data, tf.data.Dataset):
-        data = (data[0], as_numbers(model, data[1]))
+        data = (data[0], as_numbers(model, data[1]), *data[2:])
+        check_weights(data[2:])
     batches = data.take(steps) if isinstance(data, tf.data.Dataset) else [data]
     standardize(heads(model), (batch[1] for batch in batches))
     rates = np.geomspace(low, high, steps)
@@ -153,10 +156,11 @@ def find_learning_rate(
     average = lowest = 0.0
     try:
         with Progress("Learning rates", steps, verbose) as progress:
-            for i, (x, y) in zip(range(steps), _batches(data, batch_size, seed), strict=False):
+            for i, batch in zip(range(steps), _batches(data, batch_size, seed), strict=False):
                 rate.assign(rates[i])
-                loss = float(model.train_on_batch(x, y, return_dict=True)["loss"])
-                average = 0.9 * average + 0.1 * loss
+                x, y, *weight = batch
+                loss = model.train_on_batch(x, y, *weight[:1], return_dict=True)["loss"]
+                average = 0.9 * average + 0.1 * float(loss)
                 smoothed = average / (1 - 0.9 ** (i + 1))
                 if not np.isfinite(smoothed):
                     break
@@ -206,7 +210,7 @@ def _check(model: Any, low: Any, high: Any, steps: Any) -> keras.optimizers.Opti
     return optimizer
 
 
-def _batches(data: Any, batch_size: int, seed: int) -> Iterator[tuple[Any, Any]]:
+def _batches(data: Any, batch_size: int, seed: int) -> Iterator[tuple[Any, ...]]:
     """Yields batches indefinitely."""
     rng = np.random.default_rng(seed)
     while True:
@@ -214,16 +218,15 @@ def _batches(data: Any, batch_size: int, seed: int) -> Iterator[tuple[Any, Any]]
         if isinstance(data, tf.data.Dataset):
             for batch in data:
                 empty = False
-                yield batch[:2]
+                yield tuple(batch)
         else:
-            x, y = data
-            order = rng.permutation(len(keras.tree.flatten(x)[0]))
+            order = rng.permutation(len(keras.tree.flatten(data[0])[0]))
             for start in range(0, len(order), batch_size):
                 rows = order[start : start + batch_size]
                 empty = False
                 yield tuple(
                     keras.tree.map_structure(lambda leaf, rows=rows: np.asarray(leaf)[rows], part)
-                    for part in (x, y)
+                    for part in data
                 )
         if empty:
             return

@@ -11,7 +11,12 @@ import numpy as np
 from keras_lp.backbones.features import Features
 from keras_lp.backbones.freezing import restore_flag
 from keras_lp.backbones.images import Augmentation
-from keras_lp.backbones.pooling import MaskedAveragePooling1D, MaskedMaxPooling1D, TokenPooling
+from keras_lp.backbones.pooling import (
+    MaskedAveragePooling1D,
+    MaskedMaxPooling1D,
+    TokenPooling,
+    masks_steps,
+)
 from keras_lp.balancing.ways import Balancing
 from keras_lp.model.adapters import adapted_layers
 from keras_lp.model.compiled import has_own_losses
@@ -68,7 +73,7 @@ def plain_model(model: keras.Model) -> keras.Model:
             f"{model.name!r} with adapters. Call lp.merge_adapters(model) first."
         )
     layers = sublayers(model)
-    if _masks_steps(model) and any(isinstance(layer, MaskedMaxPooling1D) for layer in layers):
+    if masks_steps(model) and any(isinstance(layer, MaskedMaxPooling1D) for layer in layers):
         raise ValueError(
             "plain_model needs layers that Keras has. Received: model "
             f'{model.name!r} with pooling="max" over steps that may be masked; Keras takes the '
@@ -142,13 +147,6 @@ def _plain(operation: Any, copies: list[tuple[Any, keras.Layer]]) -> Callable[..
         copy = _clone(operation)
     copies.append((operation, copy))
     return copy
-
-
-def _masks_steps(model: keras.Model) -> bool:
-    return any(
-        isinstance(layer, keras.layers.Masking) or getattr(layer, "mask_zero", False)
-        for layer in sublayers(model)
-    )
 
 
 def _clone(layer: keras.Layer) -> keras.Layer:

@@ -62,6 +62,28 @@ def test_the_order_is_seeded_and_data_sets_are_taken(mlp, digits):
     assert len(lp.find_learning_rate(model, dataset, steps=12).rates) == 12
 
 
+def test_sample_weights_weigh_the_losses(mlp, digits):
+    """Examples of weight 0 do not count, in arrays and in data sets."""
+    model = lp.transfer_model(mlp(), 10)
+    x, y = digits[0][:64], digits[1][:64]
+    wrong = np.where(np.arange(64) < 32, y, (y + 1) % 10)
+    weight = (np.arange(64) < 32).astype("float32")
+    found = [
+        lp.find_learning_rate(model, data, steps=10, high=1e-2, batch_size=64)
+        for data in (
+            (x, wrong, weight),
+            (x, y, weight),
+            tf.data.Dataset.from_tensors((x, wrong, weight)),
+            (x, wrong),
+        )
+    ]
+    np.testing.assert_allclose(found[0].losses, found[1].losses, rtol=1e-5)
+    np.testing.assert_allclose(found[0].losses, found[2].losses, rtol=1e-5)
+    assert np.abs(found[0].losses - found[3].losses).max() > 1e-3
+    with pytest.raises(ValueError, match="finite numbers of 0 or more"):
+        lp.find_learning_rate(model, (x, y, -weight))
+
+
 def test_the_plot_is_a_picture(mlp, digits, tmp_path, capsys):
     found = lp.find_learning_rate(model_of(mlp), digits, steps=15)
     assert capsys.readouterr().out == ""

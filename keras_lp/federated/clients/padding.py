@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_lp.backbones.pooling import masks_steps
 from keras_lp.federated.clients.arrays import Arrays, is_ragged
 from keras_lp.model.model import input_structure
 from keras_lp.tasks.heads import tasks
@@ -117,7 +118,8 @@ def _masks(model: keras.Model) -> tuple[bool, bool, bool]:
 
     Padded labels of a task are missing labels. In other models, Keras must mask the outputs.
     """
-    inputs = _masks_padding(model)
+    named = any(tensor.name == "padding_mask" for tensor in model.inputs)
+    inputs = named or masks_steps(model)
     labels = inputs and (bool(tasks(model)) or _masks_outputs(model))
     return inputs, labels, labels
 
@@ -132,15 +134,6 @@ def _masks_outputs(model: keras.Model) -> bool:
     )
     outputs = tf.nest.flatten(model(examples))
     return has_masks(outputs)
-
-
-def _masks_padding(model: keras.Model) -> bool:
-    """Whether padding at the end of a sequence has no effect."""
-    return any(tensor.name == "padding_mask" for tensor in model.inputs) or any(
-        isinstance(layer, keras.layers.Masking)
-        or (isinstance(layer, keras.layers.Embedding) and layer.mask_zero)
-        for layer in sublayers(model)
-    )
 
 
 def _type(array: np.ndarray) -> str:
