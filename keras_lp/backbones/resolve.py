@@ -85,12 +85,11 @@ def resolve_backbone(
         )
     if backbone_of(backbone) is None:
         warn_if_trained(backbone)
+        if not trains:
+            warn_if_copied(backbone)
     model = backbone_of(backbone) or backbone
     _check_headless(model)
-    if trains:
-        model = own_copy(model)
-    else:
-        warn_if_copied(model)
+    model = own_copy(model) if trains else model
     model = _functional(model, input_shape, image_size)
     return model, True if pretrained is None else pretrained
 

@@ -158,9 +158,9 @@ def find_learning_rate(
         with Progress("Learning rates", steps, verbose) as progress:
             for i, batch in zip(range(steps), _batches(data, batch_size, seed), strict=False):
                 rate.assign(rates[i])
-                x, y, *weight = batch
-                loss = model.train_on_batch(x, y, *weight[:1], return_dict=True)["loss"]
-                average = 0.9 * average + 0.1 * float(loss)
+                x, y, weight = (*batch, None)[:3]
+                logs = model.train_on_batch(x, y, weight, return_dict=True)
+                average = 0.9 * average + 0.1 * float(logs["loss"])
                 smoothed = average / (1 - 0.9 ** (i + 1))
                 if not np.isfinite(smoothed):
                     break
