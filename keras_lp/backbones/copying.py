@@ -26,11 +26,11 @@ def copy_model(
     def copy(layer: keras.Layer) -> keras.Layer:
         return type(layer).from_config(change(layer.get_config()))
 
-    state = random.getstate()  # from which Keras seeds what has no seed
+    state = random.getstate()  # Keras draws the seeds of unseeded layers from it
     try:
         made = keras.models.clone_model(model, clone_function=copy, recursive=True)
     finally:
-        random.setstate(state)  # as if the initial values, replaced below, had not been drawn
+        random.setstate(state)  # undoes the drawing of initial values, which are replaced below
     for new, old in zip(made.variables, model.variables, strict=True):
         new.assign(old)
     return made

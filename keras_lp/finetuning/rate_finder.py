@@ -56,7 +56,7 @@ class LearningRates(ShownAsText):
     def plot(self, path: str | os.PathLike[str] | None = None) -> Figure:
         """Plots the losses over the rates, with both suggestions.
 
-        Where the loss diverges at the end, the axis ends above the fall and its label says so.
+        If the loss diverges, the y axis is cut off above its decrease, and the label says so.
 
         Args:
             path: path of the image file to write. Defaults to None: no file.

@@ -31,7 +31,7 @@ def check_trainable_unchanged(model: keras.Model) -> None:
             "The `trainable` flags of a model must not change after its last `compile`: Keras "
             "would still use the old ones. Received: a model whose layers "
             f"{changed[:5]}{' and more' if len(changed) > 5 else ''} have changed since (perhaps "
-            "by building another model on the same backbone: layers are shared). Call "
+            "by fine-tuning another model on the same backbone: layers are shared). Call "
             "`lp.finetune_model(model, trainable=...)`, or `model.compile(...)` again."
         )
 

@@ -10,17 +10,17 @@ from typing import Any
 
 from keras_lp.utils.arguments import Verbose
 
-_LINES = 20  # at most, where there is no bar
-_DELAY = 0.5  # seconds: work that is done by then shows no bar
+_LINES = 20  # at most, if there is no bar
+_DELAY = 0.5  # seconds; shorter work shows no bar
 
 
 def bar_only(verbose: Verbose) -> Verbose:
-    """Returns the `verbose` of work whose lines are printed elsewhere: a bar or nothing."""
+    """Returns `verbose` for work that another function reports in lines: a bar or nothing."""
     return "auto" if verbose in ("auto", 1) else 0
 
 
 class Progress:
-    """Shows how much of some work is done, while the context lasts.
+    """Shows the progress of work inside a context.
 
     | `verbose` | in a terminal or a notebook with ipywidgets | elsewhere |
     |---|---|---|
@@ -30,14 +30,14 @@ class Progress:
     | 2 | a line per step, 20 lines at most | the same |
 
     Args:
-        label: what is done.
-        total: the number of steps.
+        label: name of the work.
+        total: number of steps.
         verbose: as in the table.
-        running: returns how many steps are done apart from those given to `step`, for work in
-            another process; called in another thread. Defaults to None: none.
+        running: function that returns the number of steps done in another process, in addition
+            to those of `step`; called in another thread. Defaults to None: none.
 
     Attributes:
-        done: how many steps are done.
+        done: number of steps done.
 
     Example:
 

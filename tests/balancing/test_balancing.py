@@ -400,5 +400,5 @@ def test_losses_that_are_not_the_tasks_own_are_refused(build, examples):
 
 
 def test_federation_refuses_a_balanced_model(build):
-    with pytest.raises(ValueError, match=r"add up the losses.*by MGDA"):
+    with pytest.raises(ValueError, match=r"fixed loss weights.*by MGDA"):
         lp.FederatedAveraging(build("mgda"))

@@ -291,10 +291,10 @@ def test_fit_refuses_flags_changed_since_compile(mlp, digits):
         model.fit(*digits, verbose=0)
 
 
-def test_building_on_a_shared_backbone_is_noticed_by_the_first_model(mlp, digits):
+def test_training_a_shared_backbone_is_noticed_by_the_first_model(mlp, digits):
     backbone = mlp()
     first = lp.transfer_model(backbone, 10)
-    lp.multitask_model(backbone, {"a": 10})
+    lp.finetune_model(lp.transfer_model(backbone, 10))
     with pytest.raises(ValueError, match="layers are shared"):
         first.fit(*digits, verbose=0)
 
