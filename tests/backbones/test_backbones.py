@@ -462,7 +462,7 @@ def test_a_backbone_object_that_trains_in_another_model_is_noticed(mlp, tmp_path
         lambda: lp.multitask_model(backbone, {"a": 2}),
         lambda: lp.finetune_model(backbone, task=3),
     ):
-        with pytest.warns(UserWarning, match=r"shares its weights.*'mlp'.*\['block0'\].*a file"):
+        with pytest.warns(UserWarning, match=r"'mlp'.*\['block0'\].*shares its weights.*a file"):
             build()
     lp.transfer_model(model, 4)  # to build on what a model has learned is meant
     backbone.save(tmp_path / "backbone.keras")
