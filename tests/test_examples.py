@@ -19,33 +19,151 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def run(*command, folder):
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
-    result = subprocess.run(
+def start(*command, folder, **variables):
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", **variables}
+    return subprocess.run(
         [sys.executable, *map(str, command)],
         cwd=folder, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
+
+
+def run(*command, folder):
+    result = start(*command, folder=folder)
     assert result.returncode == 0, result.stderr[-3000:]
     return result.stdout
 
 
-def accuracies(table):
-    """The first percentage of each line that starts with a paradigm's name."""
-    rows = re.findall(r"^(from scratch|transfer|fine-tuning|multitask|federated)\D.*?([\d.]+)%",
-                      table, re.MULTILINE)  # fmt: skip
-    return {name: float(value) for name, value in rows}
+ROW = r"(.{28}) +([\d.]+)% +([\d,]+) +([\d,]+) +[\d.]+ +([\d,]+|-)"
 
 
-def test_transfer_beats_from_scratch_on_the_quickstart(tmp_path):
-    printed = run(ROOT / "examples" / "quickstart.py", folder=tmp_path)
-    measured = accuracies(printed)
-    assert len(measured) == 5
-    assert measured["transfer"] > measured["from scratch"]
-    assert measured["fine-tuning"] > measured["from scratch"]
+def rows(printed):
+    """By paradigm: accuracy in percent, trainable and all parameters, bytes sent."""
+    found = re.findall(f"^{ROW}$", printed, re.MULTILINE)
+    return {name.strip(): (float(accuracy), *rest) for name, accuracy, *rest in found}
+
+
+def rows_of_the_readme():
+    section = (ROOT / "README.md").read_text().split("\n## Quickstart\n")[1]
+    form = r"^\| ([^|]+) \| ([\d.]+) % \| ([\d,]+) \| ([\d,]+) \| [\d.]+ \| ([\d,]+|-) \|$"
+    found = re.findall(form, section, re.MULTILINE)
+    return {name: (float(accuracy), *rest) for name, accuracy, *rest in found}
+
+
+def test_the_quickstart_prints_the_table_of_the_readme_and_nothing_else(tmp_path):
+    result = start(ROOT / "examples" / "quickstart.py", folder=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    printed = result.stdout
+    expected = [
+        r"Pretrained on 721 pictures of the digits 0 to 4 in \d+ s\. "
+        r"Now 5 to 9, from 100 labelled pictures:",
+        "",
+        " +accuracy +trainable +parameters +seconds +bytes sent",
+        *[ROW] * 6,
+        "",
+        r"The fine-tuned model for a phone: \S+: [\d.]+ KiB, float32, outputs predictions\[1, 5\]",
+        "compared with Keras on 64 examples of generated inputs:",
+        r"  predictions: largest difference \S+, top-1 agreement [\d.]+%",
+        r"a call of 1 example, one thread: \S+ ms \(p95 \S+\); accuracy in LiteRT [\d.]+%",
+        r"Plot: \S+\. All in \d+ s\.",
+    ]
+    for line, form in zip(printed.splitlines(), expected, strict=True):
+        assert re.fullmatch(form, line), line
+
+    measured, told = rows(printed), rows_of_the_readme()
+    assert list(measured) == list(told)
+    for name, (accuracy, *counts) in told.items():
+        assert measured[name][1:] == tuple(counts)
+        # The seed is fixed; processors differ by up to 3 of the 180 pictures.
+        assert accuracy == round(round(accuracy * 1.8) / 1.8, 1)
+        assert abs(measured[name][0] - accuracy) <= 1.7
+    accuracies = {name: accuracy for name, (accuracy, *_) in measured.items()}
+    assert accuracies["transfer"] > accuracies["from scratch"]
+    assert accuracies["fine-tuning"] > accuracies["from scratch"]
     files = {path.name for path in (tmp_path / "runs" / "quickstart").iterdir()}
     assert files == {"pretrained.keras", "digits.tflite", "quickstart.png"}
     on_phone = float(re.search(r"accuracy in LiteRT ([\d.]+)%", printed).group(1))
-    assert on_phone == measured["fine-tuning"]
+    assert on_phone == accuracies["fine-tuning"]
+
+
+def test_errors_pass_the_filter_of_the_quickstart(tmp_path):
+    """Also those of a process that crashes."""
+    code = """
+import os, sys
+sys.path.insert(0, sys.argv[1])
+from quiet import hide_machine_notes
+hide_machine_notes()
+notes = (
+    "WARNING: All log messages before absl::InitializeLog() is called are written to STDERR",
+    "I0000 00:00:1795952636.950055    8518 cudart_stub.cc:31] Could not find cuda drivers.",
+    "E0000 00:00:1795952636.950055    8518 computation_placer.cc:177] already registered.",
+    "INFO: Created TensorFlow Lite XNNPACK delegate for CPU.",
+)
+os.write(2, "".join(f"{line}\\n" for line in notes).encode())
+os.write(2, b"E0000 00:00:1795952636.950055    8518 other.cc:1] A real error.\\n")
+if sys.argv[2] == "raise":
+    raise ValueError("wrong")
+os.abort()
+"""
+    raised = start("-c", code, ROOT / "examples", "raise", folder=tmp_path)
+    lines = raised.stderr.splitlines()
+    assert raised.returncode == 1
+    assert (lines[0][-13:], lines[1][:9], lines[-1]) == (
+        "A real error.", "Traceback", "ValueError: wrong",
+    )  # fmt: skip
+    aborted = start("-c", code, ROOT / "examples", "abort", folder=tmp_path)
+    assert aborted.returncode < 0
+    assert len(aborted.stderr.splitlines()) == 1
+    assert "A real error." in aborted.stderr
+
+
+@pytest.fixture
+def weights(tmp_path):
+    network = keras.applications.MobileNet((96, 96, 3), 0.25, include_top=False, weights=None)
+    network.save_weights(tmp_path / "m.weights.h5")
+    return tmp_path / "m.weights.h5"
+
+
+QUICK = {
+    "keyboard.py": "Accuracy of the next character on held-out text",
+    "phone.py": "largest difference from FederatedAveraging",
+    "support_assistant.py": "adapters on disk",
+    "text_multitask.py": "Wo ist der Bahnhof?",
+    "xray_transfer.py": "balanced accuracy",
+}
+MODULES = {"prepared.py", "quiet.py"}  # what examples import
+
+
+def test_every_example_is_run():
+    found = {path.name for path in (ROOT / "examples").iterdir() if path.suffix == ".py"}
+    assert found == {*QUICK, *MODULES, "quickstart.py", "phones_federated.py"}
+    for name in found - MODULES - {"phone.py"}:
+        assert "--quick" in (ROOT / "examples" / name).read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", QUICK)
+def test_the_quick_form_of_an_example_runs_from_any_folder(name, tmp_path, request):
+    if name != "phone.py":
+        request.getfixturevalue("tfds_dir")
+    more = ["--weights", request.getfixturevalue("weights")] if name == "xray_transfer.py" else []
+    assert QUICK[name] in run(ROOT / "examples" / name, "--quick", *more, folder=tmp_path)
+
+
+def test_an_example_without_its_data_ends_with_a_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    import prepared
+
+    monkeypatch.setattr(prepared, "has_network", lambda: False)
+    with pytest.raises(SystemExit) as ended, prepared.ended_without_data():
+        prepared.load("tiny_shakespeare", split="train", data_dir=str(tmp_path))
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == (
+        f"tiny_shakespeare is not in {tmp_path}/tiny_shakespeare/1.0.0, and there is no network "
+        "to download it. Pass --data-dir or set TFDS_DATA_DIR.\n"
+    )
+    for name in ("keyboard", "support_assistant", "text_multitask", "xray_transfer"):
+        assert "with ended_without_data():" in (ROOT / "examples" / f"{name}.py").read_text()
 
 
 @pytest.mark.parametrize(("page", "count"), [("README.md", 1), ("docs/guide.md", 14)])
