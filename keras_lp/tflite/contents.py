@@ -8,9 +8,8 @@ import itertools
 from collections import Counter
 from pathlib import Path
 
-from tensorflow.lite.python import schema_py_generated as schema
-
 from keras_lp.tflite.device.device import check_whole
+from keras_lp.tflite.flatbuffer import schema
 from keras_lp.tflite.metadata.metadata import (
     TensorMetadata,
     associated_files,

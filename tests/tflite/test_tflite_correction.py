@@ -1,16 +1,15 @@
 """Heads that make up for what 8 bits shift."""
 
-import flatbuffers
 import keras
 import numpy as np
 import pytest
-from tensorflow.lite.python import schema_py_generated as schema
 
 import keras_lp as lp
 from keras_lp.tflite.export import int8
 from keras_lp.tflite.export.convert import convert
 from keras_lp.tflite.export.correction import affine_map
 from keras_lp.tflite.export.verify import load, run_all
+from keras_lp.tflite.flatbuffer import read_model, write_model
 from keras_lp.tflite.interface import describe
 
 pytest.importorskip("ai_edge_litert.interpreter")
@@ -56,16 +55,14 @@ def test_the_last_layer_of_a_file_gives_the_map_of_its_output(name):
     model = MODELS[name]()
     described = describe(model)
     matrix, shift = np.array([[1.1, 0, 0], [0, 0.9, 0.1], [0, 0, 1]]), np.array([1.0, 0, 3])
-    file = schema.ModelT.InitFromObj(schema.Model.GetRootAs(convert(described), 0))
+    file = read_model(convert(described))
     found = int8._last_layers(file, list(int8._layers(file)), ["predictions"])
     layer = found["predictions"]
     layer.apply(matrix, shift)
     int8._set_constant(file, layer, 1, layer.weights[:, 0, 0])
     int8._set_bias(file, layer, layer.bias)
-    builder = flatbuffers.Builder(0)
-    builder.Finish(file.Pack(builder), b"TFL3")
     x = np.random.default_rng(0).normal(size=(20, *model.input_shape[1:])).astype("float32")
-    given = run_all(load(bytes(builder.Output()), described.input_names), [x], 1)["predictions"]
+    given = run_all(load(write_model(file), described.input_names), [x], 1)["predictions"]
     expected = described.outputs[0].activate(np.asarray(model(x)) @ matrix + shift)
     np.testing.assert_allclose(given, expected, rtol=1e-4, atol=1e-5)
 

@@ -16,13 +16,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
-import flatbuffers
 import numpy as np
 import tensorflow as tf
-from tensorflow.lite.python import schema_py_generated as schema
 
 from keras_lp.tflite.device.runtime import load_interpreter
 from keras_lp.tflite.export.correction import affine_map
+from keras_lp.tflite.flatbuffer import quantize_model, read_model, schema
 from keras_lp.utils.progress import Progress
 
 _CUT_OFF = 3e-5  # share of the nonzero values that is cut off at each end
@@ -59,7 +58,7 @@ def quantize(
         ValueError: an activation is not finite.
         ImportError: `ai-edge-litert` is not installed.
     """
-    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
+    model = read_model(content)
     graph = model.subgraphs[0]
     layers = list(_layers(model))
     last = _last_layers(model, layers, heads)
@@ -86,7 +85,7 @@ def quantize(
         layer.apply(*affine_map(np.concatenate(given[name]), np.concatenate(wanted[name])))
         _set_constant(model, layer, 1, layer.weights[:, 0, 0])
         _set_bias(model, layer, layer.bias - layer.shift())
-    return _quantized(model)
+    return quantize_model(model)
 
 
 def as_stored(weights: np.ndarray) -> np.ndarray:
@@ -259,15 +258,6 @@ def _set_constant(model: schema.ModelT, layer: _Layer, position: int, value: np.
     layer.operator.inputs = inputs
 
 
-def _quantized(model: schema.ModelT) -> bytes:
-    # The TFLite converter ends with this call. Calling it here allows other activation ranges.
-    from tensorflow.lite.python.convert import mlir_quantize
-
-    builder = flatbuffers.Builder(0)
-    builder.Finish(model.Pack(builder), b"TFL3")
-    return mlir_quantize(bytes(builder.Output()))
-
-
 def _quantized_outputs(
     model: schema.ModelT, last: Mapping[str, _Layer], batches: Batches
 ) -> dict[str, list[np.ndarray]]:
@@ -280,7 +270,7 @@ def _quantized_outputs(
         output.name, output.tensorIndex = name.encode(), layer.operator.outputs[0]
         graph.outputs.append(output.tensorIndex)
         signature.outputs.append(output)
-    content = _quantized(model)
+    content = quantize_model(model)
     graph.outputs, signature.outputs = kept
     run = load_interpreter(content).get_signature_runner()
     results = [run(**batch) for batch in batches]

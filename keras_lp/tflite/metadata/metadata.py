@@ -21,10 +21,9 @@ import flatbuffers
 import numpy as np
 from flatbuffers.number_types import Float32Flags, UOffsetTFlags
 from flatbuffers.table import Table
-from tensorflow.lite.python import schema_py_generated as schema
-from tensorflow.lite.tools import flatbuffer_utils
 
 from keras_lp.tflite.device.device import CHECKSUM
+from keras_lp.tflite.flatbuffer import read_model, schema, write_model
 
 _LINE_END = re.compile("[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")  # where str.splitlines splits
 _ENTRY = "TFLITE_METADATA"
@@ -304,7 +303,7 @@ def _write(builder: flatbuffers.Builder, value: Any) -> int:
 
 
 def _with_entry(content: bytes, metadata: bytes) -> bytes:
-    model = flatbuffer_utils.convert_bytearray_to_object(content)
+    model = read_model(content)
     buffer = schema.BufferT()
     buffer.data = np.frombuffer(metadata, "uint8")
     entry = schema.MetadataT()
@@ -312,7 +311,7 @@ def _with_entry(content: bytes, metadata: bytes) -> bytes:
     model.buffers.append(buffer)
     others = [one for one in model.metadata or [] if one.name not in (_ENTRY, _ENTRY.encode())]
     model.metadata = [*others, entry]
-    return flatbuffer_utils.convert_object_to_bytearray(model)
+    return write_model(model)
 
 
 def _read_tensor(table: Table) -> TensorMetadata:
