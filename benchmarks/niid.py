@@ -18,11 +18,11 @@ from typing import Any
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
-import numpy as np
 from lib.arguments import command, parser
 from lib.machine import machine
 from lib.networks import classifier
 from lib.results import page, table, write
+from lib.scores import mean_and_deviation
 
 import keras_lp as lp
 
@@ -65,8 +65,7 @@ def accuracy(data: str, skew: str, proximal: float, seed: int, given: Namespace)
 def report(results: dict[str, Any]) -> str:
     given, rows = results["arguments"], []
     for r in results["results"]:
-        # The deviation of these seeds, not an estimate for others.
-        found = f"{np.mean(r['accuracy']):.2f} ± {np.std(r['accuracy']):.2f}"
+        found = mean_and_deviation(r["accuracy"], 2)
         published = f"{PUBLISHED[r['data'], r['skew']]}" if r["name"] == "FedAvg" else "-"
         rows.append([r["data"], r["skew"], r["name"], found, published])
     header = ["data", "skew", "algorithm", "test accuracy, %", "published, 50 rounds of 10"]
@@ -75,7 +74,7 @@ def report(results: dict[str, Any]) -> str:
         results["command"],
         results["machine"],
         __doc__,
-        f"{given['rounds']} rounds of {given['epochs']} epochs, mean and deviation over "
+        f"{given['rounds']} rounds of {given['epochs']} epochs, mean and standard deviation over "
         f"{given['seeds']} seeds; FedProx with mu = {given['proximal']:g}.",
         table(header, rows),
     )

@@ -203,7 +203,7 @@ def test_the_benchmark_writes_table_numbers_and_plot(tmp_path):
     assert {path.suffix for path in tmp_path.iterdir()} == {".md", ".json", ".png"}
     table = (tmp_path / "paradigms_digits.md").read_text()
     assert "python benchmarks/paradigms.py --data digits --seeds 2" in table
-    assert table.count("±") == 5
+    assert table.count("±") == 6
 
 
 @pytest.mark.slow
