@@ -84,7 +84,8 @@ def plot(runs: list[list[quickstart.Row]], path: Path, title: str) -> None:
         accuracies = [row.accuracy for row in of]
         rows.append(dataclasses.replace(of[0], accuracy=statistics.mean(accuracies)))
         errors.append(100 * deviation(accuracies))
-    quickstart.plot(rows, path, title, errors)
+    lines = f"bars: mean, lines: standard deviation over {len(runs)} seeds"
+    quickstart.plot(rows, path, title, errors, lines)
 
 
 def main() -> None:

@@ -229,8 +229,18 @@ def print_table(rows: list[Row]) -> None:
         print(form.format(row.paradigm, *numbers, f"{row.seconds:.1f}", sent))
 
 
-def plot(rows: list[Row], path: Path, title: str, errors: list[float] | None = None) -> None:
-    """Writes a bar a paradigm: its accuracy on the test split."""
+def plot(
+    rows: list[Row], path: Path, title: str, errors: list[float] | None = None, lines: str = ""
+) -> None:
+    """Writes one bar per paradigm: its accuracy on the test split.
+
+    Args:
+        rows: the paradigms.
+        path: the file.
+        title: the title.
+        errors: half the lengths of the lines at the ends of the bars. Defaults to None: no lines.
+        lines: what the lines are. Defaults to nothing.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -243,7 +253,14 @@ def plot(rows: list[Row], path: Path, title: str, errors: list[float] | None = N
     bars = axes.barh(names, values, color=colours, xerr=errors, capsize=3)
     axes.bar_label(bars, [f"{value:.1f}" for value in values], padding=6)
     axes.invert_yaxis()
-    axes.set(xlim=(0, 110), xlabel="test accuracy, %", title=title)
+    lowest = min(v - e for v, e in zip(values, errors or [0] * len(values), strict=True))
+    start = max(10 * (lowest // 10), 0)  # near the bars, so that their differences can be seen
+    label = "test accuracy, %" + (f"; the axis starts at {start:.0f}" if start else "")
+    axes.set(
+        xlim=(start, 100 + 0.1 * (100 - start)),
+        xlabel=f"{label}\n{lines}".strip(),
+        title=title,
+    )
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
     plt.close(figure)
