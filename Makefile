@@ -23,7 +23,7 @@ demo: install
 test: install
 	$(BIN)/python -m pytest -m 'not slow' -n 2 --dist loadfile
 
-# For the edit loop: of each folder the files that take little.
+# For the edit loop: the fastest test files of some folders.
 FAST := tests/test_rooms.py tests/test_shown.py tests/test_saved.py tests/tasks/test_labels.py \
 	tests/tasks/test_tasks.py tests/balancing/test_gramian.py tests/model/test_plain.py \
 	tests/model/test_report.py tests/finetuning/test_rates.py tests/multitask/test_mixing.py \

@@ -2,8 +2,8 @@
 
     python examples/quickstart.py --quick
 
-A small network is trained on the digits 0 to 4. It then meets 5 to 9, of which only 100 pictures
-are labelled: transfer, fine-tuning, multitask and federated learning start from what it knows,
+A small network is trained on the digits 0 to 4. The new task is the digits 5 to 9, with only 100
+labelled images: transfer, fine-tuning, multitask and federated learning start from what it knows,
 "from scratch" starts from nothing. All get the same epochs; the learning rates were chosen on
 training pictures outside the 100. Last, the fine-tuned model becomes a file for a phone. `--quick`
 pretrains on a tenth of the pictures.

@@ -1,4 +1,4 @@
-"""Keeps what TensorFlow and LiteRT say about the machine out of what an example prints.
+"""Removes log lines of TensorFlow and LiteRT about the machine from standard error.
 
 `TF_CPP_MIN_LOG_LEVEL` hides most of it. TensorFlow writes some lines before it reads that variable,
 and LiteRT has no such variable. Standard error therefore goes through a process that leaves out

@@ -25,7 +25,7 @@ def load_dataset(
     batch_size: int | None = 32,
     download: bool = True,
 ) -> Any:
-    """Loads a data set of TensorFlow Datasets (TFDS), or the embedded `"digits"`.
+    """Loads a data set of TensorFlow Datasets (TFDS), or the `"digits"` of scikit-learn.
 
     Args:
         name: a TFDS name such as `"fashion_mnist"` or `"glue/sst2"`, or `"digits"`: the 1,797

@@ -170,7 +170,7 @@ def test_an_example_without_its_data_ends_with_a_line(tmp_path, monkeypatch, cap
 def test_the_examples_of_the_pages_run_and_print_what_is_shown(page, count, tmp_path):
     text = (ROOT / page).read_text()
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    offline = [block for block in blocks if "needs a network" not in block]
+    offline = [block for block in blocks if "needs an internet connection" not in block]
     assert len(offline) == count
     (tmp_path / "page.py").write_text("\n".join(offline))
     printed = run("page.py", folder=tmp_path)

@@ -41,11 +41,11 @@ class FederatedAveraging:
 
     In each round, the server sends the trainable weights to a sample of clients. Each client trains
     on its own data with the loss and optimizer of the model and returns the difference of the
-    weights. The server averages the differences and applies the mean update. TensorFlow Federated
-    (TFF) runs the rounds, and the clients are simulated on this machine. Non-trainable weights are
-    not sent, because clients already have them. The model is trained in place. The TFF process
-    reads the client data of a round and the non-trainable weights from a temporary folder, which
-    is deleted together with this object.
+    weights and its metrics. The server averages the differences and applies the mean update.
+    TensorFlow Federated (TFF) runs the rounds, and the clients are simulated on this machine. Non-
+    trainable weights are not sent, because clients already have them. The model is trained in
+    place. The TFF process reads the client data of a round and the non-trainable weights from a
+    temporary folder, which is deleted together with this object.
 
     | algorithm | arguments | reference |
     |---|---|---|
@@ -196,7 +196,7 @@ al., 2021 (arXiv:2003.00295) |
                 `(ids, load)`, a sequence of ids and a function that returns the data of one client.
                 Arrays in a dict are checked before the first round. All other data are loaded and
                 checked whenever a client is sampled, and are not kept in memory. Sequences may
-                differ in length between clients if the size of the input is None and the model
+                differ in length, also within a client, if the size of the input is None and the model
                 masks padding (`Embedding(mask_zero=True)`, `Masking`, an input `"padding_mask"`).
             rounds: number of rounds to run.
             validation_data: `(x, y)` or `(x, y, sample_weight)` arrays, or a batched
@@ -311,7 +311,7 @@ al., 2021 (arXiv:2003.00295) |
 
         Args:
             clients: as in `fit`. All clients are loaded.
-            l2: strength of the penalty on the weights of the standardized features, above 0.
+            l2: strength of the penalty on the weights of the standardised features, above 0.
                 Defaults to 1e-3.
             tolerance: the solver stops when the largest entry of the gradient is at most this. The
                 gradient is in the coordinates of the solver, in which the loss is about equally

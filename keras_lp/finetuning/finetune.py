@@ -54,8 +54,8 @@ def finetune_model(
 
     A `.keras` file of a model that keras_lp built preserves all of this. The file of a KerasHub
     task preserves the outputs, with adapters merged, and KerasHub compiles it when it loads: call
-    finetune_model again. The file of another model does not store which nested layers are frozen,
-    as in Keras, and then does not load.
+    finetune_model again. The file of any other model, as always in Keras, does not store
+    which nested layers are frozen. If some are, it does not load.
 
     Which function to use: with 40 examples, solve the head instead (`lp.fit_head`). With 1,000,
     call `lp.fit_two_phase`, which solves the head before it trains all layers. With 50,000, call

@@ -43,7 +43,7 @@ class LoRA:
             below the head. Embeddings are adapted only if they are named.
 
     Raises:
-        ValueError: if `rank` or `alpha` is not above 0.
+        ValueError: if `rank` is not an integer of 1 or more, or `alpha` is not above 0.
         TypeError: if `layers` is not a list of names.
 
     Example:
@@ -92,7 +92,8 @@ def add_adapters(model: keras.Model, lora: LoRA) -> None:
     if idle or not chosen:
         raise ValueError(
             "LoRA needs layers that take adapters: Dense, EinsumDense, Embedding, Conv1D or "
-            f"Conv2D below the head. Received: layers={lora.layers}, and nothing matches {idle}. "
+            f"Conv2D below the head. Received: layers={lora.layers}, and "
+            f"{'the model has none' if lora.layers is None else f'nothing matches {idle}'}. "
             f"Layers that take adapters: {sorted({layer.name for layer in able})[:30]}."
         )
     other = next((la for la in chosen if la.lora_enabled and la.lora_rank != lora.rank), None)

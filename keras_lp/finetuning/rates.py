@@ -67,7 +67,7 @@ def layerwise(
     if (layer_decay is None) == (layer_rates is None):
         raise ValueError(
             "layerwise takes either `layer_decay` or `layer_rates`. Received: "
-            f"layer_decay={layer_decay!r}, layer_rates={layer_rates!r}."
+            f"layer_decay={layer_decay!r}, layer_rates={layer_rates!r}. Pass exactly one of them."
         )
     if layer_decay is not None:
         multipliers = decayed(model, layer_decay)

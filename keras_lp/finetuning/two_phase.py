@@ -59,7 +59,7 @@ def fit_two_phase(
             of `lp.find_learning_rate`, which first trains for up to 100 steps and then restores
             the model. Defaults to `"auto"`.
         layer_decay: ratio of the rates of two consecutive blocks. Defaults to 0.7.
-        weight_decay: decoupled weight decay. Defaults to 1e-4.
+        weight_decay: decoupled weight decay; None turns it off. Defaults to 1e-4.
         batch_size: batch size for arrays. Defaults to 32.
         validation_data: as in `fit`. Defaults to None.
         restore_best: whether to restore the weights of the epoch with the lowest `val_loss` at the

@@ -95,7 +95,8 @@ class Model(keras.Model):
         `lp.transfer_model`).
 
         Args:
-            x: inputs: arrays, or a batched `tf.data.Dataset` of `(x, labels)`.
+            x: inputs: arrays, or a batched `tf.data.Dataset` or `PyDataset` of `(x, labels)` or
+                `(x, labels, sample_weight)`.
             y: labels: an array, or a dict of arrays by task if there are several.
             batch_size: as in Keras.
             epochs: as in Keras.
@@ -177,7 +178,24 @@ class Model(keras.Model):
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        """Evaluates like `keras.Model.evaluate`, after checking the data."""
+        """Evaluates like `keras.Model.evaluate`, after checking the data.
+
+        Args:
+            x: as in `fit`.
+            y: as in `fit`.
+            batch_size: as in Keras.
+            verbose: as in Keras.
+            sample_weight: as in `fit`.
+            *args: as in Keras.
+            **kwargs: as in Keras.
+
+        Returns:
+            The results as in Keras. Those of a task without labels are NaN.
+
+        Raises:
+            ValueError: as in `fit`.
+            TypeError: as in `fit`.
+        """
         if "_use_cached_eval_dataset" not in kwargs:  # `fit` has checked its data already
             if isinstance(x, tf.data.Dataset):
                 x = checked(self, x)

@@ -38,7 +38,7 @@ def plain_model(model: keras.Model) -> keras.Model:
     weights, balancing, layer rates, class names (`lp.class_names(model)` returns them), the feature
     cache, and inference mode of frozen layers (their Dropout is on in `fit`). Keras averages a
     fully masked sequence to NaN. The loss is that of the task; for a `Regression` it is in squared
-    units of the labels. The state of the optimizer is copied if it trains the same variables.
+    units of the labels. Each output has one metric, `accuracy` or `mae`. The state of the optimizer is copied if it trains the same variables.
 
     Args:
         model: a model that keras_lp built.

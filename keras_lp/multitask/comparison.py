@@ -289,7 +289,7 @@ def _check(model: Any, epochs: Any, seeds: Any, batch_size: Any) -> None:
     if not isinstance(model.output, Mapping) or len(tasks(model)) < 2:
         raise ValueError(
             "compare_single_tasks takes a model with two or more tasks. Received: one with "
-            f"{list(tasks(model))}."
+            f"{list(tasks(model))}. Add a task, or train it with `fit`."
         )
     for argument, value in (("epochs", epochs), ("seeds", seeds), ("batch_size", batch_size)):
         check_positive(argument, value, integer=True)

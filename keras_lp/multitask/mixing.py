@@ -31,7 +31,7 @@ def mix(
 ) -> tf.data.Dataset:
     """Mixes data sets that each have labels of some tasks into one batched stream for `fit`.
 
-    Every batch has labels of all tasks. If the data set of an example lacks a task, the label is
+    Every batch has a label tensor for every task. If the data set of an example lacks a task, the label is
     missing: -1 for integers, NaN for floats, which `lp.multitask_model` ignores in the loss and
     the metrics.
 

@@ -61,7 +61,7 @@ def multitask_model(
     stream with equal numbers of labelled examples and of all examples contains enough:
     `lp.mix({"labelled": ..., "all": ...}, temperature=float("inf"))`.
 
-    A backbone object of which layers train (the default) is copied; a frozen one is shared.
+    If layers of a backbone object train (the default), it is copied; a frozen one is shared.
 
     Which settings to use: with 40 examples, a pretrained backbone, `trainable="head"` and
     `lp.fit_head`. With 1,000, train all layers if one task has far more labels than another. With
@@ -108,8 +108,9 @@ def multitask_model(
     Raises:
         ValueError: if there is no task, a name cannot be used, the balancing is unknown, or the
             backbone is frozen but not pretrained.
-        TypeError: if `tasks` is not a dict.
-        ConnectionError: if ImageNet weights cannot be downloaded.
+        TypeError: if `tasks` is not a dict, or the backbone or a task has another type.
+        ConnectionError: if ImageNet weights or a preset cannot be downloaded.
+        ImportError: if `"hub:"` is used without KerasHub.
 
     Example:
 

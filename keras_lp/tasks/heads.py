@@ -222,7 +222,8 @@ def decode_predictions(model: keras.Model, predictions: Any, top: int | None = 1
     if not known:
         raise ValueError(
             "decode_predictions needs a model that keras_lp built, whose heads know their "
-            f"classes. Received: a {type(model).__name__} without such a head."
+            f"classes. Received: a {type(model).__name__} without such a head. Build it with "
+            "lp.transfer_model or lp.multitask_model."
         )
     if top is not None and (not isinstance(top, numbers.Integral) or top < 1):
         raise ValueError(f"`top` must be an integer of 1 or more, or None. Received: top={top!r}.")
@@ -236,7 +237,7 @@ def decode_predictions(model: keras.Model, predictions: Any, top: int | None = 1
     if len(known) > 1:
         raise ValueError(
             f"This model has the tasks {list(known)}, so its predictions are a dict. Received: "
-            f"predictions of type {type(predictions).__name__}."
+            f"predictions of type {type(predictions).__name__}. Pass the output of `model.predict`."
         )
     return _decode(next(iter(known.values())), predictions, top)
 

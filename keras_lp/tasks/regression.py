@@ -44,8 +44,8 @@ class Regression(Task):
         hidden_units: as in `lp.Classification`.
 
     Raises:
-        ValueError: if `units` is below 1, `mean` is passed without `std`, or their length differs
-            from `units`.
+        ValueError: if `units` is below 1, only one of `mean` and `std` is passed, `std` is not
+            above 0, or their length differs from `units`.
         TypeError: if metrics are not Keras objects.
 
     Example:

@@ -193,7 +193,8 @@ def _parsed(content: bytes) -> schema.Model:
     if not schema.Model.ModelBufferHasIdentifier(content, 0):
         raise ValueError(
             "A .tflite file must have the identifier TFL3 after its first 4 bytes. Received: "
-            f"{len(content):,} bytes that start with {content[:8]!r}."
+            f"{len(content):,} bytes that start with {content[:8]!r}. Pass a file that "
+            "lp.export_tflite wrote."
         )
     return schema.Model.GetRootAs(content, 0)
 

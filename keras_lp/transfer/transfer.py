@@ -40,18 +40,18 @@ def transfer_model(
 ) -> Model:
     """Returns a compiled model: a frozen pretrained backbone and a new head for one task.
 
-    A frozen backbone object is shared with the model, and frozen in place; one of which layers
-    train is copied. Frozen layers run in inference mode: their weights and BatchNormalization
+    If the whole backbone is frozen, the model shares a backbone object and freezes it in place. If
+    some of its layers train, the model uses a copy. Frozen layers run in inference mode: their weights and BatchNormalization
     statistics do not change, and their Dropout is off.
 
     A frozen backbone gives the same features in every epoch. `fit` therefore computes them once
     and trains the head on them, in a fraction of the time (see `cache_features`). A head of one
     layer starts at 0 and trains on standardised features, so that ten epochs at the default rate
-    come near its optimum; its final weights are for the unscaled features. `lp.fit_head` finds the
+    usually come near its optimum; its final weights are for the unscaled features. `lp.fit_head` finds the
     optimum itself.
 
-    Which function to use: with 40 or 1,000 examples, `lp.fit_head(model, data)`. From some hundreds
-    on, `lp.fit_two_phase` is better if the new images differ from those of the backbone. With
+    Which function to use: with 40 or 1,000 examples, `lp.fit_head(model, data)`. From a few hundred
+    examples on, `lp.fit_two_phase` is better if the new images differ from those of the backbone. With
     50,000 examples, fine-tune all layers.
 
     Args:
@@ -70,7 +70,6 @@ def transfer_model(
         image_size: the model resizes images to this (height, width), or one number for both.
             Defaults to None: no resizing.
         weights: for a name, `"imagenet"` (a preset's own weights) or a weights file; None is an
-            untrained network, which needs `trainable="all"`. Defaults to `"imagenet"`.
             untrained network, which needs `trainable="all"`. Defaults to `"imagenet"`.
         backbone_kwargs: for a name, arguments of its constructor, such as `{"alpha": 0.25}`.
         pretrained: pass False if your own model is not pretrained. Its BatchNormalization then
@@ -103,9 +102,6 @@ def transfer_model(
         optimizer: name of a Keras optimizer, or an optimizer with its own rate. Defaults
             to `"adam"`.
 
-    Returns:
-        A compiled `keras.Model` whose output, named `"predictions"`, is `(batch, classes)`
-        logits, or `(batch, units)` values for `Regression`.
     Returns:
         A compiled `keras.Model` whose output, named `"predictions"`, is `(batch, classes)`
         logits, or `(batch, units)` values for `Regression`.

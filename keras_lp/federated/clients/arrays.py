@@ -78,7 +78,7 @@ def count_examples(data: Arrays, where: str = "") -> int:
     if len(sizes) > 1:
         raise ValueError(
             "Inputs and labels must have the same length. Received: arrays of the lengths "
-            f"{sorted(sizes)}{where}."
+            f"{sorted(sizes)}{where}. Pass one label per example."
         )
     return sizes.pop()
 

@@ -74,7 +74,8 @@ class Population:
         if len(set(self.ids)) < len(self.ids):
             raise ValueError(
                 "Client ids must be unique. Received: "
-                f"{len(self.ids)} ids, {len(set(self.ids))} of them different."
+                f"{len(self.ids)} ids, {len(set(self.ids))} of them different. Rename the "
+                "duplicates."
             )
         self.given = clients if isinstance(clients, dict) else {}
 

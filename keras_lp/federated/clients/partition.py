@@ -29,8 +29,8 @@ def partition(
     Args:
         data: `(x, y)` or `(x, y, sample_weight)` arrays (`y` may be a dict by task), or an
             unbatched `tf.data.Dataset` of such tuples.
-        clients: number of clients, from 1 to the number of examples. Optional with `by`: each key
-            is then a client.
+        clients: number of clients, from 1 to the number of examples. Defaults to None,
+            which is allowed only with `by`: each key is then a client.
         alpha: concentration of the Dirichlet distribution of the shares of each class over the
             clients. The smaller it is, the more the clients differ. Needs one class per example: a
             number, a name, or a one-hot or soft label. Defaults to None.
@@ -45,7 +45,7 @@ def partition(
 
     Returns:
         A dict from client id to a tuple of arrays, as many as in `data`. The ids are `"client_0"`,
-        `"client_1"`, ..., or with `by` and no `clients` the sorted keys as strings.
+        `"client_1"`, ... (`"client_00"`, ... for more than 10 clients), or with `by` and no `clients` the sorted keys as strings.
 
     Raises:
         ValueError: there are more clients than examples or keys, or more shards than examples;

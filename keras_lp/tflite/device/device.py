@@ -88,7 +88,8 @@ class DeviceTrainer:
         """Trains and returns the mean loss of each epoch, over the labels present as in Keras.
 
         The loss is NaN if there are no labels. The last batch of an epoch is padded with examples
-        that do not count. If the file has features, the frozen part is run only once per example.
+        that do not count. If the file has the signature `features`, the frozen part runs only
+        once per example.
 
         Args:
             x: examples, an array `(examples, ...)`, or a dict of arrays by input (`x_<name>`).
@@ -118,14 +119,33 @@ class DeviceTrainer:
         return losses
 
     def predict(self, x: Any) -> np.ndarray:
-        """Returns the outputs for `x`, as in `fit`: probabilities or numbers `(examples, ...)`."""
+        """Returns the outputs for examples.
+
+        Args:
+            x: examples, as in `fit`.
+
+        Returns:
+            An array `(examples, classes)` of probabilities, or `(examples, units)` of values.
+
+        Raises:
+            ValueError: as in `fit`.
+        """
         (outputs,) = self._each("infer", self._inputs(self._checked(x))).values()
         return outputs
 
     def evaluate(self, x: Any, y: Any) -> dict[str, float]:
-        """Returns the `loss` and the `accuracy` (`mae` for numbers) over the examples.
+        """Evaluates on examples.
 
-        A custom loss has no metric. Without labels the values are NaN. See `fit` for the arguments.
+        Args:
+            x: examples, as in `fit`.
+            y: labels, as in `fit`.
+
+        Returns:
+            A dict with the `loss`, and the `accuracy` or for numbers the `mae`. A custom loss has
+            no metric. Without labels the values are NaN.
+
+        Raises:
+            ValueError: as in `fit`.
         """
         data = self._checked(x, y)
         run = self._run["evaluate"]
@@ -138,7 +158,12 @@ class DeviceTrainer:
         }
 
     def get_weights(self) -> Arrays:
-        """Returns the weights by name, and under `"version"` the version that they started from."""
+        """Returns the weights.
+
+        Returns:
+            A dict of float32 arrays by name, and under `"version"` an int32 array `(8,)`, the
+            version of the weights that training started from.
+        """
         return {name: value.copy() for name, value in self._run["get_weights"]().items()}
 
     def set_weights(self, weights: Mapping[str, np.ndarray]) -> None:
