@@ -2,7 +2,7 @@
 
     python examples/phone.py --quick
 
-Run in this way, it starts `phones_federated.py`, which makes a folder for each phone and runs a copy
+Run like this, it starts `phones_federated.py`, which makes a folder for each phone and runs a copy
 of this file there, with the number of epochs. Each line on standard input names the weights to load
 and the file to write what the phone learned from them.
 """

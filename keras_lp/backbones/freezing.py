@@ -101,6 +101,11 @@ def freeze(below: Sequence[keras.Layer], chosen: set[int], *, keep_statistics: b
                     set_trainable(inner, False)
 
 
+def trains_backbone(trainable: Any) -> bool:
+    """Whether a value of `trainable` lets any layer below the head train."""
+    return trainable not in ("head", 0, [], ())
+
+
 def choose(
     below: Sequence[keras.Layer], blocks: Sequence[Sequence[keras.Layer]], trainable: Any
 ) -> set[int]:

@@ -64,7 +64,7 @@ def resolve_backbone(
     if isinstance(backbone, os.PathLike) or (
         isinstance(backbone, str) and backbone.endswith(".keras")
     ):
-        backbone = _load(os.fspath(backbone))
+        backbone, trains = _load(os.fspath(backbone)), False  # nobody else has this object
     image_size = check_image_size(image_size)
     if isinstance(backbone, str):
         _check_weights(weights)

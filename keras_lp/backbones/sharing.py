@@ -15,7 +15,10 @@ from keras_lp.backbones.copying import copy_model
 from keras_lp.utils.keras_internals import own_trainable_variables, sublayers
 
 _TRAINED: weakref.WeakSet[keras.Layer] = weakref.WeakSet()
-_COPIED: weakref.WeakSet[keras.Model] = weakref.WeakSet()
+# Copies that train, by the backbone that they were made of.
+_COPIES: weakref.WeakKeyDictionary[keras.Model, weakref.ref[keras.Model]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 def note_training(model: keras.Model) -> None:
@@ -33,13 +36,13 @@ def own_copy(backbone: keras.Model) -> keras.Model:
         copy = copy_model(backbone)
     except Exception:  # layers of users raise what they like in `from_config`
         return backbone
-    _COPIED.add(backbone)
+    _COPIES[backbone] = weakref.ref(copy)
     return copy
 
 
 def warn_if_copied(backbone: keras.Model) -> None:
     """Warns if another model trains a copy of a backbone that is about to be frozen."""
-    if backbone in _COPIED:
+    if _COPIES.get(backbone, lambda: None)() is not None:
         warnings.warn(
             "A backbone object keeps its weights: a model that trains it trains a copy. Received: "
             f"backbone {backbone.name!r}, frozen, of which another model trains a copy. To build "

@@ -196,8 +196,9 @@ al., 2021 (arXiv:2003.00295) |
                 `(ids, load)`, a sequence of ids and a function that returns the data of one client.
                 Arrays in a dict are checked before the first round. All other data are loaded and
                 checked whenever a client is sampled, and are not kept in memory. Sequences may
-                differ in length, also within a client, if the size of the input is None and the model
-                masks padding (`Embedding(mask_zero=True)`, `Masking`, an input `"padding_mask"`).
+                differ in length, also within a client, if the size of the input is None and the
+                model masks padding (`Embedding(mask_zero=True)`, `Masking`, an input
+                `"padding_mask"`).
             rounds: number of rounds to run.
             validation_data: `(x, y)` or `(x, y, sample_weight)` arrays, or a batched
                 `tf.data.Dataset`, evaluated centrally. Defaults to None.

@@ -115,7 +115,7 @@ def _items(logs: Mapping[str, Any], tasks: Collection[str]) -> Iterator[list[str
     single = [[f"{name}: {_figure(figures[name])}"] for name in pairs]
     yield from single[:1]
     for metric, by_task in grouped.items():
-        if metric.startswith("val_") == validated and not metric.endswith("loss"):
+        if metric.startswith("val_") == validated and metric not in ("loss", "val_loss"):
             yield _forms(metric, by_task)
     yield from single[1:]
     yield from ([f"{name}: {_figure(value)}"] for name, value in last.items())
@@ -124,7 +124,9 @@ def _items(logs: Mapping[str, Any], tasks: Collection[str]) -> Iterator[list[str
 def _forms(metric: str, by_task: Mapping[str, float]) -> list[str]:
     """The figures of tasks in words, by task and as a range."""
     if len(by_task) == 1:
-        return [f"{task}_{metric}: {_figure(value)}" for task, value in by_task.items()]
+        ((task, value),) = by_task.items()
+        prefix = "val_" if metric.startswith("val_") else ""
+        return [f"{prefix}{task}_{metric.removeprefix(prefix)}: {_figure(value)}"]
     each = ", ".join(f"{task} {_figure(value)}" for task, value in by_task.items())
     known = [value for value in by_task.values() if not np.isnan(value)] or [np.nan]
     between = f"{_figure(min(known))} to {_figure(max(known))}"

@@ -9,7 +9,14 @@ from typing import Any
 import keras
 
 from keras_lp.backbones.blocks import below_head, blocks_of
-from keras_lp.backbones.freezing import Trainable, choose, freeze, restore_flag, set_trainable
+from keras_lp.backbones.freezing import (
+    Trainable,
+    choose,
+    freeze,
+    restore_flag,
+    set_trainable,
+    trains_backbone,
+)
 from keras_lp.backbones.resolve import BackboneLike, resolve_backbone
 from keras_lp.backbones.sharing import note_training
 from keras_lp.finetuning.layerwise import check_layerwise
@@ -118,8 +125,7 @@ def finetune_model(
     base_optimizer = _with_decay(optimizer, high, weight_decay)
     check_layerwise(base_optimizer)
     if task is not None:
-        trains = lora is None and trainable not in ("head", 0)  # adapters leave its weights
-        base, _ = resolve_backbone(model, trains=trains)
+        base, _ = resolve_backbone(model, trains=trains_backbone(trainable))
         model = compile_tasks(build_model(base, {HEAD: as_task(task)}, Options()), "sgd")
     model = _check_compiled(model)
 

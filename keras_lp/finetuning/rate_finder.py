@@ -147,8 +147,9 @@ def find_learning_rate(
     kept = [*model.variables, *model.optimizer.variables]
     before = [np.array(variable) for variable in kept]
     if not isinstance(data, tf.data.Dataset):
-        data = (data[0], as_numbers(model, data[1]), *data[2:])
-        check_weights(data[2:])
+        weight = [part for part in data[2:] if part is not None]
+        check_weights(weight)
+        data = (data[0], as_numbers(model, data[1]), *weight)
     batches = data.take(steps) if isinstance(data, tf.data.Dataset) else [data]
     standardize(heads(model), (batch[1] for batch in batches))
     rates = np.geomspace(low, high, steps)

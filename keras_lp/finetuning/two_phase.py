@@ -139,9 +139,7 @@ def fit_two_phase(
         fit(0, head_epochs)
     if learning_rate == "auto":
         finetune_model(model, trainable="all", learning_rate=_USUAL, **settings)
-        found = find_learning_rate(
-            model, _pairs(data), batch_size=batch_size, verbose=bar_only(verbose)
-        )
+        found = find_learning_rate(model, data, batch_size=batch_size, verbose=bar_only(verbose))
         learning_rate = 2 * found.valley
         if verbose not in (0, False):
             print(f"Learning rate by find_learning_rate: {learning_rate:.1e}")
@@ -160,11 +158,6 @@ def fit_two_phase(
     if verbose not in (0, False):
         print(_table(history, head_epochs, best.epoch if best else None))
     return history
-
-
-def _pairs(data: Any) -> Any:
-    """Returns the data without sample weights."""
-    return data if isinstance(data, tf.data.Dataset) else tuple(data[:2])
 
 
 class _Best(keras.callbacks.Callback):

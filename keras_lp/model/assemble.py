@@ -9,7 +9,7 @@ import keras
 
 from keras_lp.backbones.blocks import blocks_of
 from keras_lp.backbones.features import Features, obstacle
-from keras_lp.backbones.freezing import choose, freeze
+from keras_lp.backbones.freezing import choose, freeze, trains_backbone
 from keras_lp.backbones.images import augment
 from keras_lp.backbones.pooling import pool
 from keras_lp.backbones.resolve import BackboneLike, resolve_backbone
@@ -49,7 +49,7 @@ def build_and_compile(
         weights=options.weights,
         backbone_kwargs=options.backbone_kwargs,
         pretrained=options.pretrained,
-        trains=options.trains_backbone,
+        trains=trains_backbone(options.trainable),
     )
     if not pretrained and options.trainable != "all":
         raise ValueError(

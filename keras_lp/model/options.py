@@ -47,12 +47,7 @@ class Options:
             raise ValueError(
                 f"`dropout` must be a number from 0 to below 1. Received: dropout={self.dropout!r}."
             )
-        self.make_optimizer(default_rate=1e-3)
-
-    @property
-    def trains_backbone(self) -> bool:
-        """Whether any layer of the backbone trains."""
-        return self.trainable not in ("head", 0)
+        self.make_optimizer(default_rate=1e-3)  # raises for one that cannot be made
 
     def make_optimizer(self, default_rate: float) -> keras.optimizers.Optimizer:
         """Returns the optimizer, with a default rate if it was given by name without one."""

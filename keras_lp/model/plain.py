@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_lp.backbones.copying import finalize_normalization
 from keras_lp.backbones.features import Features
 from keras_lp.backbones.freezing import restore_flag
 from keras_lp.backbones.images import Augmentation
@@ -38,7 +39,8 @@ def plain_model(model: keras.Model) -> keras.Model:
     weights, balancing, layer rates, class names (`lp.class_names(model)` returns them), the feature
     cache, and inference mode of frozen layers (their Dropout is on in `fit`). Keras averages a
     fully masked sequence to NaN. The loss is that of the task; for a `Regression` it is in squared
-    units of the labels. Each output has one metric, `accuracy` or `mae`. The state of the optimizer is copied if it trains the same variables.
+    units of the labels. Each output has one metric, `accuracy` or `mae`. The state of the optimizer
+    is copied if it trains the same variables.
 
     Args:
         model: a model that keras_lp built.
@@ -164,6 +166,7 @@ def _copy_weights(original: keras.Layer, copy: keras.Layer) -> None:
         copy.set_weights([kernel, bias])
         return
     copy.set_weights(original.get_weights())
+    finalize_normalization(copy)
     pairs = zip(sublayers(original), sublayers(copy), strict=True)
     for ours, other in pairs:  # outer layers come first
         restore_flag(other, ours.trainable)

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_lp.backbones.copying import finalize_normalization
 from keras_lp.finetuning.layerwise import with_multipliers
 from keras_lp.model.assemble import compile_tasks
 from keras_lp.model.data import with_numbers
@@ -254,6 +255,7 @@ def _again(model: Model) -> Model:
     again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(model))
     new, old = (cast(keras.Model, backbone_of(one)) for one in (again, model))
     new.set_weights(old.get_weights())
+    finalize_normalization(new)
     return again
 
 

@@ -31,9 +31,9 @@ def mix(
 ) -> tf.data.Dataset:
     """Mixes data sets that each have labels of some tasks into one batched stream for `fit`.
 
-    Every batch has a label tensor for every task. If the data set of an example lacks a task, the label is
-    missing: -1 for integers, NaN for floats, which `lp.multitask_model` ignores in the loss and
-    the metrics.
+    Every batch has a label tensor for every task. If the data set of an example lacks a task, the
+    label is missing: -1 for integers, NaN for floats, which `lp.multitask_model` ignores in the
+    loss and the metrics.
 
     **An epoch** has N examples, where N is the sum of `min(n_i, cap)` over the data sets of `n_i`
     examples. Exactly `k_i` of them come from data set i, in proportion to

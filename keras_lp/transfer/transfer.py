@@ -41,18 +41,18 @@ def transfer_model(
     """Returns a compiled model: a frozen pretrained backbone and a new head for one task.
 
     If the whole backbone is frozen, the model shares a backbone object and freezes it in place. If
-    some of its layers train, the model uses a copy. Frozen layers run in inference mode: their weights and BatchNormalization
-    statistics do not change, and their Dropout is off.
+    some of its layers train, the model uses a copy. Frozen layers run in inference mode: their
+    weights and BatchNormalization statistics do not change, and their Dropout is off.
 
-    A frozen backbone gives the same features in every epoch. `fit` therefore computes them once
-    and trains the head on them, in a fraction of the time (see `cache_features`). A head of one
-    layer starts at 0 and trains on standardised features, so that ten epochs at the default rate
-    usually come near its optimum; its final weights are for the unscaled features. `lp.fit_head` finds the
+    A frozen backbone gives the same features in every epoch. `fit` therefore computes them once and
+    trains the head on them, in a fraction of the time (see `cache_features`). A head of one layer
+    starts at 0 and trains on standardised features, so that ten epochs at the default rate usually
+    come near its optimum; its final weights are for the unscaled features. `lp.fit_head` finds the
     optimum itself.
 
     Which function to use: with 40 or 1,000 examples, `lp.fit_head(model, data)`. From a few hundred
-    examples on, `lp.fit_two_phase` is better if the new images differ from those of the backbone. With
-    50,000 examples, fine-tune all layers.
+    examples on, `lp.fit_two_phase` is better if the new images differ from those of the backbone.
+    With 50,000 examples, fine-tune all layers.
 
     Args:
         backbone: the name of a `keras.applications` function, or `"hub:"` and the name (or folder)

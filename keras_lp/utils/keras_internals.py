@@ -103,7 +103,7 @@ def standardize_inputs(model: Functional, inputs: Any) -> Any:
 
 
 def has_masks(tensors: Sequence[Any]) -> bool:
-    """Whether symbolic tensors all carry a mask."""
+    """Whether all tensors carry a mask."""
     return all(get_keras_mask(tensor) is not None for tensor in tensors)
 
 
@@ -111,7 +111,7 @@ def has_masks(tensors: Sequence[Any]) -> bool:
 
 
 def compile_config(model: keras.Model) -> Any:
-    """Returns the arguments of the last `compile`, a new object each time."""
+    """Returns the arguments of the last `compile`; each `compile` makes a new object."""
     return model._compile_config
 
 

@@ -423,6 +423,7 @@ def test_a_backbone_object_that_trains_is_copied(mlp):
         lambda: lp.transfer_model(backbone, 3, trainable=1),
         lambda: lp.multitask_model(backbone, {"a": 3}),
         lambda: lp.finetune_model(backbone, task=3),
+        lambda: lp.finetune_model(backbone, task=3, lora=lp.LoRA(rank=2), learning_rate=0.1),
     ):
         model = build()
         copy = model.get_layer(backbone.name)
@@ -435,6 +436,50 @@ def test_a_backbone_object_that_trains_is_copied(mlp):
         lp.transfer_model(model, 4)  # builds on what the model has learned
     with pytest.warns(UserWarning, match=r"trains a copy.*'mlp', frozen.*pass the model"):
         lp.transfer_model(backbone, 3)
+
+
+def test_a_copy_keeps_what_normalization_has_adapted():
+    """Its mean and variance are constants besides its variables."""
+    norm = keras.layers.Normalization(name="norm")
+    norm.adapt(np.array([[1.0, 10.0], [3.0, 30.0]]))
+    backbone = keras.Sequential([keras.Input((2,)), norm, keras.layers.Dense(4, "tanh")])
+    x = np.array([[2.0, 25.0], [0.0, 15.0]], "float32")
+    model = lp.transfer_model(backbone, 3, trainable="all")
+    copy = model.get_layer(backbone.name)
+    assert copy is not backbone
+    np.testing.assert_allclose(copy.get_layer("norm")(x), [[0, 0.5], [-2, -0.5]], atol=1e-6)
+    np.testing.assert_allclose(copy(x), backbone(x), atol=1e-6)
+    plain = lp.plain_model(model)
+    np.testing.assert_allclose(plain(x), model(x), atol=1e-6)
+
+
+def test_a_compiled_backbone_with_its_own_loss_is_copied(mlp):
+    def loss(y, p):
+        return keras.ops.mean((y - p) ** 2)
+
+    backbone = mlp()
+    backbone.compile("adam", loss)
+    model = lp.transfer_model(backbone, 3, trainable="all")
+    assert model.get_layer(backbone.name) is not backbone
+    assert backbone.compiled
+    assert not model.get_layer(backbone.name).compiled
+
+
+def test_a_backbone_with_an_adapted_vocabulary_is_shared():
+    """The copy would not know a word."""
+    lookup = keras.layers.StringLookup(name="lookup")
+    lookup.adapt(np.array(["a", "b"]))
+    words = keras.Input((2,), dtype="string")
+    features = keras.layers.Embedding(4, 3)(lookup(words))
+    backbone = keras.Model(words, features)
+    model = lp.transfer_model(backbone, 2, trainable="all")
+    assert model.get_layer(backbone.name) is backbone
+
+
+def test_a_file_is_not_copied(mlp, tmp_path, monkeypatch):
+    mlp().save(tmp_path / "backbone.keras")
+    monkeypatch.setattr("keras_lp.backbones.resolve.own_copy", lambda _: pytest.fail("copied"))
+    lp.transfer_model(tmp_path / "backbone.keras", 3, trainable="all")
 
 
 def test_a_backbone_that_cannot_be_copied_is_shared():

@@ -66,6 +66,15 @@ def test_short_names_of_tasks_stand_in_the_line(capsys):
     assert " - mae: a nan, b 0.6000" in second
 
 
+def test_a_metric_of_one_task_has_the_name_that_the_history_has(capsys):
+    logs = {"seconds": 0.1, "val_loss": 2.0}
+    print_round(1, 2, {**logs, "val_topic_accuracy": 0.5, "val_age_mae": 3.0}, ["topic", "age"])
+    print_round(1, 2, {**logs, "val_topic_loss": 1.0, "val_age_hinge_loss": 4.0}, ["topic", "age"])
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.endswith("val_loss: 2.0000 - val_topic_accuracy: 0.5000 - val_age_mae: 3.0000")
+    assert second.endswith("val_loss: 2.0000 - val_age_hinge_loss: 4.0000")
+
+
 def test_clients_done_are_written_a_few_times_a_second(tmp_path):
     done = ClientsDone(tmp_path)
     write = tf.function(lambda last: done.write(tf.constant(1), tf.constant(7), last))

@@ -74,7 +74,7 @@ def test_sample_weights_weigh_the_losses(mlp, digits):
             (x, wrong, weight),
             (x, y, weight),
             tf.data.Dataset.from_tensors((x, wrong, weight)),
-            (x, wrong),
+            (x, wrong, None),
         )
     ]
     np.testing.assert_allclose(found[0].losses, found[1].losses, rtol=1e-5)

@@ -107,3 +107,12 @@ def test_an_export_leaves_the_weights_of_the_model_alone(mlp, digits, tmp_path):
     )
     for a, b in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_two_outputs_of_one_head_are_corrected_once(monkeypatch):
+    x = keras.Input((3,), name="input")
+    y = keras.layers.Dense(2, name="out")(x)
+    model = keras.Model(x, {"a": y, "b": y})
+    file = read_model(convert(describe(model)))
+    found = int8._last_layers(file, list(int8._layers(file)), ["a", "b"])
+    assert len(found) == 1

@@ -45,7 +45,8 @@ def partition(
 
     Returns:
         A dict from client id to a tuple of arrays, as many as in `data`. The ids are `"client_0"`,
-        `"client_1"`, ... (`"client_00"`, ... for more than 10 clients), or with `by` and no `clients` the sorted keys as strings.
+        `"client_1"`, ... (`"client_00"`, ... for more than 10 clients), or with `by` and no
+        `clients` the sorted keys as strings.
 
     Raises:
         ValueError: there are more clients than examples or keys, or more shards than examples;

@@ -65,7 +65,8 @@ def convert(
     batches = _batches(described.input_names, calibration, batch_size)
     heads = [output.name for output in described.outputs if output.task is not None]
     try:
-        with Progress("Calibration", len(batches), verbose) as progress:
+        steps = len(batches) * (2 if heads else 1)
+        with Progress("Calibration", steps, verbose) as progress:
             return quantize(content, batches, heads, progress)
     except RuntimeError as error:
         raise ValueError(

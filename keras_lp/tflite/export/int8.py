@@ -9,6 +9,8 @@ than plain rounding:
   depthwise convolutions the shift exceeds the rounding noise. The biases of convolutions and dense
   layers compensate for it (Nagel et al., 2019, Data-Free Quantization Through Weight Equalization
   and Bias Correction, arXiv:1906.04721).
+- Head correction: the last dense layer of each head compensates for the shift that is left, see
+  `correction`.
 """
 
 from __future__ import annotations
@@ -52,7 +54,7 @@ def quantize(
         content: a float32 file with one subgraph and one signature.
         batches: calibration batches, each a dict of inputs by their names in the signature.
         heads: names of the outputs whose last dense layers are corrected. Defaults to none.
-        progress: gets a step per batch. Defaults to None.
+        progress: gets a step per batch, and another one if there are heads. Defaults to None.
 
     Raises:
         ValueError: an activation is not finite.
@@ -80,7 +82,7 @@ def quantize(
         tensor.quantization = schema.QuantizationParametersT(min=[low], max=[high])
     for layer in layers:
         _set_bias(model, layer, layer.bias - layer.shift())
-    given = _quantized_outputs(model, last, batches) if last else {}
+    given = _quantized_outputs(model, last, batches, progress) if last else {}
     for name, layer in last.items():
         layer.apply(*affine_map(np.concatenate(given[name]), np.concatenate(wanted[name])))
         _set_constant(model, layer, 1, layer.weights[:, 0, 0])
@@ -217,7 +219,7 @@ def _last_layers(
     """
     by_output = {layer.operator.outputs[0]: layer for layer in layers if layer.dense}
     producers = {one.outputs[0]: one for one in model.subgraphs[0].operators}
-    found = {}
+    found: dict[str, _Layer] = {}
     for output in model.signatureDefs[0].outputs:
         index = output.tensorIndex
         while index not in by_output and index in producers:
@@ -225,14 +227,9 @@ def _last_layers(
             if model.operatorCodes[operator.opcodeIndex].builtinCode not in _AFTER_HEAD:
                 break
             index = operator.inputs[0]
-        layer = by_output.get(index)
-        name = output.name.decode()
-        linear = schema.ActivationFunctionType.NONE
-        if (
-            name in heads
-            and layer
-            and layer.operator.builtinOptions.fusedActivationFunction == linear
-        ):
+        layer, name = by_output.get(index), output.name.decode()
+        taken = any(layer is one for one in found.values())  # two outputs of one head
+        if name in heads and layer is not None and layer.is_linear and not taken:
             found[name] = layer
     return found
 
@@ -259,7 +256,7 @@ def _set_constant(model: schema.ModelT, layer: _Layer, position: int, value: np.
 
 
 def _quantized_outputs(
-    model: schema.ModelT, last: Mapping[str, _Layer], batches: Batches
+    model: schema.ModelT, last: Mapping[str, _Layer], batches: Batches, progress: Progress | None
 ) -> dict[str, list[np.ndarray]]:
     """Runs the int8 file on each batch; returns what the last dense layers give."""
     graph, signature = model.subgraphs[0], model.signatureDefs[0]
@@ -273,7 +270,11 @@ def _quantized_outputs(
     content = quantize_model(model)
     graph.outputs, signature.outputs = kept
     run = load_interpreter(content).get_signature_runner()
-    results = [run(**batch) for batch in batches]
+    results = []
+    for batch in batches:
+        results.append(run(**batch))
+        if progress is not None:
+            progress.step()
     return {name: [one[name] for one in results] for name in last}
 
 
