@@ -24,10 +24,10 @@ test: install
 	$(BIN)/python -m pytest -m 'not slow' -n 2 --dist loadfile
 
 # For the edit loop: the fastest test files of some folders.
-FAST := tests/test_rooms.py tests/test_shown.py tests/test_saved.py tests/tasks/test_labels.py \
-	tests/tasks/test_tasks.py tests/balancing/test_gramian.py tests/model/test_plain.py \
-	tests/model/test_report.py tests/finetuning/test_rates.py tests/multitask/test_mixing.py \
-	tests/federated/test_clients.py
+FAST := tests/test_rooms.py tests/test_shown.py tests/tasks/test_tasks.py \
+	tests/tasks/test_metrics.py tests/balancing/test_gramian.py \
+	tests/model/test_report.py tests/finetuning/test_unfreezing.py \
+	tests/multitask/test_mixing.py tests/federated/test_clients.py
 
 test-fast: install
 	$(BIN)/python -m pytest -m 'not slow' -n 2 --dist loadfile $(FAST)
