@@ -40,6 +40,8 @@ def copy_model(
             made = keras.models.clone_model(model, clone_function=copy, recursive=True)
     finally:
         random.setstate(state)  # as if the initial values, replaced below, had not been drawn
+    for new, old in zip(made.inputs, model.inputs, strict=True):
+        new.name = old.name  # Keras names them after their layers
     for new, old in zip(made.variables, model.variables, strict=True):
         new.assign(old)
     finalize_normalization(made)

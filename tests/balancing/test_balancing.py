@@ -268,6 +268,7 @@ def test_penalties_are_added_unweighted(digits):
     model = lp.multitask_model(
         backbone, tasks, balancing="mgda", optimizer="sgd", learning_rate=0.01
     )
+    backbone = model.get_layer(backbone.name)
     kernel = backbone.layers[0].kernel.numpy()
     model.get_layer("a").kernel.assign(np.zeros((4, 10)))  # no gradient from the tasks
     history = train(model, x, {"a": y, "b": y}).history
