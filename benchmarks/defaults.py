@@ -1,4 +1,4 @@
-"""What does one line reach? The defaults of `fit` and `fit_head` against tuned baselines.
+r"""What does one line reach? The defaults of `fit` and `fit_head` against tuned baselines.
 
     TFDS_DATA_DIR=... python benchmarks/defaults.py --mobilenet mobilenet_2_5_224_tf_no_top.h5 \
         --cifar10 cifar10_subset.npz

@@ -1,4 +1,4 @@
-"""Are the default rates of fine-tuning near the best of five?
+r"""Are the default rates of fine-tuning near the best of five?
 
     TFDS_DATA_DIR=... python benchmarks/finetune_defaults.py \
         --mobilenet mobilenet_2_5_224_tf_no_top.h5 --cifar10 cifar10_subset.npz

@@ -1,6 +1,6 @@
-"""Which way of fine-tuning gives the best network? Six of them with the same budget.
+r"""Which way of fine-tuning gives the best network? Six of them with the same budget.
 
-    TFDS_DATA_DIR=... python benchmarks/finetune_quality.py \\
+    TFDS_DATA_DIR=... python benchmarks/finetune_quality.py \
         --weights mobilenet_2_5_224_tf_no_top.h5 --cifar10 cifar10_subset.npz
 
 MobileNet with alpha 0.25 and ImageNet weights, pictures enlarged to 96 by 96: cifar10_subset with

@@ -1,4 +1,4 @@
-"""How should a feature map become a vector? Average, maximum or all of it.
+r"""How should a feature map become a vector? Average, maximum or all of it.
 
     TFDS_DATA_DIR=... python benchmarks/pooling.py --mobilenet mobilenet_2_5_224_tf_no_top.h5 \
         --mobilenetv2 mobilenet_v2_1.0_224_from_int8_no_top.h5 --cifar10 cifar10_subset.npz

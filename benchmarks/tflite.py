@@ -1,7 +1,7 @@
-"""What does a network cost on a phone, and what does quantization cost it?
+r"""What does a network cost on a phone, and what does quantization cost it?
 
-    TFDS_DATA_DIR=... python benchmarks/tflite.py \\
-        --mobilenet mobilenet_2_5_224_tf_no_top.h5 \\
+    TFDS_DATA_DIR=... python benchmarks/tflite.py \
+        --mobilenet mobilenet_2_5_224_tf_no_top.h5 \
         --mobilenetv2 mobilenet_v2_1.0_224_from_int8_no_top.h5 --cifar10 cifar10_subset.npz
 
 MobileNet with alpha 0.25 on pneumonia_mnist and MobileNetV2 on cifar10_subset, ImageNet weights,

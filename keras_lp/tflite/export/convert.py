@@ -129,7 +129,8 @@ def _refusal(model: keras.Model, serve: Any, message: str) -> ValueError:
         return _not_builtin(model, serve, names)
     return ValueError(
         "The TFLite converter must accept the model. Received: model "
-        f"{model.name!r} with the error: {message.strip().splitlines()[0][:300]}"
+        f"{model.name!r} with the error: {message.strip().splitlines()[0][:300]}. Change the layer "
+        "that the error names, or use another quantization."
     )
 
 
