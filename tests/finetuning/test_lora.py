@@ -268,7 +268,7 @@ def test_wrong_adapters_are_refused(make, error, message):
 
 def test_nothing_to_adapt_is_an_error():
     backbone = keras.Sequential([keras.Input((4, 4, 2)), keras.layers.DepthwiseConv2D(3)])
-    with pytest.raises(ValueError, match="any layer"):
+    with pytest.raises(ValueError, match="layers=None, and the model has none"):
         adapted(backbone)
 
 

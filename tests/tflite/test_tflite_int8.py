@@ -293,5 +293,6 @@ def test_a_line_per_batch_of_calibration(mlp, digits, tmp_path, capsys):
     assert capsys.readouterr().out == ""
     lp.export_tflite(model, tmp_path / "b.tflite", **settings, verbose=1)
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(" - ")[0] for line in lines] == ["Calibration 1/2", "Calibration 2/2"]
+    # Two batches to measure activations on, and again to correct the head.
+    assert [line.split(" - ")[0] for line in lines] == [f"Calibration {i}/4" for i in (1, 2, 3, 4)]
     assert (tmp_path / "a.tflite").read_bytes() == (tmp_path / "b.tflite").read_bytes()

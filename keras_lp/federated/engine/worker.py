@@ -120,8 +120,6 @@ class Worker:
             stderr=subprocess.DEVNULL,
         )
         unlimited = [(f"grpc.max_{kind}message_length", -1) for kind in ("", "send_", "receive_")]
-        if self._channel is not None:
-            self._channel.close()
         self._channel = grpc.insecure_channel(f"localhost:{port}", unlimited)
         counted = grpc.intercept_channel(self._channel, _counting_interceptor(self))
         self._stub = tff.framework.RemoteExecutorGrpcStub(counted)
