@@ -1,7 +1,8 @@
 """Backbone objects from which several models are built.
 
-A frozen backbone is shared. A backbone that trains is copied, so that training changes neither
-the user's object nor the other models built on it.
+A backbone whose layers train from the start is copied, so that training changes neither the user's
+object nor the other models built on it. A frozen backbone is shared: fine-tuning a model that was
+built with it later trains the shared object, and `warn_if_trained` tells the next model.
 """
 
 from __future__ import annotations

@@ -41,8 +41,10 @@ def transfer_model(
     """Returns a compiled model: a frozen pretrained backbone and a new head for one task.
 
     If the whole backbone is frozen, the model shares a backbone object and freezes it in place. If
-    some of its layers train, the model uses a copy. Frozen layers run in inference mode: their
-    weights and BatchNormalization statistics do not change, and their Dropout is off.
+    some of its layers train, the model uses a copy. Fine-tuning the model later, with
+    `lp.finetune_model(model)` or `lp.fit_two_phase`, trains the shared object. Frozen layers run in
+    inference mode: their weights and BatchNormalization statistics do not change, and their Dropout
+    is off.
 
     A frozen backbone gives the same features in every epoch. `fit` therefore computes them once and
     trains the head on them, in a fraction of the time (see `cache_features`). A head of one layer

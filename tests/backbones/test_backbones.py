@@ -415,7 +415,8 @@ def test_a_damaged_backbone_file_is_named(mlp, tmp_path, damage):
 def test_a_backbone_object_that_trains_is_copied(mlp):
     """With its weights and the state of its dropout; a frozen one is shared."""
     backbone = mlp()
-    assert lp.transfer_model(backbone, 3).layers[1] is backbone
+    for frozen in ("head", 0, []):
+        assert lp.transfer_model(backbone, 3, trainable=frozen).layers[1] is backbone
     before = backbone.get_weights()
     x, y = np.random.default_rng(0).normal(size=(20, *backbone.input_shape[1:])), np.arange(20) % 3
     for build in (
