@@ -7,13 +7,13 @@ built with it later trains the shared object, and `warn_if_trained` tells the ne
 
 from __future__ import annotations
 
-import warnings
 import weakref
 
 import keras
 
 from keras_lp.backbones.copying import copy_model
 from keras_lp.utils.keras_internals import own_trainable_variables, sublayers
+from keras_lp.utils.warn import warn
 
 _TRAINED: weakref.WeakSet[keras.Layer] = weakref.WeakSet()
 # Copies that train, by the backbone that they were made of.
@@ -44,11 +44,10 @@ def own_copy(backbone: keras.Model) -> keras.Model:
 def warn_if_copied(backbone: keras.Model) -> None:
     """Warns if another model trains a copy of a backbone that is about to be frozen."""
     if _COPIES.get(backbone, lambda: None)() is not None:
-        warnings.warn(
+        warn(
             "A backbone object keeps its weights: a model that trains it trains a copy. Received: "
             f"backbone {backbone.name!r}, frozen, of which another model trains a copy. To build "
             "on what that model has learned, pass the model instead of the backbone.",
-            stacklevel=5,
         )
 
 
@@ -56,11 +55,10 @@ def warn_if_trained(backbone: keras.Model) -> None:
     """Warns if layers of a backbone train, or trained, in a model that keras_lp built."""
     found = [layer.name for layer in sublayers(backbone) if layer in _TRAINED]
     if found:
-        warnings.warn(
+        warn(
             "A backbone object should have its pretrained weights: a model built on it starts from "
             f"the weights that other models have learned. Received: backbone {backbone.name!r}, "
             f"whose layers {found[:3]}{' and more' if len(found) > 3 else ''} train in another "
             "model, which shares its weights. To start from the same weights each time, pass a "
             'file: backbone.save("backbone.keras").',
-            stacklevel=5,
         )

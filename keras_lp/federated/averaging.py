@@ -7,7 +7,6 @@ McMahan et al., 2017, Communication-Efficient Learning of Deep Networks from Dec
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
@@ -31,6 +30,7 @@ from keras_lp.tasks.heads import tasks
 from keras_lp.utils.arguments import Verbose, check_choice, check_positive
 from keras_lp.utils.keras_internals import compile_config, rate_of
 from keras_lp.utils.progress import bar_only
+from keras_lp.utils.warn import warn
 
 Weighting = Literal["examples", "uniform"]
 Callbacks = keras.callbacks.Callback | Sequence[keras.callbacks.Callback]
@@ -445,11 +445,10 @@ al., 2021 (arXiv:2003.00295) |
     def _warn_of_dropped(self, logs: dict[str, Any]) -> None:
         names = self._rounds.dropped
         if names:
-            warnings.warn(
+            warn(
                 f"Round {self.rounds_done}: the updates of {len(names)} of {logs['clients']} "
                 f"clients were not finite and are ignored: {names[:10]}"
                 f"{' and more' if len(names) > 10 else ''}. A smaller learning rate may help.",
-                stacklevel=3,
             )
 
     def _resume(

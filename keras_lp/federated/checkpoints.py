@@ -10,7 +10,6 @@ import hashlib
 import io
 import json
 import os
-import warnings
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +20,7 @@ import numpy as np
 
 from keras_lp.utils.files import whole_file
 from keras_lp.utils.keras_internals import compile_arguments, sublayers
+from keras_lp.utils.warn import warn
 
 _KEPT = 3  # files: the newest, and older ones in case it is damaged
 # Non-trainable variables that differ between runs of a program.
@@ -87,9 +87,7 @@ class Checkpoints:
             try:
                 header, arrays = _read(path)
             except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-                warnings.warn(
-                    f"The checkpoint {path} is damaged ({error}) and is skipped.", stacklevel=4
-                )
+                warn(f"The checkpoint {path} is damaged ({error}) and is skipped.")
                 continue
             self._check(path, header["settings"])
             yield header["round"], arrays, header["about"]

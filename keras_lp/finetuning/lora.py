@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import os
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,6 +26,7 @@ from keras_lp.utils.keras_internals import (
     sublayers,
     untrack_variable,
 )
+from keras_lp.utils.warn import warn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,12 +196,11 @@ def load_adapters(model: keras.Model, path: str | os.PathLike[str]) -> keras.Mod
             "backbone, rank, layers and tasks."
         )
     if any(is_loaded(layer) for layer in adapted_layers(model)):
-        warnings.warn(
+        warn(
             "Adapters must be loaded into the base that they were trained on. Received: model "
             f"{model.name!r}, which comes from a file. If it was saved after training, its kernels "
             "already include the adapters, which would then count twice. Load them into "
             "lp.finetune_model(base, lora=...).",
-            stacklevel=2,
         )
     for name, variable in variables.items():
         variable.assign(arrays[name])

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Any, cast
 
 import keras
 
 from keras_lp.finetuning.rates import depths
 from keras_lp.utils.arguments import check_positive
+from keras_lp.utils.warn import warn
 
 
 class GradualUnfreezing(keras.callbacks.Callback):
@@ -61,12 +61,11 @@ class GradualUnfreezing(keras.callbacks.Callback):
         last, needed = self._joined(epochs - 1), max(self._depths)
         if last < needed:
             enough = needed * self.epochs_per_block + 1
-            warnings.warn(
+            warn(
                 f"The lowest {needed - last} of {needed} blocks would never train: they join "
                 f"after the last epoch. Received: epochs={epochs}, "
                 f"epochs_per_block={self.epochs_per_block}. Train for {math.ceil(enough)} epochs "
                 "or more, or pass a smaller `epochs_per_block`.",
-                stacklevel=2,
             )
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_lp.backbones.pixels import warn_of_scaled_pictures
+from keras_lp.backbones.pixels import warn_of_scaled_images
 from keras_lp.tasks.heads import tasks
 from keras_lp.tasks.missing import name_numbers
 from keras_lp.tasks.task import Task
@@ -166,7 +166,7 @@ def checked_dataset(model: keras.Model, dataset: tf.data.Dataset) -> tf.data.Dat
             try:
                 check_examples(model, xs, ys)
                 check_weights(weights)
-                warn_of_scaled_pictures(model, xs)
+                warn_of_scaled_images(model, xs)
             except (TypeError, ValueError) as error:
                 if found is not None:
                     found.append(error)

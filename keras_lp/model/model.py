@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from keras_lp.backbones import features
 from keras_lp.backbones.freezing import restore_flag, run_graph
-from keras_lp.backbones.pixels import warn_of_scaled_pictures
+from keras_lp.backbones.pixels import warn_of_scaled_images
 from keras_lp.balancing.balanced_step import balanced_step
 from keras_lp.balancing.ways import Balancing, balancing_of
 from keras_lp.model import checks
@@ -131,7 +131,7 @@ class Model(keras.Model):
             x = checked(self, x)
         else:
             check_labels(self, x, y)
-            warn_of_scaled_pictures(self, x)
+            warn_of_scaled_images(self, x)
             sample_weight = as_weights(self, y, sample_weight)
             y = as_numbers(self, y)
         validation_data = checked(self, validation_data, " of validation_data")
@@ -209,7 +209,7 @@ class Model(keras.Model):
         """Predicts like `keras.Model.predict`; a data set must be batched."""
         checks.check_batched(self, x)
         if not features.are_features(x):
-            warn_of_scaled_pictures(self, x)
+            warn_of_scaled_images(self, x)
         return super().predict(x, *args, **kwargs)
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:

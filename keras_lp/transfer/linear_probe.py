@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_lp.backbones import features
-from keras_lp.backbones.pixels import warn_of_scaled_pictures
+from keras_lp.backbones.pixels import warn_of_scaled_images
 from keras_lp.model import checks, class_balance
 from keras_lp.model.caching import FeatureCache
 from keras_lp.model.data import as_numbers, checked, readable
@@ -99,7 +99,7 @@ def fit_head(
         class_balance.check(known, class_weight)
     data = checked(model, readable(data, "data"))
     if isinstance(data, tuple):
-        warn_of_scaled_pictures(model, data[0], "data")
+        warn_of_scaled_images(model, data[0], "data")
     if validation_data is not None:
         held_out = readable(validation_data, "validation_data")
         validation_data = checked(model, held_out, " of validation_data")

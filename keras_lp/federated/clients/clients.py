@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_lp.backbones.pixels import warn_of_scaled_pictures
+from keras_lp.backbones.pixels import warn_of_scaled_images
 from keras_lp.federated.clients.arrays import Arrays, as_arrays, check_unbatched, count_examples
 from keras_lp.federated.clients.padding import fill
 from keras_lp.model import checks
@@ -121,7 +121,7 @@ def fitting_arrays(model: keras.Model, client: Hashable, data: Arrays) -> Arrays
     known = tasks(model)
     y = as_numbers(model, y, where)
     checks.check_examples(model, x, y, where)
-    warn_of_scaled_pictures(model, x, f"x{where}")
+    warn_of_scaled_images(model, x, f"x{where}")
     if known and isinstance(model.output, Mapping):
         checks.check_label_names(known, y, where)
         y = {

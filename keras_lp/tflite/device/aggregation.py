@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -23,6 +22,7 @@ from keras_lp.tflite.device.exchange import (
 )
 from keras_lp.utils.arguments import check_positive
 from keras_lp.utils.text_table import ShownAsText
+from keras_lp.utils.warn import warn
 
 Update = str | os.PathLike[str] | Mapping[str, np.ndarray]
 
@@ -126,7 +126,7 @@ def aggregate_device_updates(
         )
     if refused:
         listed = "; ".join(f"update {i}: {reason}" for i, reason in refused.items())
-        warnings.warn(f"Not averaged: {listed}.", stacklevel=2)
+        warn(f"Not averaged: {listed}.")
     total = sum(shares[i] for i in accepted)
     exchanged = cast(Variables, find_weights(model, next(iter(accepted.values()))))
     for name, variable in exchanged.items():

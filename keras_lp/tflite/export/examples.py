@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_lp.backbones.pixels import warn_of_scaled_pictures
+from keras_lp.backbones.pixels import warn_of_scaled_images
 from keras_lp.model import checks
 from keras_lp.model.model import input_structure
 from keras_lp.tflite.interface import Input, Interface, Output
@@ -64,7 +64,7 @@ def read_examples(described: Interface, data: Any, source: str) -> Examples:
             f"Received: {sorted(counts)} examples."
         )
     checks.check_finite(inputs, f" of {source}")
-    warn_of_scaled_pictures(described.model, inputs, source)
+    warn_of_scaled_images(described.model, inputs, source)
     labels = {} if y is None else _read_labels(described.outputs, y, len(inputs[0]), source)
     return Examples(inputs, labels, source)
 
@@ -84,7 +84,7 @@ def generate_examples(described: Interface) -> Examples:
 def _generate(rng: np.random.Generator, described: Input) -> np.ndarray:
     shape = (_COUNT, *described.shape)
     if described.dtype == "uint8" or keras.backend.is_float_dtype(described.dtype):
-        array = _pictures(rng, shape) if len(shape) == 4 else _numbers(rng, shape)
+        array = _images(rng, shape) if len(shape) == 4 else _numbers(rng, shape)
     elif described.ids is not None:
         array = generate_texts(rng, shape, described.ids)
     else:
@@ -161,7 +161,7 @@ def _read_labels(
     return labels
 
 
-def _pictures(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+def _images(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     count, height, width, channels = shape
     coarse = rng.uniform(0, 255, (count, 4, 4, channels))
     rows, columns = np.arange(height) * 4 // height, np.arange(width) * 4 // width

@@ -108,7 +108,7 @@ def _inputs(
         channels = one.shape[-1] if len(one.shape) == 3 else None
         if channels in (1, 3):
             about[one.name] = TensorMetadata(
-                one.name, "A picture.", channels, float(options.mean), float(options.std)
+                one.name, "An image.", channels, float(options.mean), float(options.std)
             )
         else:
             about[one.name] = TensorMetadata(one.name)
