@@ -38,6 +38,14 @@ if TYPE_CHECKING:  # for editors; imported on first use, see below
         export_tflite,
         export_trainable_tflite,
     )
+    from keras_lp.tuning import (
+        FederatedHyperModel,
+        FinetuneHyperModel,
+        MultitaskHyperModel,
+        TransferHyperModel,
+        TuningResult,
+        tune,
+    )
 
 __version__ = "0.1.0"
 
@@ -52,6 +60,12 @@ _LAZY = {
     "export_tflite": "keras_lp.tflite",
     "export_trainable_tflite": "keras_lp.tflite",
     "load_dataset": "keras_lp.datasets",
+    "FederatedHyperModel": "keras_lp.tuning",
+    "FinetuneHyperModel": "keras_lp.tuning",
+    "MultitaskHyperModel": "keras_lp.tuning",
+    "TransferHyperModel": "keras_lp.tuning",
+    "TuningResult": "keras_lp.tuning",
+    "tune": "keras_lp.tuning",
 }
 
 __all__ = [
@@ -60,13 +74,18 @@ __all__ = [
     "Comparison",
     "DeviceTrainer",
     "FederatedAveraging",
+    "FederatedHyperModel",
+    "FinetuneHyperModel",
     "GradualUnfreezing",
     "LearningRates",
     "LoRA",
     "Model",
     "MultiLabel",
+    "MultitaskHyperModel",
     "Regression",
     "TFLiteMetadata",
+    "TransferHyperModel",
+    "TuningResult",
     "aggregate_device_updates",
     "balancing",
     "choose_thresholds",
@@ -91,6 +110,7 @@ __all__ = [
     "save_adapters",
     "trainable_report",
     "transfer_model",
+    "tune",
 ]
 
 

@@ -19,6 +19,7 @@ import tensorflow as tf
 
 from keras_lp.backbones.features import (
     Features,
+    are_features,
     feature_batch_size,
     feature_function,
     features_layer,
@@ -28,6 +29,7 @@ from keras_lp.model.data import is_arrays, is_batches
 from keras_lp.utils.arguments import Verbose
 from keras_lp.utils.files import named_errors
 from keras_lp.utils.keras_internals import is_distributed, loss_tracker, train_validation_split
+from keras_lp.utils.repeatable import is_repeatable
 
 
 class FeatureCache:
@@ -47,6 +49,7 @@ class FeatureCache:
         self._left = cast(Features, features_layer(model)).memory
         self._verbose = 1 if verbose == "auto" else int(verbose)
         self._folder: str | None = None
+        self._streamed = False
         self._in_files: list[np.ndarray] = []
         self._handles: list[Any] = []
 
@@ -64,14 +67,14 @@ class FeatureCache:
     @property
     def wrote_files(self) -> bool:
         """Whether some of the data are stored in files."""
-        return self._folder is not None
+        return self._folder is not None or self._streamed
 
     def take(self, data: Any) -> tuple[tuple[Any, ...], int | None]:
         """Returns `(features, y, sample_weight)`, without entries of None, and the batch size.
 
         Args:
             data: a tuple of arrays, for which the caller chooses the batch size (None is
-                returned); or a data set of batches.
+                returned), of inputs or of features; or a data set of batches.
         """
         if isinstance(data, (tuple, list)):
             x, *rest = data
@@ -122,7 +125,10 @@ class FeatureCache:
         self._handles.append(os.fdopen(handle, "wb"))
         return self._handles[-1], path
 
-    def _of_arrays(self, x: Any) -> dict[str, np.ndarray]:
+    def _of_arrays(self, x: Any) -> Any:
+        if are_features(x):  # computed before, for several models
+            self._streamed |= any(isinstance(part, np.memmap) for part in x.values())
+            return x
         count, size = len(keras.tree.flatten(x)[0]), self._batch_size
         starts = range(0, count, size)
         batches = (
@@ -250,8 +256,7 @@ def computed_once(model: keras.Model, arguments: dict[str, Any]) -> Iterator[dic
             new.update(x=x, y=y, sample_weight=weight, batch_size=size)
 
         in_arrays = isinstance(validation, (tuple, list)) and _fit_together(validation)
-        is_told = cast(Features, features_layer(model)).cache is True
-        if in_arrays or (is_told and is_batches(validation)):
+        if in_arrays or caches_batches(model, validation):
             parts, own_size = cache.take(validation)
             size = arguments["validation_batch_size"] or own_size or size
             if cache.wrote_files:
@@ -269,14 +274,8 @@ def _several_steps_a_call(model: keras.Model, arguments: dict[str, Any]) -> Iter
     """
     callbacks = arguments["callbacks"] or []
     callbacks = callbacks if isinstance(callbacks, (list, tuple)) else [callbacks]
-    by_epoch = (
-        keras.callbacks.CSVLogger,
-        keras.callbacks.EarlyStopping,
-        keras.callbacks.LearningRateScheduler,
-        keras.callbacks.ReduceLROnPlateau,
-    )
     limited = arguments["steps_per_epoch"] or arguments["validation_steps"]
-    watched = any(type(callback) not in by_epoch for callback in callbacks)
+    watched = any(map(_watches_steps, callbacks))
     single = arguments["epochs"] - arguments["initial_epoch"] < 2
     if model.steps_per_execution != 1 or model.run_eagerly or limited or watched or single:
         yield
@@ -298,6 +297,20 @@ def _several_steps_a_call(model: keras.Model, arguments: dict[str, Any]) -> Iter
         model.train_function, model.test_function = functions
 
 
+def caches_batches(model: keras.Model, data: Any) -> bool:
+    """Whether the features of these data are cached if they are batches that can be read twice."""
+    cache = cast(Features, features_layer(model)).cache
+    return is_batches(data) and (cache is True or (cache == "auto" and is_repeatable(data)))
+
+
+def _watches_steps(callback: Any) -> bool:
+    """Whether a callback does something at each training or validation step."""
+    kinds = ("batch", "train_batch", "test_batch")
+    hooks = [f"on_{kind}_{end}" for kind in kinds for end in ("begin", "end")]
+    own = {name: getattr(getattr(callback, name, None), "__func__", None) for name in hooks}
+    return any(hook is not getattr(keras.callbacks.Callback, name) for name, hook in own.items())
+
+
 def _is_wanted(model: keras.Model, arguments: dict[str, Any]) -> bool:
     layer, x = features_layer(model), arguments["x"]
     if layer is None or layer.cache is False or obstacle(model) is not None:
@@ -310,7 +323,7 @@ def _is_wanted(model: keras.Model, arguments: dict[str, Any]) -> bool:
     misused = arguments["validation_split"] or any(  # Keras rejects these with a data set
         arguments[name] is not None for name in ("y", "sample_weight")
     )
-    if layer.cache == "auto" or misused:
+    if (layer.cache == "auto" and not is_repeatable(x)) or misused:
         return False
     endless = isinstance(x, tf.data.Dataset) and (
         int(x.cardinality()) == tf.data.INFINITE_CARDINALITY

@@ -17,6 +17,7 @@ from keras_lp.tasks.missing import name_numbers
 from keras_lp.tasks.task import Task
 from keras_lp.utils.keras_internals import flags_at_compile
 from keras_lp.utils.names import near
+from keras_lp.utils.repeatable import is_repeatable, mark_repeatable
 
 
 def check_trainable_unchanged(model: keras.Model) -> None:
@@ -178,7 +179,8 @@ def checked_dataset(model: keras.Model, dataset: tf.data.Dataset) -> tf.data.Dat
             x, y, *others = tf.nest.map_structure(tf.identity, (x, y, *rest))
         return x, label_numbers(tasks(model), y), *others
 
-    return dataset.map(check, num_parallel_calls=1).prefetch(tf.data.AUTOTUNE)
+    read = dataset.map(check, num_parallel_calls=1).prefetch(tf.data.AUTOTUNE)
+    return mark_repeatable(read) if is_repeatable(dataset) else read
 
 
 def label_numbers(known: Mapping[str, Task], y: Any) -> Any:

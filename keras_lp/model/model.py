@@ -131,7 +131,8 @@ class Model(keras.Model):
             x = checked(self, x)
         else:
             check_labels(self, x, y)
-            warn_of_scaled_images(self, x)
+            if not features.are_features(x):
+                warn_of_scaled_images(self, x)
             sample_weight = as_weights(self, y, sample_weight)
             y = as_numbers(self, y)
         validation_data = checked(self, validation_data, " of validation_data")

@@ -180,6 +180,22 @@ def tasks(model: keras.Model) -> dict[str, Task]:
     return {name: head.task for name, head in heads(model).items()}
 
 
+def copy_heads(source: keras.Model, target: keras.Model) -> None:
+    """Copies the weights of heads and their hidden layers to a model with the same tasks."""
+    known = heads(target)
+    for name, head in heads(source).items():
+        own = known[name]
+        own.set_raw_weights(*head.raw_weights())
+        if isinstance(head.task, Regression):
+            own.mean.assign(head.mean)
+            own.std.assign(head.std)
+        if head.is_balanced:
+            own.class_weight.assign(head.class_weight)
+        for layer in source.layers:
+            if layer.name.startswith(f"{name}_hidden_"):
+                target.get_layer(layer.name).set_weights(layer.get_weights())
+
+
 def backbone_of(model: keras.Model) -> keras.Model | None:
     """Returns the backbone of a model that keras_lp built, else None."""
     if not heads(model):
