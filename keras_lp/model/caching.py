@@ -274,8 +274,14 @@ def _several_steps_a_call(model: keras.Model, arguments: dict[str, Any]) -> Iter
     """
     callbacks = arguments["callbacks"] or []
     callbacks = callbacks if isinstance(callbacks, (list, tuple)) else [callbacks]
+    by_epoch = (
+        keras.callbacks.CSVLogger,
+        keras.callbacks.EarlyStopping,
+        keras.callbacks.LearningRateScheduler,
+        keras.callbacks.ReduceLROnPlateau,
+    )
     limited = arguments["steps_per_epoch"] or arguments["validation_steps"]
-    watched = any(map(_watches_steps, callbacks))
+    watched = any(type(callback) not in by_epoch for callback in callbacks)
     single = arguments["epochs"] - arguments["initial_epoch"] < 2
     if model.steps_per_execution != 1 or model.run_eagerly or limited or watched or single:
         yield
@@ -301,14 +307,6 @@ def caches_batches(model: keras.Model, data: Any) -> bool:
     """Whether the features of these data are cached if they are batches that can be read twice."""
     cache = cast(Features, features_layer(model)).cache
     return is_batches(data) and (cache is True or (cache == "auto" and is_repeatable(data)))
-
-
-def _watches_steps(callback: Any) -> bool:
-    """Whether a callback does something at each training or validation step."""
-    kinds = ("batch", "train_batch", "test_batch")
-    hooks = [f"on_{kind}_{end}" for kind in kinds for end in ("begin", "end")]
-    own = {name: getattr(getattr(callback, name, None), "__func__", None) for name in hooks}
-    return any(hook is not getattr(keras.callbacks.Callback, name) for name, hook in own.items())
 
 
 def _is_wanted(model: keras.Model, arguments: dict[str, Any]) -> bool:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import weakref
-from typing import Any
+from typing import Any, cast
 
 import keras
 
+from keras_lp.backbones.features import Features, features_layer
 from keras_lp.backbones.pixels import warn_of_scaled_images
 from keras_lp.model import checks
 from keras_lp.model.caching import FeatureCache, caches_batches
@@ -27,18 +28,21 @@ class SharedFeatures:
         self._model = model
         self._cache = FeatureCache(model, verbose=0)
         self._known: dict[Any, tuple[Any, Any]] = {}
+        self._is_wanted = cast(Features, features_layer(model)).cache is not False
         weakref.finalize(self, self._cache.__exit__)
 
     def replace(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """Returns the arguments of `fit` with features instead of inputs.
 
-        Data that cannot be read twice are returned unchanged. The same object is computed once, so
-        its content must not change.
+        Data that cannot be read twice are returned unchanged, and so are all data of a model with
+        `cache_features=False`. The same object is computed once: its content must not change.
 
         Args:
             arguments: arguments of `keras.Model.fit` by name.
         """
         new = dict(arguments)
+        if not self._is_wanted:
+            return new
         x = arguments.get("x")
         if is_arrays(x):
             y, weight = arguments.get("y"), arguments.get("sample_weight")

@@ -113,9 +113,8 @@ class FederatedHyperModel(BuilderHyperModel):
         }
         several = isinstance(task, Mapping)
         builder = multitask_model if several else transfer_model
-        super().__init__(
-            backbone, task if several else as_task(task), given, _SPACES, name, tunable
-        )
+        known = task if several else as_task(task)
+        super().__init__(builder, backbone, known, given, _SPACES, name, tunable)
 
     def fit(self, hp: HyperParameters, model: Model, clients: Any, **kwargs: Any) -> Any:
         """Runs rounds of a trial and returns its `History`.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import time
 from pathlib import Path
 from typing import Any, Literal
@@ -74,7 +73,7 @@ def make_tuner(
             tuner.oracle.max_trials = max_trials
         else:
             tuner = made(hypermodel, max_trials=max_trials, seed=seed + 1, **common)
-    if kind != "grid":
+    if kind != "grid" and isinstance(tuner.oracle, keras_tuner.Oracle):  # not that of a worker
         _start_with_defaults(tuner.oracle)
     tuner.seed, tuner.max_trials, tuner.verbose = seed, max_trials, verbose
     tuner.seconds = []
@@ -146,7 +145,7 @@ class _Search(keras_tuner.Tuner):
         super().on_trial_end(trial)
         self.seconds.append(time.monotonic() - self.started)
         best = self.oracle.get_best_trials(1)[0]
-        if hasattr(self.oracle, "trials"):  # not a worker of several
+        if isinstance(self.oracle, keras_tuner.Oracle):  # not one of several workers
             kept = {best.trial_id, *still_needed(self.oracle)}
             for name in set(self.oracle.trials) - kept:
                 Path(self.get_trial_dir(name), CHECKPOINT).unlink(missing_ok=True)
@@ -176,8 +175,3 @@ def _duration(seconds: float) -> str:
         return f"{seconds:.0f}s"
     minutes = round(seconds / 60)
     return f"{minutes}min" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02d}min"
-
-
-def is_worker() -> bool:
-    """Whether this process is one of several workers of keras-tuner, or their chief."""
-    return "KERASTUNER_ORACLE_IP" in os.environ

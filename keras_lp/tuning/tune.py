@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import tempfile
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -147,7 +148,7 @@ def tune(
         if goal.name == GAIN and isinstance(hypermodel, MultitaskHyperModel):
             _compare(hypermodel, arguments, epochs)
         try:
-            with _without_retracing_warnings():
+            with _without_needless_warnings():
                 made.search(**arguments, epochs=epochs, callbacks=list(callbacks), verbose=0)
         except keras_tuner.errors.FatalError as error:
             raise error.__cause__ or error from None
@@ -158,8 +159,8 @@ def tune(
 
 
 @contextlib.contextmanager
-def _without_retracing_warnings() -> Iterator[None]:
-    """Hides TensorFlow's warning that functions are traced again: each trial has a new model."""
+def _without_needless_warnings() -> Iterator[None]:
+    """Hides what a user cannot act on: functions traced for each model, fits of the tuner."""
 
     def other(record: logging.LogRecord) -> bool:
         return "triggered tf.function retracing" not in record.getMessage()
@@ -167,7 +168,10 @@ def _without_retracing_warnings() -> Iterator[None]:
     logger = logging.getLogger("tensorflow")
     logger.addFilter(other)
     try:
-        yield
+        with warnings.catch_warnings():
+            # Of the Gaussian process of BayesianOptimization, after few trials.
+            warnings.filterwarnings("ignore", "The optimal value found for dimension")
+            yield
     finally:
         logger.removeFilter(other)
 
@@ -294,6 +298,7 @@ def _result(
 
     seed_trial(seed, best.trial_id)
     model = hypermodel.build(best.hyperparameters)
+    model.optimizer.build(model.trainable_variables)  # its state is in the file
     model.load_weights(project / f"trial_{best.trial_id}" / CHECKPOINT)
     planned = best.hyperparameters.values.get("tuner/epochs", epochs)
 
