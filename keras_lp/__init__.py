@@ -29,7 +29,7 @@ from keras_lp.transfer.linear_probe import fit_head
 from keras_lp.transfer.transfer import transfer_model
 
 if TYPE_CHECKING:  # for editors; imported on first use, see below
-    from keras_lp.datasets import load_dataset
+    from keras_lp.data import load_dataset, load_folder
     from keras_lp.federated import FederatedAveraging, describe_clients, partition
     from keras_lp.tflite import (
         DeviceTrainer,
@@ -59,7 +59,8 @@ _LAZY = {
     "aggregate_device_updates": "keras_lp.tflite",
     "export_tflite": "keras_lp.tflite",
     "export_trainable_tflite": "keras_lp.tflite",
-    "load_dataset": "keras_lp.datasets",
+    "load_dataset": "keras_lp.data",
+    "load_folder": "keras_lp.data",
     "FederatedHyperModel": "keras_lp.tuning",
     "FinetuneHyperModel": "keras_lp.tuning",
     "MultitaskHyperModel": "keras_lp.tuning",
@@ -102,6 +103,7 @@ __all__ = [
     "layerwise",
     "load_adapters",
     "load_dataset",
+    "load_folder",
     "merge_adapters",
     "mix",
     "multitask_model",

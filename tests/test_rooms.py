@@ -16,7 +16,7 @@ ROOMS_OF = {
 }
 # Heavy or optional packages, and the folder or file that alone imports each.
 ALONE = {
-    "tensorflow_datasets": "datasets.py",
+    "tensorflow_datasets": "data",
     "keras_hub": "backbones/hub.py",
     "ai_edge_litert": "tflite/device",
     "matplotlib": "",

@@ -1,0 +1,117 @@
+"""Image and sound files: which are whole, and how they become arrays."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif")
+SOUNDS = (".wav",)
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a file begins and ends as its format says; it is not decoded."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(16)
+            size = file.seek(0, 2)
+            file.seek(max(0, size - 64))
+            tail = file.read()
+    except OSError:
+        return False
+    if head.startswith(b"\x89PNG\r\n\x1a\n"):
+        return b"IEND" in tail
+    if head.startswith(b"\xff\xd8\xff"):
+        return b"\xff\xd9" in tail
+    if head.startswith((b"GIF87a", b"GIF89a")):
+        return tail.rstrip(b"\0").endswith(b";")
+    if head.startswith(b"BM"):
+        return size >= struct.unpack("<I", head[2:6])[0] > 0
+    if head.startswith(b"RIFF") and head[8:12] == b"WAVE":
+        return size >= struct.unpack("<I", head[4:8])[0] + 8 - 1 > 40
+    return False
+
+
+def wav_form(path: Path) -> tuple[int, int]:
+    """Returns the sample rate and the number of samples of a wav file of 16-bit numbers.
+
+    Raises:
+        ValueError: if it has another encoding.
+    """
+    with path.open("rb") as file:
+        file.read(12)
+        rate = channels = bits = 0
+        while chunk := file.read(8):
+            kind, size = chunk[:4], struct.unpack("<I", chunk[4:8])[0]
+            if kind == b"fmt ":
+                form = file.read(size + size % 2)
+                encoding, channels, rate, _, _, bits = struct.unpack("<HHIIHH", form[:16])
+                if encoding != 1 or bits != 16:
+                    break
+            elif kind == b"data":
+                return rate, size // (2 * channels)
+            else:
+                file.seek(size + size % 2, 1)
+    raise ValueError(
+        f"A wav file must have 16-bit samples. Received: {path} with {bits or 'unknown'} bits."
+    )
+
+
+def read_images(
+    files: list[str], labels: Any, image_size: tuple[int, int], channels: int
+) -> tf.data.Dataset:
+    """Returns `(image, labels)`: uint8 `(height, width, channels)`."""
+
+    def read(path: Any, label: Any) -> Any:
+        image = _decode(tf.io.read_file(path), channels)
+        image.set_shape((None, None, channels))
+        image = tf.image.resize(image, image_size, antialias=True)
+        return tf.cast(tf.clip_by_value(tf.round(image), 0, 255), tf.uint8), label
+
+    dataset = tf.data.Dataset.from_tensor_slices((files, labels))
+    return dataset.map(read, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def _decode(content: Any, channels: int) -> Any:
+    """Returns the pixels of an image; TensorFlow decodes BMP and GIF in colour only."""
+
+    def decode(count: int) -> Any:
+        return tf.io.decode_image(content, count, expand_animations=False)
+
+    if channels == 3:
+        return decode(3)
+    in_colour = tf.strings.regex_full_match(tf.strings.substr(content, 0, 3), "BM.|GIF")
+    return tf.cond(in_colour, lambda: tf.image.rgb_to_grayscale(decode(3)), lambda: decode(1))
+
+
+def read_sounds(files: list[str], labels: Any, samples: int) -> tf.data.Dataset:
+    """Returns `(wave, labels)`: float32 `(samples,)` from -1 to 1, the mean over the channels."""
+
+    def read(path: Any, label: Any) -> Any:
+        wave, _ = tf.audio.decode_wav(tf.io.read_file(path))
+        wave = tf.reduce_mean(wave, 1)[:samples]
+        wave = tf.pad(wave, [[0, samples - tf.shape(wave)[0]]])
+        return tf.ensure_shape(wave, (samples,)), label
+
+    dataset = tf.data.Dataset.from_tensor_slices((files, labels))
+    return dataset.map(read, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def common_form(files: list[Path]) -> tuple[int, int]:
+    """Returns the sample rate of wav files and the number of samples of the longest.
+
+    Raises:
+        ValueError: if sample rates differ.
+    """
+    forms = [wav_form(file) for file in files]
+    rates = {rate: file for (rate, _), file in zip(forms, files, strict=True)}
+    if len(rates) > 1:
+        shown = ", ".join(f"{file.name}: {rate:,} Hz" for rate, file in list(rates.items())[:3])
+        raise ValueError(
+            f"The files must have the same sample rate. Received: {shown}. Resample them."
+        )
+    return next(iter(rates)), int(np.max([length for _, length in forms]))
