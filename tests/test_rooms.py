@@ -14,6 +14,8 @@ ROOMS_OF = {
     "federated": ["clients", "engine"],
     "tflite": ["device", "metadata", "export", "training"],
 }
+# Each imports from itself, from `ROOMS`, and from these.
+AROUND = {"data": [], "tuning": ["federated"]}
 # Heavy or optional packages, and the folder or file that alone imports each.
 ALONE = {
     "tensorflow_datasets": "data",
@@ -64,9 +66,27 @@ def test_rooms_inside_federated_and_tflite(room):
                 assert inner.index(parts[2]) <= inner.index(own), (path, module)
 
 
+@pytest.mark.parametrize("room", AROUND)
+def test_rooms_around_the_builders(room):
+    for path in files(PACKAGE / room):
+        for module, _ in imports(path):
+            if module.startswith("keras_lp."):
+                assert module.split(".")[1] in {*ROOMS, room, *AROUND[room]}, (path, module)
+
+
+def test_only_tuning_imports_keras_tuner():
+    found = {
+        path.relative_to(PACKAGE).parts[0]
+        for path in files(PACKAGE)
+        for module, _ in imports(path)
+        if module.split(".")[0] == "keras_tuner"
+    }
+    assert found == {"tuning"}
+
+
 def test_all_rooms_are_in_the_lists():
     folders = {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name[0] != "_"}
-    assert folders == {*ROOMS, *ROOMS_OF}
+    assert folders == {*ROOMS, *ROOMS_OF, *AROUND}
     for room, inner in ROOMS_OF.items():
         found = {p.name for p in (PACKAGE / room).iterdir() if p.is_dir() and p.name[0] != "_"}
         assert found == {*inner}

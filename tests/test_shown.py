@@ -9,6 +9,7 @@ from keras_lp.finetuning.rate_finder import LearningRates
 from keras_lp.tflite.device.aggregation import DeviceRound
 from keras_lp.tflite.export.report import ExportReport
 from keras_lp.tflite.training.training import TrainableReport
+from keras_lp.tuning.result import TrialResult
 from keras_lp.utils.text_table import ShownAsText
 
 
@@ -16,6 +17,8 @@ def results():
     one = {"a<b": np.array([0.5, 0.6])}
     yield lp.Comparison({"a<b": "accuracy"}, one, one, {"a<b": np.zeros(2)})
     yield lp.describe_clients({"<x>": (np.zeros((3, 2)), np.array([0, 1, 1]))})
+    trials = (TrialResult("0", {"<r": 0.1}, 0.5, 2), TrialResult("1", {"<r": 1.0}, None, 0, "no"))
+    yield lp.TuningResult(None, {}, "val_loss", "min", trials, frozenset(), print)
     yield DeviceRound({}, (0,), {1: "it is < stale"})
 
 
@@ -32,4 +35,5 @@ def test_a_result_is_its_table(result):
 def test_all_results_are_shown_so():
     kinds = {*ShownAsText.__subclasses__()}
     named = {lp.Comparison, LearningRates, ClientLabels, ExportReport, TrainableReport, DeviceRound}
+    named.add(lp.TuningResult)
     assert kinds == named

@@ -57,6 +57,15 @@ reveal_type(lp.plain_model(model))  # keras.src.models.model.Model
 lp.trainable_report(model, print_fn=print)
 lp.choose_thresholds(both, (x, y))
 lp.decode_predictions(both, both.predict(x), top=None)
+hyper = lp.TransferHyperModel(backbone, 3, dropout=lambda hp: hp.Float("a", 0, 0.5))
+found2 = lp.tune(hyper, (x, y), max_trials=3, tuner="random", objective="val_loss", directory="d")
+reveal_type(found2)  # keras_lp.tuning.result.TuningResult
+result2: lp.TuningResult = found2
+reveal_type(found2.refit((x, y)))  # keras.src.models.model.Model
+lp.tune(lp.FinetuneHyperModel("MobileNet", ["a", "b"], lora="search"), (x, y), max_trials=30)
+lp.tune(lp.MultitaskHyperModel(backbone, tasks, balancing="equal"), (x, y), max_trials=30)
+lp.FederatedHyperModel(backbone, tasks, local_epochs=2)
+lp.load_folder("images", split="validation", image_size=(64, 96), channels=1, batch_size=None)
 clients = lp.partition((x, y), clients=2, alpha=0.5)
 reveal_type(lp.describe_clients(clients).examples)  # dict[Any, int]
 federated = lp.FederatedAveraging(model, server_optimizer="adam", weighting="uniform")

@@ -108,7 +108,8 @@ def _label(name: str, key: str, kinds: dict[str, Any]) -> Label:
             return Label(key, _as_int64, names, is_class=True)
 
         def one_per_class(numbers: Any) -> Any:
-            return tf.reduce_max(tf.one_hot(tf.cast(numbers, tf.int32), count, dtype=tf.int64), 0)
+            rows = tf.one_hot(tf.cast(numbers, tf.int32), count, on_value=True, off_value=False)
+            return tf.cast(tf.reduce_any(rows, 0), tf.int64)
 
         return Label(key, one_per_class, names, is_class=False)
     dtype = np.dtype(getattr(kind, "np_dtype", None) or object)
