@@ -135,10 +135,10 @@ def script_setting(data_dir: str | None, folder: Path) -> Setting:
 
 def text_settings(data_dir: str | None, folder: Path) -> list[Setting]:
     """Returns trec with a network that learned the intents of clinc_oos, and the reverse."""
-    trec = _text_parts("trec", "label-coarse", {"train": "train", "test": "test"}, data_dir)
-    fine = _text_parts("trec", "label-fine", {"train": "train"}, data_dir)["train"]
+    trec = text_parts("trec", "label-coarse", {"train": "train", "test": "test"}, data_dir)
+    fine = text_parts("trec", "label-fine", {"train": "train"}, data_dir)["train"]
     names = {"train": "train", "val": "validation", "test": "test"}
-    clinc = _text_parts("clinc_oos", "intent", names, data_dir)
+    clinc = text_parts("clinc_oos", "intent", names, data_dir)
     val, rest = draw(trec["train"], 500, seed=0)
     cases = [
         (Problem("trec", _numbers(6), rest, val, trec["test"]), (60, 300, 1000), clinc["train"]),
@@ -158,7 +158,7 @@ def _numbers(count: int) -> list[str]:
     return [str(i) for i in range(count)]
 
 
-def _text_parts(
+def text_parts(
     name: str, label: str, splits: Mapping[str, str], data_dir: str | None
 ) -> dict[str, Arrays]:
     """Texts as numbers of words by a hash, so that all data sets have one vocabulary."""
