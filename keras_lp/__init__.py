@@ -7,6 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from keras_lp import balancing
+from keras_lp.backbones.text import TextEncoder
 from keras_lp.balancing.ways import Balancing
 from keras_lp.finetuning.finetune import finetune_model, merge_adapters
 from keras_lp.finetuning.lora import LoRA, load_adapters, save_adapters
@@ -85,6 +86,7 @@ __all__ = [
     "MultitaskHyperModel",
     "Regression",
     "TFLiteMetadata",
+    "TextEncoder",
     "TransferHyperModel",
     "TuningResult",
     "aggregate_device_updates",

@@ -66,6 +66,7 @@ lp.tune(lp.FinetuneHyperModel("MobileNet", ["a", "b"], lora="search"), (x, y), m
 lp.tune(lp.MultitaskHyperModel(backbone, tasks, balancing="equal"), (x, y), max_trials=30)
 lp.FederatedHyperModel(backbone, tasks, local_epochs=2)
 lp.load_folder("images", split="validation", image_size=(64, 96), channels=1, batch_size=None)
+encoder: lp.TextEncoder = lp.TextEncoder.fit(["a"], level="word")
 clients = lp.partition((x, y), clients=2, alpha=0.5)
 reveal_type(lp.describe_clients(clients).examples)  # dict[Any, int]
 federated = lp.FederatedAveraging(model, server_optimizer="adam", weighting="uniform")

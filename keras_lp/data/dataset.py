@@ -16,7 +16,11 @@ _CACHED = 256 * 2**20  # bytes; smaller data sets are kept in memory after the f
 
 
 def finish(
-    dataset: tf.data.Dataset, batch_size: int | None, class_names: ClassNames, size: int | None
+    dataset: tf.data.Dataset,
+    batch_size: int | None,
+    class_names: ClassNames,
+    size: int | None,
+    split: str,
 ) -> Any:
     """Batches a data set of `(input, labels)`, caches a small one, and adds its attributes.
 
@@ -25,6 +29,7 @@ def finish(
         batch_size: number of examples per batch, None for single examples, -1 for arrays.
         class_names: the attribute `class_names`.
         size: bytes of all examples, None if unknown.
+        split: the attribute `split`.
     """
     if batch_size == -1:
         whole = dataset.batch(max(1, int(dataset.cardinality()))).get_single_element()
@@ -36,7 +41,7 @@ def finish(
         dataset = dataset.cache()
     if batch_size is not None:
         dataset = dataset.prefetch(tf.data.AUTOTUNE)
-    dataset.class_names = class_names
+    dataset.class_names, dataset.split = class_names, split
     return mark_repeatable(dataset)
 
 

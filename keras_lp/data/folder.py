@@ -149,7 +149,7 @@ def load_folder(
         height, width = size or (0, 0)
         dataset = read_images(chosen, by_name(own), (height, width), channels)
         bytes_each = height * width * channels
-    dataset = finish(dataset, batch_size, known, bytes_each * len(rows))
+    dataset = finish(dataset, batch_size, known, bytes_each * len(rows), split)
     if batch_size != -1:
         dataset.broken = broken
         if rate is not None:

@@ -117,7 +117,7 @@ def load_dataset(
     if size is not None:
         _check_images(name, dataset)
         dataset = resize(dataset, size)
-    return finish(dataset, batch_size, class_names, _bytes(dataset))
+    return finish(dataset, batch_size, class_names, _bytes(dataset), split)
 
 
 def _digits(split: str) -> tuple[np.ndarray, np.ndarray]:

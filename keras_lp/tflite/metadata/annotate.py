@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+from keras_lp.backbones.text import TextEncoder
 from keras_lp.tasks.regression import Regression
 from keras_lp.tflite.contents import read_contents
 from keras_lp.tflite.interface import Interface, Output
@@ -32,7 +33,7 @@ class TFLiteMetadata:
 
     Args:
         vocabulary: the tokens in the order of their ids, for the input that takes ids. Written to
-            `vocab.txt`, one token per line. Defaults to None.
+            `vocab.txt`, one token per line. Defaults to None: that of the model's `lp.TextEncoder`.
         description: description of the model. Defaults to an empty string.
         mean: value that a client subtracts from each pixel, for a custom backbone that expects
             scaled images. Defaults to 0.
@@ -112,12 +113,15 @@ def _inputs(
             )
         else:
             about[one.name] = TensorMetadata(one.name)
-    if options.vocabulary is not None:
-        name = _input_of_ids(described, len(options.vocabulary))
-        files["vocab.txt"] = "\n".join(options.vocabulary)
-        about[name] = dataclasses.replace(
-            about[name], description="Token ids.", vocabulary="vocab.txt"
-        )
+    encoder = TextEncoder.of(described.model)
+    vocabulary = options.vocabulary
+    if vocabulary is None and encoder is not None:
+        vocabulary = encoder.tokens
+    if vocabulary is not None:
+        name = _input_of_ids(described, len(vocabulary))
+        files["vocab.txt"] = "\n".join(vocabulary)
+        kind = f"Ids of {encoder.level}s." if encoder is not None else "Token ids."
+        about[name] = dataclasses.replace(about[name], description=kind, vocabulary="vocab.txt")
     return about
 
 
