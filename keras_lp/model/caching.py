@@ -281,7 +281,10 @@ def _several_steps_a_call(model: keras.Model, arguments: dict[str, Any]) -> Iter
         keras.callbacks.ReduceLROnPlateau,
     )
     limited = arguments["steps_per_epoch"] or arguments["validation_steps"]
-    watched = any(type(callback) not in by_epoch for callback in callbacks)
+    watched = any(
+        type(callback) not in by_epoch and not getattr(callback, "by_epoch", False)
+        for callback in callbacks
+    )
     single = arguments["epochs"] - arguments["initial_epoch"] < 2
     if model.steps_per_execution != 1 or model.run_eagerly or limited or watched or single:
         yield

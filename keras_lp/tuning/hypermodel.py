@@ -20,6 +20,7 @@ from keras_lp.backbones.resolve import BackboneLike
 from keras_lp.model.model import Model
 from keras_lp.model.shared_features import SharedFeatures
 from keras_lp.tasks.heads import backbone_of
+from keras_lp.tuning.callbacks import cheaper
 from keras_lp.tuning.space import SHARES, Space, check_names, value_of
 from keras_lp.utils.arguments import check_choice
 from keras_lp.utils.keras_internals import rate_of
@@ -108,6 +109,7 @@ class BuilderHyperModel(keras_tuner.HyperModel):
         arguments = fit_arguments(model, args, kwargs)
         if obstacle(model) is None and self.is_shared(values):
             arguments = self.shared_features(values).replace(arguments)
+        arguments["callbacks"] = cheaper(arguments.get("callbacks") or [])
         return model.fit(**self._with_schedule(arguments, model, values))
 
     def _with_schedule(

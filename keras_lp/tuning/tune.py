@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import logging
 import os
@@ -148,7 +149,7 @@ def tune(
         if goal.name == GAIN and isinstance(hypermodel, MultitaskHyperModel):
             _compare(hypermodel, arguments, epochs)
         try:
-            with _without_needless_warnings():
+            with _without_needless_warnings(), _little_garbage():
                 made.search(**arguments, epochs=epochs, callbacks=list(callbacks), verbose=0)
         except keras_tuner.errors.FatalError as error:
             raise error.__cause__ or error from None
@@ -156,6 +157,17 @@ def tune(
             if isinstance(hypermodel, BuilderHyperModel):
                 hypermodel.forget_features()
         return _result(Path(made.project_dir), hypermodel, goal, int(epochs), int(seed), batch_size)
+
+
+@contextlib.contextmanager
+def _little_garbage() -> Iterator[None]:
+    """Leaves all objects that exist out of garbage collection, which each trial starts often."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 @contextlib.contextmanager

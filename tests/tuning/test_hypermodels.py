@@ -341,3 +341,45 @@ def test_values_of_the_default_spaces():
     assert space.augmentation(hp) is None
     assert space.lora(hp) is None
     assert space.server_optimizer(hp) is None
+
+
+def test_checkpoints_are_those_of_the_best_epoch_with_its_optimizer(mlp, digits, tmp_path):
+    x, y = digits
+    seen = {}
+
+    class Look(keras.callbacks.Callback):
+        def __deepcopy__(self, memo):
+            return self
+
+        def on_epoch_end(self, epoch, logs=None):
+            state = [np.array(v) for v in (*self.model.weights, *self.model.optimizer.variables)]
+            seen[epoch] = logs["val_loss"], state
+
+    made = keras_tuner.RandomSearch(
+        lp.TransferHyperModel(mlp(), 10, hidden_units=(), dropout=0.0, schedule="constant"),
+        objective=keras_tuner.Objective("val_loss", "max"), max_trials=1, directory=tmp_path,
+    )  # fmt: skip
+    made.search(
+        x[:150], y[:150], validation_data=(x[150:], y[150:]), epochs=4, verbose=0,
+        callbacks=[Look()],
+    )  # fmt: skip
+    best = max(seen, key=lambda epoch: seen[epoch][0])
+    assert best == 0  # the loss falls, and "max" wants the highest
+    (trial,) = made.oracle.get_best_trials(1)
+    assert trial.score == pytest.approx(seen[0][0])
+    model = made.load_model(trial)
+    found = [np.array(v) for v in (*model.weights, *model.optimizer.variables)]
+    assert_same(found, seen[0][1])
+
+
+def test_a_users_tuner_with_hooks_of_steps_keeps_them(mlp, digits, tmp_path):
+    x, y = digits
+    steps = []
+
+    class Own(keras_tuner.RandomSearch):
+        def on_batch_end(self, trial, model, batch, logs=None):
+            steps.append(batch)
+
+    made = Own(lp.TransferHyperModel(mlp(), 10), objective="loss", max_trials=1, directory=tmp_path)
+    made.search(x, y, epochs=2, batch_size=50, verbose=0)
+    assert steps == [0, 1, 2, 3] * 2
