@@ -14,9 +14,11 @@ import numpy as np
 import tensorflow as tf
 
 import keras_lp as lp
+from keras_lp.tasks.heads import tasks
 from keras_lp.utils.text_table import text_table
 
 _RATE = 2e-4  # twice the highest rate of fine-tuning
+_SHUFFLED = 2048  # images at most in the memory of the shuffling
 _EXAMPLE = """example:
   python -m keras_lp train pets/ --backbone MobileNetV2 --export pets.tflite
   python -m keras_lp predict model.keras cat.jpg
@@ -32,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "`shuffle=True` was passed, but will be ignored")
             given.command(given)
-    except (ValueError, TypeError, OSError, ImportError) as error:
+    except (ValueError, TypeError, OSError, ImportError, tf.errors.OpError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
@@ -40,10 +42,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def train(given: argparse.Namespace) -> None:
     """Trains a model on a folder: a solved head, and fine-tuning if it helps."""
+    if given.output.suffix != ".keras":
+        raise ValueError(f"--output must end in .keras. Received: {given.output}.")
+    given.output.parent.mkdir(parents=True, exist_ok=True)
     splits = {
-        split: lp.load_folder(
-            given.folder, split=split, image_size=given.image_size, batch_size=32, seed=given.seed
-        )
+        split: lp.load_folder(given.folder, split=split, image_size=given.image_size, batch_size=32)
         for split in ("train", "validation", "test")
     }
     names = splits["train"].class_names
@@ -67,7 +70,8 @@ def train(given: argparse.Namespace) -> None:
     solved = history.history["val_loss"][-1]
     if given.epochs:
         weights = model.get_weights()
-        train = splits["train"].unbatch().cache().shuffle(len(counts["train"]), given.seed)
+        size = min(len(counts["train"]), _SHUFFLED)
+        train = splits["train"].unbatch().shuffle(size, given.seed)
         steps = tf.data.experimental.assert_cardinality(len(splits["train"]))
         history = lp.fit_two_phase(
             model,
@@ -93,7 +97,7 @@ def evaluate(given: argparse.Namespace) -> None:
     """Prints the accuracy of a model on a split of a folder."""
     model = _load(given.model)
     data = lp.load_folder(
-        given.folder, split=given.split, image_size=_size(model), batch_size=32, seed=given.seed
+        given.folder, split=given.split, image_size=_size(model), channels=_channels(model)
     )
     known = lp.class_names(model)["predictions"]
     if data.class_names != known:
@@ -107,7 +111,9 @@ def predict(given: argparse.Namespace) -> None:
     """Prints the class of image files and its probability."""
     model = _load(given.model)
     size = _size(model)
-    images = [keras.utils.img_to_array(keras.utils.load_img(file)) for file in given.files]
+    mode = "grayscale" if _channels(model) == 1 else "rgb"
+    loaded = (keras.utils.load_img(file, color_mode=mode) for file in given.files)
+    images = [keras.utils.img_to_array(image) for image in loaded]
     x = np.stack([np.asarray(keras.ops.image.resize(i, size, antialias=True)) for i in images])
     answers = lp.decode_predictions(model, model.predict(np.round(x), verbose=0))
     rows = [["file", "class", "probability"]]
@@ -123,7 +129,9 @@ def export(given: argparse.Namespace) -> None:
     test = calibration = None
     if given.folder:
         test, calibration = (
-            lp.load_folder(given.folder, split=split, image_size=_size(model), seed=given.seed)
+            lp.load_folder(
+                given.folder, split=split, image_size=_size(model), channels=_channels(model)
+            )
             for split in ("test", "train")
         )
     _export(model, given.path, test, given.quantization, calibration)
@@ -150,14 +158,27 @@ def _export(model: Any, path: Path, test: Any, quantization: str | None, calibra
 
 
 def _load(path: Path) -> Any:
+    """Returns a model that `train` could have made."""
     if not path.exists():
         raise FileNotFoundError(f"The model file must exist. Received: {path}.")
-    return keras.models.load_model(path)
+    model = keras.models.load_model(path)
+    known = list(tasks(model).values())
+    one = len(known) == 1 and isinstance(known[0], lp.Classification)
+    if not one or len(model.inputs) != 1 or len(model.input_shape) != 4:
+        raise ValueError(
+            "The command takes a model of lp.transfer_model that classifies images. Received: "
+            f"{path}, with the tasks {list(tasks(model))}. Use it in a program."
+        )
+    return model
 
 
 def _size(model: Any) -> tuple[int, int]:
     height, width = model.input_shape[1:3]
     return height, width
+
+
+def _channels(model: Any) -> Any:
+    return model.input_shape[3]
 
 
 def _arrays(data: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -218,7 +239,6 @@ def _parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         one.set_defaults(command=command)
-        one.add_argument("--seed", type=int, default=0, help="seed of the splits (default 0)")
         return one
 
     one = add(train)
@@ -231,6 +251,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     one.add_argument("--image-size", type=int, default=160, help="pixels (default 160)")
     one.add_argument("--epochs", type=int, default=3, help="of fine-tuning (default 3; 0: none)")
+    one.add_argument("--seed", type=int, default=0, help="of the training (default 0)")
     one.add_argument("--output", type=Path, default=Path("model.keras"), help="model file")
     one.add_argument("--export", type=Path, help="also write this .tflite file")
     _add_quantization(one)

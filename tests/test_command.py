@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -128,6 +129,17 @@ def test_wrong_input_ends_with_2_and_one_line(files, trained, capsys, tmp_path):
             data = source.read_bytes() + name.encode()
             (other / name / f"{i}.png").write_bytes(data)
     refused("classes of the model", "evaluate", files / "model.keras", other)
+    refused("must end in .keras", "train", files / "digits", "--output", tmp_path / "out")
+    backbone = keras.models.load_model(files / "network.keras")
+    lp.multitask_model(backbone, {"a": 2, "b": 2}).save(tmp_path / "both.keras")
+    refused(r"classifies images.*\['a', 'b'\]", "report", tmp_path / "both.keras")
+    broken = tmp_path / "broken"
+    shutil.copytree(files / "digits", broken)
+    for path in broken.rglob("*.png"):
+        data = bytearray(path.read_bytes())
+        data[40:60] = bytes(20)
+        path.write_bytes(data)
+    refused("Invalid PNG", "evaluate", files / "model.keras", broken)
     with pytest.raises(SystemExit) as caught:
         run(files, "trian", "x")
     assert caught.value.code == 2
@@ -139,3 +151,29 @@ def test_help_has_an_example(capsys):
             main([*command, "--help"])
         assert caught.value.code == 0
         assert "python -m keras_lp train pets/" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("tuned", [0.01, 9.0])
+def test_the_better_of_both_phases_is_kept(tuned, files, trained, capsys, tmp_path, monkeypatch):
+    def worse(model, *args, **kwargs):
+        for weight in model.weights:
+            weight.assign(weight * 0)
+        history = keras.callbacks.History()
+        history.history = {"val_loss": [tuned]}
+        return history
+
+    monkeypatch.setattr(lp, "fit_two_phase", worse)
+    command = ["train", files / "digits", "--backbone", files / "network.keras"]
+    assert run(files, *command, "--image-size", 8, "--output", tmp_path / "m.keras") == 0
+    model = keras.models.load_model(tmp_path / "m.keras")
+    assert any(np.any(weight) for weight in model.get_weights()) == (tuned == 9.0)
+    assert ("not kept" in capsys.readouterr().out) == (tuned == 9.0)
+
+
+def test_evaluate_uses_the_files_that_training_held_out(files, tmp_path, capsys):
+    command = ["train", files / "digits", "--backbone", files / "network.keras", "--seed", 7]
+    command += ["--image-size", 8, "--epochs", 0, "--output", tmp_path / "sub" / "m.keras"]
+    assert run(files, *command) == 0
+    line = next(x for x in capsys.readouterr().out.splitlines() if x.startswith("Accuracy"))
+    assert run(files, "evaluate", tmp_path / "sub" / "m.keras", files / "digits") == 0
+    assert capsys.readouterr().out.splitlines()[0] == line

@@ -57,12 +57,14 @@ class TextEncoder:
     ) -> None:
         check_choice("level", level, get_args(Level))
         check_positive("length", length, integer=True)
-        tokens = tuple(vocabulary)
+        tokens = tuple(map(str, vocabulary))
         twice = next((token for token, n in Counter(tokens).items() if n > 1), None)
-        if not tokens or twice is not None or set(_RESERVED) & set(tokens):
+        upper = next((token for token in tokens if token != token.lower()), None)
+        if not tokens or twice is not None or upper is not None or "" in tokens:
+            about = f"{twice!r} twice" if upper is None else f"{upper!r}"
             raise ValueError(
-                "`vocabulary` must have tokens, each once, without the empty token and [UNK]. "
-                f"Received: {len(tokens)} tokens{'' if twice is None else f', {twice!r} twice'}."
+                "`vocabulary` must have tokens in lower case, each once, without the empty token "
+                f"and [UNK]. Received: {len(tokens)} tokens, {about}."
             )
         self.vocabulary = tokens
         self.level = level
@@ -114,8 +116,8 @@ class TextEncoder:
         """Encodes texts.
 
         Args:
-            texts: strings `(texts,)`, or a string tensor of any shape, for example in `map` of a
-                `tf.data.Dataset`.
+            texts: strings `(texts,)`, or a string tensor `(texts,)` or of one text, for example in
+                `map` of a `tf.data.Dataset`.
 
         Returns:
             int32 ids, `(texts, length)`: a tensor for a tensor, else an array.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import struct
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ import tensorflow as tf
 
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif")
 SOUNDS = (".wav",)
+OTHERS = (".webp", ".tif", ".tiff", ".heic", ".mp3", ".flac", ".ogg", ".m4a")  # not read
+_PCM = (1, 0xFFFE)  # integers; the second stands for a longer header
+_TRAILER = 2**16  # bytes at the end; some cameras append data of their own
 
 
 def is_whole(path: Path) -> bool:
@@ -19,7 +23,7 @@ def is_whole(path: Path) -> bool:
         with path.open("rb") as file:
             head = file.read(16)
             size = file.seek(0, 2)
-            file.seek(max(0, size - 64))
+            file.seek(max(0, size - _TRAILER))
             tail = file.read()
     except OSError:
         return False
@@ -36,28 +40,49 @@ def is_whole(path: Path) -> bool:
     return False
 
 
-def wav_form(path: Path) -> tuple[int, int]:
-    """Returns the sample rate and the number of samples of a wav file of 16-bit numbers.
+@dataclasses.dataclass(frozen=True)
+class Wave:
+    """Where the samples of a wav file are.
+
+    Attributes:
+        rate: samples per second.
+        channels: number of channels.
+        start: offset of the samples in bytes.
+        size: bytes of the samples.
+    """
+
+    rate: int
+    channels: int
+    start: int
+    size: int
+
+    @property
+    def samples(self) -> int:
+        """The number of samples of each channel."""
+        return self.size // (2 * self.channels)
+
+
+def wave_of(path: Path) -> Wave:
+    """Returns where the samples of a wav file of 16-bit numbers are.
 
     Raises:
         ValueError: if it has another encoding.
     """
+    encoding = channels = rate = bits = 0
     with path.open("rb") as file:
         file.read(12)
-        rate = channels = bits = 0
-        while chunk := file.read(8):
-            kind, size = chunk[:4], struct.unpack("<I", chunk[4:8])[0]
+        while len(chunk := file.read(8)) == 8:
+            kind, size = chunk[:4], struct.unpack("<I", chunk[4:])[0]
             if kind == b"fmt ":
                 form = file.read(size + size % 2)
                 encoding, channels, rate, _, _, bits = struct.unpack("<HHIIHH", form[:16])
-                if encoding != 1 or bits != 16:
-                    break
-            elif kind == b"data":
-                return rate, size // (2 * channels)
+            elif kind == b"data" and encoding in _PCM and bits == 16:
+                return Wave(rate, channels, file.tell(), size)
             else:
                 file.seek(size + size % 2, 1)
     raise ValueError(
-        f"A wav file must have 16-bit samples. Received: {path} with {bits or 'unknown'} bits."
+        f"A wav file must have uncompressed 16-bit samples. Received: {path} with {bits} bits in "
+        f"encoding {encoding}."
     )
 
 
@@ -88,30 +113,33 @@ def _decode(content: Any, channels: int) -> Any:
     return tf.cond(in_colour, lambda: tf.image.rgb_to_grayscale(decode(3)), lambda: decode(1))
 
 
-def read_sounds(files: list[str], labels: Any, samples: int) -> tf.data.Dataset:
+def read_sounds(files: list[str], waves: list[Wave], labels: Any, samples: int) -> tf.data.Dataset:
     """Returns `(wave, labels)`: float32 `(samples,)` from -1 to 1, the mean over the channels."""
 
-    def read(path: Any, label: Any) -> Any:
-        wave, _ = tf.audio.decode_wav(tf.io.read_file(path))
-        wave = tf.reduce_mean(wave, 1)[:samples]
-        wave = tf.pad(wave, [[0, samples - tf.shape(wave)[0]]])
-        return tf.ensure_shape(wave, (samples,)), label
+    def read(path: Any, wave: Any, label: Any) -> Any:
+        start, size, channels = tf.unstack(wave)
+        raw = tf.strings.substr(tf.io.read_file(path), start, size // 2 * 2)
+        numbers = tf.cast(tf.io.decode_raw(raw, tf.int16), tf.float32) / 2**15
+        numbers = numbers[: tf.size(numbers) // channels * channels]
+        mono = tf.reduce_mean(tf.reshape(numbers, (-1, channels)), 1)[:samples]
+        mono = tf.pad(mono, [[0, samples - tf.shape(mono)[0]]])
+        return tf.ensure_shape(mono, (samples,)), label
 
-    dataset = tf.data.Dataset.from_tensor_slices((files, labels))
+    places = [(wave.start, wave.size, wave.channels) for wave in waves]
+    dataset = tf.data.Dataset.from_tensor_slices((files, np.array(places, "int32"), labels))
     return dataset.map(read, num_parallel_calls=tf.data.AUTOTUNE)
 
 
-def common_form(files: list[Path]) -> tuple[int, int]:
-    """Returns the sample rate of wav files and the number of samples of the longest.
+def common_rate(files: list[Path], waves: list[Wave]) -> int:
+    """Returns the sample rate of wav files.
 
     Raises:
-        ValueError: if sample rates differ.
+        ValueError: if the rates differ.
     """
-    forms = [wav_form(file) for file in files]
-    rates = {rate: file for (rate, _), file in zip(forms, files, strict=True)}
+    rates = {wave.rate: file for wave, file in zip(waves, files, strict=True)}
     if len(rates) > 1:
         shown = ", ".join(f"{file.name}: {rate:,} Hz" for rate, file in list(rates.items())[:3])
         raise ValueError(
             f"The files must have the same sample rate. Received: {shown}. Resample them."
         )
-    return next(iter(rates)), int(np.max([length for _, length in forms]))
+    return next(iter(rates))

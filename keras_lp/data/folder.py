@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -14,11 +16,13 @@ from keras_lp.backbones.images import check_image_size
 from keras_lp.data.dataset import by_name, finish
 from keras_lp.data.files import (
     IMAGES,
+    OTHERS,
     SOUNDS,
-    common_form,
+    common_rate,
     is_whole,
     read_images,
     read_sounds,
+    wave_of,
 )
 from keras_lp.data.splits import SPLITS, check_classes, check_no_leak, check_shares, split_of
 from keras_lp.utils.arguments import check_choice
@@ -34,7 +38,7 @@ def load_folder(
     split: Literal["train", "validation", "test"],
     validation: float = 0.15,
     test: float = 0.15,
-    labels: Sequence[str] | None = None,
+    labels: str | Sequence[str] | None = None,
     image_size: int | Sequence[int] = 224,
     channels: Literal[1, 3] = 3,
     batch_size: int | None = 32,
@@ -52,8 +56,9 @@ def load_folder(
     `fit` of a model with a frozen backbone computes its features once. Data sets of up to 256 MiB
     are kept in memory after the first pass.
 
-    Files that are empty, cut off, or not of a known format (PNG, JPEG, GIF, BMP; WAV with 16-bit
-    samples) are left out with a warning.
+    Files that are empty, cut off, or of another format than PNG, JPEG, GIF, BMP and WAV are left
+    out with a warning. They are not decoded: a file that is damaged inside raises an error when
+    its batch is read. Hidden files and folders are ignored.
 
     Args:
         path: folder or CSV file. The first column of a CSV file has the paths; its first row has
@@ -61,7 +66,8 @@ def load_folder(
         split: `"train"`, `"validation"` or `"test"`.
         validation: share of the validation split, from 0 to below 1. Defaults to 0.15.
         test: share of the test split. Defaults to 0.15.
-        labels: for a CSV file: the columns that are labels. Defaults to None: all but the first.
+        labels: for a CSV file: the column or columns that are labels. Defaults to None: all but
+            the first.
         image_size: (height, width) that images are resized to, or one number for both. Defaults to
             224.
         channels: 3 for colour, 1 for grey. Defaults to 3.
@@ -141,8 +147,10 @@ def load_folder(
         raise ValueError(f"Files must be all images or all sounds. Received: both in {path}.")
     known = by_name(class_names) if len(found) == 1 and class_names else class_names or None
     if any(sounds):
-        rate, samples = common_form(files)
-        dataset = read_sounds(chosen, by_name(own), samples)
+        waves = [wave_of(file) for file in files]
+        rate = common_rate(files, waves)
+        samples = max(wave.samples for wave in waves)
+        dataset = read_sounds(chosen, [waves[i] for i in rows], by_name(own), samples)
         bytes_each = 4 * samples
     else:
         rate = None
@@ -157,6 +165,12 @@ def load_folder(
     return dataset
 
 
+def _is_read(path: Path) -> bool:
+    """Whether a file counts: files of other known formats do, as they are reported."""
+    hidden = any(part.startswith(".") for part in path.parts)
+    return not hidden and path.suffix.lower() in (*IMAGES, *SOUNDS, *OTHERS)
+
+
 Table = tuple[list[str], dict[str, np.ndarray], dict[str, list[str]]]
 
 
@@ -168,7 +182,7 @@ def _from_folder(folder: Path) -> Table:
     names, labels = [], []
     for number, name in enumerate(classes):
         listed = sorted(Path(folder, name).rglob("*"))
-        own = [file for file in listed if file.suffix.lower() in (*IMAGES, *SOUNDS)]
+        own = [file for file in listed if _is_read(file.relative_to(folder))]
         names += [file.relative_to(folder).as_posix() for file in own]
         labels += [number] * len(own)
     used = sorted(set(labels))
@@ -184,10 +198,13 @@ def _from_folder(folder: Path) -> Table:
     return names, {_LABEL: array}, {_LABEL: [classes[number] for number in used]}
 
 
-def _from_csv(path: Path, labels: Sequence[str] | None) -> Table:
+def _from_csv(path: Path, labels: str | Sequence[str] | None) -> Table:
     """Returns the relative paths, the labels and the class names."""
+    labels = [labels] if isinstance(labels, str) else labels
     with path.open(newline="", encoding="utf-8-sig") as file:
         header, *rows = list(csv.reader(file)) or [[]]
+    header = [name.strip() for name in header]
+    rows = [[cell.strip() for cell in row] for row in rows]
     rows = [row for row in rows if any(row)]
     if len(header) < 2 or not rows:
         raise ValueError(
@@ -213,12 +230,25 @@ def _from_csv(path: Path, labels: Sequence[str] | None) -> Table:
             f"The files of {path.name} must exist, relative to its folder. Received: "
             f"{len(absent)} that do not: {absent[:3]}."
         )
-    found, class_names = {}, {}
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise ValueError(f"Each path must be in one row. Received: {twice[0]!r} in several.")
+    found: dict[str, np.ndarray] = {}
+    class_names: dict[str, list[str]] = {}
     for column in labels or header[1:]:
         at = header.index(column)
-        cells = [row[at].strip() for row in rows]
+        cells = [row[at] for row in rows]
         task = column.replace("-", "_").replace(" ", "_")
-        if all(_is_number(cell) for cell in cells if cell) and any(cells):
+        if task in found:
+            raise ValueError(f"Columns need different names. Received: {header}.")
+        numbers = [_is_number(cell) for cell in cells if cell]
+        if any(numbers) and not all(numbers):
+            other = next(cell for cell in cells if cell and not _is_number(cell))
+            raise ValueError(
+                "A column of labels must be numbers or class names. Received: both in "
+                f"{column!r}, such as {other!r}. Leave the cell of a missing label empty."
+            )
+        if any(numbers):
             found[task] = np.array([float(cell) if cell else np.nan for cell in cells], "float32")
             continue
         classes = sorted({cell for cell in cells if cell})
@@ -227,15 +257,14 @@ def _from_csv(path: Path, labels: Sequence[str] | None) -> Table:
                 f"A column of labels needs two or more classes. Received: {column!r} with "
                 f"{classes}."
             )
-        numbers = {name: i for i, name in enumerate(classes)}
-        found[task] = np.array([numbers.get(cell, -1) for cell in cells], "int64")
+        known = {name: i for i, name in enumerate(classes)}
+        found[task] = np.array([known.get(cell, -1) for cell in cells], "int64")
         class_names[task] = classes
     return names, found, class_names
 
 
 def _is_number(cell: str) -> bool:
     try:
-        float(cell)
+        return math.isfinite(float(cell))
     except ValueError:
         return False
-    return True

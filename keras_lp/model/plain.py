@@ -18,6 +18,7 @@ from keras_lp.backbones.pooling import (
     TokenPooling,
     masks_steps,
 )
+from keras_lp.backbones.text import TextEmbedding
 from keras_lp.balancing.ways import Balancing
 from keras_lp.model.adapters import adapted_layers
 from keras_lp.model.compiled import has_own_losses
@@ -153,7 +154,10 @@ def _plain(operation: Any, copies: list[tuple[Any, keras.Layer]]) -> Callable[..
 
 def _clone(layer: keras.Layer) -> keras.Layer:
     if isinstance(layer, keras.Model):
-        return keras.models.clone_model(layer)
+        return keras.models.clone_model(layer, clone_function=_clone)
+    if isinstance(layer, TextEmbedding):
+        config = keras.layers.Embedding.get_config(layer)
+        return keras.layers.Embedding.from_config(config)
     return type(layer).from_config(layer.get_config())
 
 

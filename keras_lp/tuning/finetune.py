@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
+import keras
+import numpy as np
 from keras_tuner import HyperParameters
 
 from keras_lp.backbones.resolve import BackboneLike
@@ -17,12 +20,13 @@ from keras_lp.tasks.task import TaskLike
 from keras_lp.transfer.linear_probe import fit_head
 from keras_lp.transfer.transfer import transfer_model
 from keras_lp.tuning import space
-from keras_lp.tuning.hypermodel import BuilderHyperModel, fit_arguments
+from keras_lp.tuning.hypermodel import BuilderHyperModel, fit_arguments, split_off
 from keras_lp.tuning.space import SEARCH, value_of
 
 # Arguments of `lp.finetune_model`; the others are those of `lp.transfer_model`.
 _RATES = ("learning_rate", "layer_decay", "layer_rates", "lora", "optimizer", "weight_decay")
 _HEAD_EPOCHS = 3  # of a head that cannot be solved
+_SEED = 0  # of its training
 
 _SPACES = {
     "learning_rate": space.learning_rate(1e-5, 1e-2, default=1e-4),
@@ -41,8 +45,8 @@ class FinetuneHyperModel(BuilderHyperModel):
 
     In each trial, a new head is solved on the frozen backbone (`lp.fit_head`; a head with
     `hidden_units` is trained for three epochs), and then all layers train at layerwise rates
-    (`lp.finetune_model`). The features, and the solved head of each form, are computed once for
-    all trials. Epochs are those of the second phase. A trial that continues another one (Hyperband)
+    (`lp.finetune_model`). The features, and the head of each form, are computed once for all
+    trials. Epochs are those of the second phase. A trial that continues another one (Hyperband)
     continues from its weights and has no first phase.
 
     Every argument is a value, which is fixed; a function of `hp`, which defines your own search
@@ -132,9 +136,16 @@ class FinetuneHyperModel(BuilderHyperModel):
         """
         given = dict(self.given)
         lora = value_of("lora", given.pop("lora", None), hp, _SPACES)
-        if lora is not None:  # all adapters train, at one rate
-            given = {k: v for k, v in given.items() if k not in ("layer_decay", "trainable")}
-        return {"lora": lora, **{k: value_of(k, v, hp, _SPACES) for k, v in given.items()}}
+        if given.get("layer_rates") is not None:
+            given.pop("layer_decay", None)
+        layered = [name for name in ("layer_decay", "trainable") if name in given]
+        values = {k: value_of(k, v, hp, _SPACES) for k, v in given.items() if k not in layered}
+        if lora is None:  # adapters all train, at one rate
+            in_scope = "lora_rank" in hp
+            scope = hp.conditional_scope("lora_rank", [0]) if in_scope else nullcontext()
+            with scope:
+                values |= {name: value_of(name, given[name], hp, _SPACES) for name in layered}
+        return {"lora": lora, **values}
 
     def make(self, values: Mapping[str, Any]) -> Model:
         """Returns the compiled model of a trial, with a new head.
@@ -157,7 +168,7 @@ class FinetuneHyperModel(BuilderHyperModel):
             *args: arguments of `fit` of the model.
             **kwargs: arguments of `fit` of the model.
         """
-        arguments = fit_arguments(model, args, kwargs)
+        arguments = split_off(fit_arguments(model, args, kwargs))
         if not arguments.get("initial_epoch"):
             self._start_head(model, self.values(hp), arguments)
         return super().fit(hp, model, **arguments)
@@ -174,9 +185,12 @@ class FinetuneHyperModel(BuilderHyperModel):
         without = ("trainable", "augmentation", *self.own)
         above = {name: value for name, value in values.items() if name not in without}
         data = {name: arguments.get(name) for name in ("x", "y", "sample_weight")}
+        if not above.get("hidden_units"):
+            above.pop("dropout", None)  # a solved head does not depend on it
         key = repr(sorted(above.items())), *map(id, data.values())
         if key not in self._solved:
-            self._solved.clear()  # one form of the head at a time
+            after = np.random.randint(2**31)
+            keras.utils.set_random_seed(_SEED)  # whichever trial needs this head first
             frozen = self.from_backbone({**above, "trainable": "head"})
             given = {**data, "batch_size": arguments.get("batch_size")}
             given = self.shared_features(values).replace(given)
@@ -186,4 +200,5 @@ class FinetuneHyperModel(BuilderHyperModel):
             else:
                 frozen.fit(**given, epochs=_HEAD_EPOCHS, verbose=0)
             self._solved[key] = frozen, data  # the ids stay in use
+            keras.utils.set_random_seed(after)
         copy_heads(self._solved[key][0], model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import warnings
 import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
@@ -23,7 +24,7 @@ from keras_lp.tasks.heads import backbone_of
 from keras_lp.tuning.callbacks import cheaper
 from keras_lp.tuning.space import SHARES, Space, check_names, value_of
 from keras_lp.utils.arguments import check_choice
-from keras_lp.utils.keras_internals import rate_of
+from keras_lp.utils.keras_internals import rate_of, train_validation_split
 
 # Arguments that determine the backbone, and those that determine the features above it.
 _OF_BACKBONE = ("input_shape", "image_size", "weights", "backbone_kwargs", "pretrained")
@@ -139,18 +140,21 @@ class BuilderHyperModel(keras_tuner.HyperModel):
     def layers_to_train(self, values: Mapping[str, Any]) -> Any:
         """Returns the argument `trainable` of a builder: a share of the blocks as their number."""
         chosen = values.get("trainable")
-        if chosen not in SHARES:
+        if not isinstance(chosen, str) or chosen not in SHARES:
             return chosen
         base: Any = backbone_of(self._base(values))
         return max(1, round(SHARES[chosen] * len(blocks_of([base]))))
 
     def from_backbone(self, arguments: Mapping[str, Any]) -> Model:
         """Calls the builder; the frozen part of the models is shared by all trials."""
+        arguments = {name: _fresh(value) for name, value in arguments.items()}
         if not self.is_shared(arguments):
             return self.builder(self.backbone, self.task, **arguments)
         above = {name: value for name, value in arguments.items() if name not in _OF_BACKBONE}
         if "trainable" in above:
             above["trainable"] = self.layers_to_train(arguments)
+        if above.get("trainable", "head") != "head":  # only features of a frozen one are cached
+            above = {name: v for name, v in above.items() if not name.startswith("cache_")}
         return self.builder(self._base(arguments), self.task, **above)
 
     def is_shared(self, values: Mapping[str, Any]) -> bool:
@@ -166,7 +170,10 @@ class BuilderHyperModel(keras_tuner.HyperModel):
         key = repr(sorted(below.items()))
         if key not in self._bases:
             self._forget_oldest()
-            self._bases[key] = self.builder(self.backbone, self.task, trainable="head", **below)
+            with warnings.catch_warnings():  # the models of trials train copies
+                warnings.filterwarnings("ignore", "A backbone object keeps its weights")
+                base = self.builder(self.backbone, self.task, trainable="head", **below)
+            self._bases[key] = base
         return self._bases[key]
 
     def shared_features(self, values: Mapping[str, Any]) -> SharedFeatures:
@@ -191,6 +198,24 @@ class BuilderHyperModel(keras_tuner.HyperModel):
 def fit_arguments(model: Any, args: Any, kwargs: Any) -> dict[str, Any]:
     """Returns the arguments of a call of `fit` by name."""
     return dict(inspect.signature(model.fit).bind(*args, **kwargs).arguments)
+
+
+def split_off(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Returns arguments of `fit` with `validation_data` for a `validation_split`."""
+    split = arguments.get("validation_split")
+    if not split or arguments.get("validation_data") is not None:
+        return arguments
+    names = ("x", "y", "sample_weight")
+    parts, held_out = train_validation_split(tuple(arguments.get(n) for n in names), split)
+    new = {**arguments, **dict(zip(names, parts, strict=True)), "validation_data": held_out}
+    return {name: value for name, value in new.items() if name != "validation_split"}
+
+
+def _fresh(value: Any) -> Any:
+    """Returns a new object for an optimizer or a layer, whose state trials would share."""
+    if isinstance(value, (keras.optimizers.Optimizer, keras.Layer)):
+        return type(value).from_config(value.get_config())
+    return value
 
 
 def _own(backbone: Any, frozen: bool) -> Any:

@@ -38,7 +38,7 @@ class MultitaskHyperModel(BuilderHyperModel):
     | `augmentation` | None, `"light"` or `"strong"` | no, None |
     | `trainable` | the top quarter or half of the blocks, or all | no, `"all"` |
 
-    All trials start from the same weights, and a pretrained backbone is loaded once.
+    All trials start from the same weights of a pretrained backbone, which is loaded once.
 
     The objective `"val_gain"` is the mean gain over single-task models in percent (the delta-m of
     `lp.compare_single_tasks`). Call `compare` before the search; `lp.tune` does so.
@@ -118,8 +118,11 @@ class MultitaskHyperModel(BuilderHyperModel):
             validation_data: as in `lp.compare_single_tasks`.
             epochs: number of epochs.
             batch_size: batch size for arrays. Defaults to 32.
+
+        Raises:
+            ValueError: if a single-task model scores 0, so that gains are not defined.
         """
-        self.comparison = compare_single_tasks(
+        found = compare_single_tasks(
             self.build(HyperParameters()),
             data,
             validation_data=validation_data,
@@ -128,6 +131,25 @@ class MultitaskHyperModel(BuilderHyperModel):
             seeds=1,
             verbose=0,
         )
+        self.use(found)
+
+    def use(self, comparison: Comparison) -> None:
+        """Uses a comparison that was made before.
+
+        Args:
+            comparison: the result of `compare` of an equal hypermodel.
+
+        Raises:
+            ValueError: if a single-task model scores 0, so that gains are not defined.
+        """
+        zero = [name for name, values in comparison.single.items() if not values[0]]
+        if zero:
+            raise ValueError(
+                "A gain is relative to the single-task models, which must not score 0. Received: "
+                f"0 for {zero} after the given epochs. Pass more epochs or "
+                'objective="val_loss".'
+            )
+        self.comparison = comparison
 
     def fit(self, hp: HyperParameters, model: Any, *args: Any, **kwargs: Any) -> Any:
         """Trains the model of a trial and returns its `History`, which includes `val_gain`.

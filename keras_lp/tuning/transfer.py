@@ -37,8 +37,8 @@ class TransferHyperModel(BuilderHyperModel):
     | `augmentation` | None, `"light"` or `"strong"` | no, None |
     | `trainable` | the top quarter or half of the blocks, or all | no, `"head"` |
 
-    All trials start from the same weights. A frozen backbone is loaded once, and the features of
-    arrays (and of data sets with `cache_features=True`) are computed once for all trials.
+    All trials start from the same weights of a pretrained backbone, which is loaded once. The
+    features of arrays (and of data sets with `cache_features=True`) are computed once for all.
     `augmentation` and `trainable` make the features change, so that each trial computes its own.
 
     Args:

@@ -11,7 +11,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import keras
 import keras_tuner
@@ -19,6 +19,7 @@ import numpy as np
 from keras_tuner.engine.trial import Trial
 
 from keras_lp.model.data import is_batches, readable
+from keras_lp.multitask.comparison import Comparison
 from keras_lp.tasks.classification import Classification
 from keras_lp.tasks.heads import tasks
 from keras_lp.tuning.federated import FederatedHyperModel
@@ -51,14 +52,14 @@ def tune(
 ) -> TuningResult:
     """Searches for good settings of a builder with keras-tuner.
 
-    The first trial has the default settings (except with `"grid"`), so the best trial is at least
-    as good as these on the validation data. Choose with validation data only: keep test data for
-    the model that this function returns.
+    The first trial has the default settings (except with `"grid"`). With `"hyperband"` it has the
+    shortest number of epochs, unless it is among the best. Choose with validation data only: keep
+    test data for the model that this function returns.
 
     With `directory`, a killed program that is started again continues: the trial that was running
     is repeated, and the search ends as if it had not been killed. A higher `max_trials` continues a
     search that has ended. Only the weights that are still needed are stored: those of the best
-    trial, and with `"hyperband"` those of the trials that may go on.
+    trial, and with `"hyperband"` those of the trials that may go on (several processes keep all).
 
     Several processes share one search as in keras-tuner: start this function in each with the same
     `directory` and the environment variables `KERASTUNER_TUNER_ID` (`"chief"` in one process),
@@ -128,7 +129,8 @@ def tune(
     with _folder(directory) as folder:
         _check_folder(folder, {
             "hypermodel": type(hypermodel).__name__,
-            "hyperparameters": sorted(one.name for one in space.space),
+            "tasks": {name: repr(task) for name, task in tasks(model).items()},
+            "space": json.loads(json.dumps(space.get_config()["space"])),
             "objective": goal.name,
             "tuner": tuner,
             "epochs": int(epochs),
@@ -146,8 +148,9 @@ def tune(
             seed=int(seed),
             verbose=verbose not in (0, False),
         )
-        if goal.name == GAIN and isinstance(hypermodel, MultitaskHyperModel):
-            _compare(hypermodel, arguments, epochs)
+        is_chief = "chief" in os.environ.get("KERASTUNER_TUNER_ID", "")  # which runs no trials
+        if goal.name == GAIN and isinstance(hypermodel, MultitaskHyperModel) and not is_chief:
+            _compare(hypermodel, arguments, epochs, Path(folder, "single_tasks.json"))
         try:
             with _without_needless_warnings(), _little_garbage():
                 made.search(**arguments, epochs=epochs, callbacks=list(callbacks), verbose=0)
@@ -281,7 +284,14 @@ def _check_folder(folder: str, settings: dict[str, Any]) -> None:
         )
 
 
-def _compare(hypermodel: MultitaskHyperModel, arguments: dict[str, Any], epochs: int) -> None:
+def _compare(
+    hypermodel: MultitaskHyperModel, arguments: dict[str, Any], epochs: int, path: Path
+) -> None:
+    """Trains single-task models for the gain, or reads their results from a file."""
+    if hypermodel.comparison is None and path.exists():
+        found = json.loads(path.read_text())
+        single = {name: np.array(values) for name, values in found["single"].items()}
+        hypermodel.use(Comparison(found["metrics"], single, {}, {}))
     if hypermodel.comparison is None:
         names = ("x", "y", "sample_weight")
         data = tuple(arguments[name] for name in names if arguments.get(name) is not None)
@@ -291,6 +301,10 @@ def _compare(hypermodel: MultitaskHyperModel, arguments: dict[str, Any], epochs:
             epochs=epochs,
             batch_size=arguments.get("batch_size", 32),
         )
+        found = cast(Comparison, hypermodel.comparison)
+        single = {name: values.tolist() for name, values in found.single.items()}
+        with whole_file(path) as file:
+            file.write(json.dumps({"metrics": found.metrics, "single": single}).encode())
 
 
 def _result(
@@ -300,6 +314,8 @@ def _result(
     files = sorted(project.glob("trial_*/trial.json"), key=lambda path: int(path.parent.name[6:]))
     trials = [Trial.load(os.fspath(file)) for file in files]
     rows = tuple(_row(trial) for trial in trials if trial.status in ("COMPLETED", "FAILED"))
+    if not rows:
+        raise RuntimeError("This process ran no trial, and no other trial has ended yet.")
     if all(row.score is None for row in rows):
         errors = "\n".join(row.error or "" for row in rows[-1:])
         raise RuntimeError(f"All {len(rows)} trials failed. The last one:\n{errors}")
@@ -325,9 +341,13 @@ def _result(
                 named = dict(zip(("x", "y", "sample_weight"), data, strict=False))
                 named["batch_size"] = batch_size
         stop = _StopAfter(row.epochs)
-        hypermodel.fit(
-            best.hyperparameters, model, **named, epochs=planned, callbacks=[stop], verbose=0
-        )
+        try:
+            hypermodel.fit(
+                best.hyperparameters, model, **named, epochs=planned, callbacks=[stop], verbose=0
+            )
+        finally:
+            if isinstance(hypermodel, BuilderHyperModel):
+                hypermodel.forget_features()
         return model
 
     logarithmic = frozenset(

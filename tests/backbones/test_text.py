@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import keras_lp as lp
 from keras_lp.tflite.contents import read_contents
+from keras_lp.utils.keras_internals import sublayers
 
 TEXTS = ["A goal!  The goal.", "don't vote,\tvote ÄRGER", "äpfel\nund Äpfel"]
 
@@ -120,6 +121,9 @@ def test_the_vocabulary_is_in_the_model_and_in_the_file_for_the_phone(tmp_path):
     assert contents.files["vocab.txt"].split("\n") == encoder.tokens
     (about,) = contents.inputs
     assert about.metadata.description == "Ids of words."
+    plain = lp.plain_model(loaded)
+    assert not [layer for layer in sublayers(plain) if type(layer).__module__[:8] == "keras_lp"]
+    np.testing.assert_allclose(plain.predict(ids, verbose=0), model.predict(ids, verbose=0))
     own = lp.TFLiteMetadata(vocabulary=["", "x"])
     lp.export_tflite(loaded, tmp_path / "own.tflite", metadata=own, verify=False)
     contents = read_contents((tmp_path / "own.tflite").read_bytes())
@@ -141,8 +145,10 @@ def test_wrong_texts_and_vocabularies():
         lp.TextEncoder.fit(["...", "!"])
     with pytest.raises(ValueError, match="'b' twice"):
         lp.TextEncoder(["a", "b", "b"])
-    with pytest.raises(ValueError, match="without the empty token"):
+    with pytest.raises(ValueError, match=r"in lower case.*'\[UNK\]'"):
         lp.TextEncoder(["a", "[UNK]"])
+    with pytest.raises(ValueError, match="'Goal'"):
+        lp.TextEncoder(["Goal"])
     with pytest.raises(ValueError, match="`level` must be one of"):
         lp.TextEncoder.fit(["a"], level="words")
     with pytest.raises(ValueError, match="`length` must be an integer of 1 or more"):

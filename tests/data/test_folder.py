@@ -1,7 +1,9 @@
 """`load_folder`: files, labels and splits, with real digits as files."""
 
 import csv
+import os
 import shutil
+import struct
 import wave
 
 import keras
@@ -10,7 +12,7 @@ import pytest
 import tensorflow as tf
 
 import keras_lp as lp
-from keras_lp.data.files import is_whole, read_images
+from keras_lp.data.files import is_whole, read_images, read_sounds, wave_of
 from keras_lp.data.splits import split_of
 
 SPLITS = ("train", "validation", "test")
@@ -280,7 +282,16 @@ def test_wrong_folders_and_tables(folder, images, tmp_path):
     refused([["one/cats/a.png", "x", "y"]], "needs 2 cells.*row 2 with 3")
     refused([["one/cats/b.png", "x"]], r"must exist.*\['one/cats/b.png'\]")
     refused([["one/cats/a.png", "x"]], "two or more classes. Received: 'kind' with")
-    refused([["one/cats/a.png", "x"]], "Did you mean 'kind'", labels=["knd"])
+    refused([["one/cats/a.png", "x"]], "Did you mean 'kind'", labels="knd")
+    shutil.copy(one / "a.png", one / "b.png")
+    pair = ["one/cats/a.png", "one/cats/b.png"]
+    refused([[pair[0], "x"], [pair[0], "y"]], "Each path must be in one row.*'one/cats/a.png'")
+    refused([[pair[0], "1"], [pair[1], "NA"]], "must be numbers or class names.*'kind'.*'NA'")
+    both = [[pair[0], "x", "x"], [pair[1], "y", "y"]]
+    refused(both, "different names", header=("path", "a b", "a-b"))
+    loaded = table(tmp_path, [[f" {pair[0]}", "nan "], [pair[1], " inf"]], (" path", " kind"))
+    shutil.copy(folder / "d0" / next(iter(os.listdir(folder / "d0"))), one / "b.png")
+    assert load(loaded, labels="kind", validation=0, test=0).class_names == ["inf", "nan"]
 
 
 def test_sample_rates_and_kinds_must_be_the_same(tmp_path):
@@ -293,9 +304,42 @@ def test_sample_rates_and_kinds_must_be_the_same(tmp_path):
         load(tmp_path)
     (tmp_path / "a" / "other.wav").unlink()
     sound(tmp_path / "a" / "bits.wav", rng.integers(0, 99, 50), bits=4)
-    with pytest.raises(ValueError, match=r"16-bit samples. Received: .*bits.wav with 32"):
+    with pytest.raises(ValueError, match=r"16-bit samples. Received: .*bits.wav with 32 bits"):
         load(tmp_path)
     (tmp_path / "a" / "bits.wav").unlink()
     write(tmp_path / "a" / "image.png", np.zeros((4, 4, 1), "uint8"))
     with pytest.raises(ValueError, match="all images or all sounds"):
         load(tmp_path)
+
+
+def test_cameras_may_append_data_of_their_own(images, tmp_path):
+    jpeg = tf.io.encode_jpeg(np.repeat(images[0][0], 3, -1)).numpy()
+    path = tmp_path / "a.jpg"
+    path.write_bytes(jpeg + b"SEFH" + bytes(5000))
+    assert is_whole(path)
+    ((image, _),) = read_images([str(path)], [0], (8, 8), 3).as_numpy_iterator()
+    np.testing.assert_array_equal(image, tf.io.decode_jpeg(jpeg))
+
+
+def test_wav_files_with_other_chunks_and_a_long_header(tmp_path):
+    samples = np.arange(-50, 50).astype("<i2").tobytes()
+    notes = b"LIST" + struct.pack("<I", 5) + b"notes\0"  # odd, with its padding
+    form = struct.pack("<HHIIHH", 0xFFFE, 1, 8000, 16000, 2, 16) + bytes(24)
+    chunks = [b"fmt " + struct.pack("<I", 40) + form, notes]
+    body = b"WAVE" + b"".join(chunks) + b"data" + struct.pack("<I", 200) + samples
+    path = tmp_path / "a.wav"
+    path.write_bytes(b"RIFF" + struct.pack("<I", len(body)) + body)
+    assert is_whole(path)
+    wave_ = wave_of(path)
+    assert (wave_.rate, wave_.samples) == (8000, 100)
+    ((found, _),) = read_sounds([str(path)], [wave_], [0], 100).as_numpy_iterator()
+    np.testing.assert_array_equal(found * 2**15, np.arange(-50, 50))
+
+
+def test_other_formats_are_reported_and_hidden_files_ignored(folder):
+    (folder / "d0" / "image.webp").write_bytes(b"RIFF")
+    hidden = folder / "d0" / ".thumbnails"
+    hidden.mkdir()
+    shutil.copy(next(iter((folder / "d1").iterdir())), hidden / "copy.png")
+    with pytest.warns(UserWarning, match="1 of .* left out: .*image.webp"):
+        load(folder)

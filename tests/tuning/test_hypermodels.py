@@ -11,7 +11,7 @@ from keras_lp.backbones.blocks import blocks_of
 from keras_lp.backbones.freezing import is_frozen
 from keras_lp.tasks.heads import backbone_of, heads
 from keras_lp.tuning import space
-from tests.conftest import assert_same, snapshot
+from tests.conftest import Batches, assert_same, snapshot
 from tests.model.test_shared_features import Counting
 
 TASKS = {"digit": 10, "even": 2}
@@ -34,7 +34,7 @@ def test_default_spaces(mlp, tmp_path):
         *("learning_rate", "schedule", "hidden_units", "dropout")
     ]
     assert list(searched(lp.FinetuneHyperModel(mlp(), 3))) == [
-        *("learning_rate", "layer_decay", "trainable", "schedule", "dropout")
+        *("learning_rate", "schedule", "dropout", "layer_decay", "trainable")
     ]
     found = searched(lp.MultitaskHyperModel(mlp(), TASKS))
     assert list(found) == ["learning_rate", "schedule", "balancing", "dropout"]
@@ -275,12 +275,25 @@ def test_they_run_under_every_tuner_of_keras_tuner(tuner, mlp, digits, tmp_path)
 
 def test_executions_start_again(mlp, digits, tmp_path):
     x, y = digits
+    starts = []
+
+    class Look(keras.callbacks.Callback):
+        def __deepcopy__(self, memo):
+            return self
+
+        def on_train_begin(self, logs=None):
+            starts.append(snapshot(self.model))
+
     made = keras_tuner.RandomSearch(
         lp.FinetuneHyperModel(mlp(), 10), objective="val_loss", max_trials=1,
         executions_per_trial=2, directory=tmp_path,
     )  # fmt: skip
-    made.search(x[:150], y[:150], validation_data=(x[150:], y[150:]), epochs=1, verbose=0)
-    assert made.oracle.get_best_trials(1)[0].status == "COMPLETED"
+    made.search(
+        x[:150], y[:150], validation_data=(x[150:], y[150:]), epochs=1, verbose=0,
+        callbacks=[Look()],
+    )  # fmt: skip
+    assert len(starts) == 2
+    assert_same(*starts)
 
 
 def test_a_federated_trial_reports_rounds_and_continues(mlp, digits):
@@ -383,3 +396,74 @@ def test_a_users_tuner_with_hooks_of_steps_keeps_them(mlp, digits, tmp_path):
     made = Own(lp.TransferHyperModel(mlp(), 10), objective="loss", max_trials=1, directory=tmp_path)
     made.search(x, y, epochs=2, batch_size=50, verbose=0)
     assert steps == [0, 1, 2, 3] * 2
+
+
+def test_a_validation_split_is_not_in_the_first_phase(mlp):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(80, 64)).astype("float32"), rng.integers(0, 2, 80)  # nothing to learn
+    hypermodel = lp.FinetuneHyperModel(mlp((256,)), 2, learning_rate=1e-12, weight_decay=None)
+    model, hp = build(hypermodel)
+    logs = hypermodel.fit(hp, model, x, y, validation_split=0.5, verbose=0).history
+    assert logs["accuracy"][0] > 0.9
+    assert logs["val_accuracy"][0] < 0.75
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"optimizer": keras.optimizers.Adam(1e-2), "learning_rate": None},
+        {"augmentation": keras.layers.GaussianNoise(0.1, seed=3)},
+    ],
+    ids=["optimizer", "augmentation"],
+)
+def test_objects_with_state_are_new_in_each_trial(arguments, mlp, digits):
+    hypermodel = lp.TransferHyperModel(mlp(), 10, hidden_units=(), **arguments)
+    logs = []
+    for _ in range(2):
+        keras.utils.set_random_seed(0)
+        model, hp = build(hypermodel)
+        logs.append(hypermodel.fit(hp, model, *digits, epochs=2, verbose=0).history["loss"])
+    assert logs[0] == logs[1]
+
+
+def test_other_arguments_of_fine_tuning(mlp, digits):
+    model, _ = build(lp.FinetuneHyperModel(mlp(), 3, trainable=["block0"]))
+    assert len(model.trainable_variables) == 4
+    hypermodel = lp.FinetuneHyperModel(mlp(), 3, layer_rates={"block0": 0.0001, "head": 0.001})
+    assert "layer_decay" not in searched(hypermodel)
+    hypermodel = lp.FinetuneHyperModel(mlp(), 10, cache_features=True)
+    model, hp = build(hypermodel)
+    batches = Batches(*digits)
+    history = hypermodel.fit(hp, model, batches, verbose=0)
+    assert history.epoch == [0]
+
+
+def test_adapters_take_no_part_in_other_choices(mlp, tmp_path):
+    made = keras_tuner.RandomSearch(
+        lp.FinetuneHyperModel(mlp(), 3, lora="search"), objective="loss", directory=tmp_path,
+        max_trials=30, seed=1,
+    )  # fmt: skip
+    for i in range(10):
+        trial = made.oracle.create_trial(f"t{i}")
+        values = trial.hyperparameters.values
+        assert ("layer_decay" in values) == (values["lora_rank"] == 0)
+        assert ("trainable" in values) == (values["lora_rank"] == 0)
+
+
+def test_a_solved_head_serves_every_dropout(mlp, digits, monkeypatch):
+    from keras_lp.tuning import finetune
+
+    solved = []
+    fit_head = finetune.fit_head
+    monkeypatch.setattr(finetune, "fit_head", lambda *a, **k: solved.append(1) or fit_head(*a, **k))
+    hypermodel = lp.FinetuneHyperModel(mlp(), 10)
+    for dropout in (0.0, 0.3, 0.5):
+        model, hp = build(hypermodel, dropout=dropout)
+        hypermodel.fit(hp, model, *digits, verbose=0)
+    assert len(solved) == 1
+
+
+def test_a_gain_over_nothing_is_an_error(mlp):
+    comparison = lp.Comparison({"even": "accuracy"}, {"even": np.zeros(1)}, {}, {})
+    with pytest.raises(ValueError, match=r"must not score 0. Received: 0 for \['even'\]"):
+        lp.MultitaskHyperModel(mlp(), TASKS).use(comparison)

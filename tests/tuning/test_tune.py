@@ -129,7 +129,7 @@ class Killed(BaseException):
     """Ends a search as a kill does: not an exception that the tuner catches."""
 
 
-@pytest.mark.parametrize("tuner", ["random", "hyperband", "bayesian"])
+@pytest.mark.parametrize("tuner", ["random", "hyperband", "bayesian", "fine-tuning"])
 def test_a_killed_search_ends_as_if_it_had_not_been_killed(tuner, mlp, data, tmp_path):
     class Kill(keras.callbacks.Callback):
         left = 10**6
@@ -144,8 +144,11 @@ def test_a_killed_search_ends_as_if_it_had_not_been_killed(tuner, mlp, data, tmp
 
     def search(folder):
         hypermodel = lp.TransferHyperModel(network, 10, **{**FIXED, "dropout": 0.3})
+        if tuner == "fine-tuning":
+            hypermodel = lp.FinetuneHyperModel(network, 10, hidden_units=(8,), dropout=0.3)
+        kind = "random" if tuner == "fine-tuning" else tuner
         return lp.tune(
-            hypermodel, data, max_trials=4, tuner=tuner, epochs=3, directory=tmp_path / folder,
+            hypermodel, data, max_trials=4, tuner=kind, epochs=3, directory=tmp_path / folder,
             callbacks=[Kill()], verbose=0,
         )  # fmt: skip
 
@@ -239,6 +242,7 @@ def test_refit_trains_for_the_best_number_of_epochs_on_all_data(hypermodel, data
     )  # fmt: skip
     found.refit(data)
     assert sizes == [200]
+    assert not hypermodel._features
 
 
 @pytest.mark.parametrize(
@@ -352,6 +356,28 @@ def test_wrong_input_is_refused_before_the_first_trial(mlp, hypermodel, data, tm
     tune(directory=tmp_path)
     with pytest.raises(ValueError, match=r"same settings. Received: \{'seed': 1\}"):
         tune(directory=tmp_path, seed=1)
+    with pytest.raises(ValueError, match=r"same settings. Received: \{'tasks': "):
+        tune(lp.TransferHyperModel(mlp(), 11, **FIXED), directory=tmp_path)
+
+
+def test_single_task_models_are_trained_once_for_a_search(mlp, data, tmp_path, monkeypatch):
+    x, y = data
+    labels = {"even": y % 2, "high": (y > 4).astype(int)}
+    made = []
+    compare = lp.MultitaskHyperModel.compare
+    monkeypatch.setattr(
+        lp.MultitaskHyperModel, "compare", lambda *a, **k: made.append(1) or compare(*a, **k)
+    )
+    found = []
+    for _ in range(2):
+        hypermodel = lp.MultitaskHyperModel(mlp(), dict.fromkeys(labels, 2), balancing="equal")
+        found.append(lp.tune(
+            hypermodel, (x, labels), max_trials=1, tuner="random", epochs=1, directory=tmp_path,
+            verbose=0,
+        ))  # fmt: skip
+        assert set(hypermodel.comparison.single) == set(labels)
+    assert len(made) == 1
+    assert found[0].trials == found[1].trials
 
 
 @pytest.mark.slow
