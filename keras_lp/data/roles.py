@@ -49,7 +49,7 @@ def find_roles(
     Raises:
         ValueError: if the roles cannot be found, or a feature is unknown or cannot be a label.
     """
-    kinds = dict(features.items())
+    kinds = dict(sorted(features.items()))
     for argument, given in (("inputs", inputs), ("labels", labels)):
         for one in [given] if isinstance(given, str) else given or []:
             if one not in kinds:

@@ -180,7 +180,7 @@ def test_multi_label_sequences_and_numbers(tmp_path):
     assert (x.shape, x.dtype, y.tolist()) == ((4, 3, 5, 1), np.uint8, [0, 1, 0, 1])
     assert [image.max() for image in x] == [0, 40, 80, 120]
 
-    with pytest.raises(ValueError, match=r"which feature is the input.*'image', 'box'"):
+    with pytest.raises(ValueError, match=r"which feature is the input.*'box', 'image'"):
         lp.load_dataset(**{**given, "inputs": None})
     with pytest.raises(ValueError, match=r"`labels` must be features.*Did you mean 'height'"):
         lp.load_dataset(**given, labels="heigt")
