@@ -170,15 +170,13 @@ def gain(given: Any, folder: Path, name: str, seed: int) -> Run:
     hypermodel.fit(
         hp, model, *parts, validation_data=val, epochs=EPOCHS, callbacks=[keep_best], verbose=0
     )
-    random = name == "transfer"
-    start = time.process_time()
+    random, start = name == "transfer", time.process_time()
     found = lp.tune(
         hypermodel, train, validation_data=val, epochs=EPOCHS, seed=seed, verbose=0,
         max_trials=TRIALS if random else BRACKET, tuner="random" if random else "hyperband",
     )  # fmt: skip
     run = {
-        "default": accuracy(model, test),
-        "found": accuracy(found.model, test),
+        **{"default": accuracy(model, test), "found": accuracy(found.model, test)},
         "seconds": time.process_time() - start,
         "hyperparameters": found.hyperparameters,
     }
@@ -198,6 +196,8 @@ def report(results: dict[str, Any]) -> str:
     rows = []
     for name in GAINS:
         found = select(runs, way=name)
+        if not found:  # --only cost
+            continue
         default, tuned = ([100 * run[kind] for run in found] for kind in ("default", "found"))
         change = np.subtract(tuned, default)
         rows.append([
@@ -205,7 +205,11 @@ def report(results: dict[str, Any]) -> str:
             f"{np.mean(change):+.1f}, {verdict(change)}",
             f"{np.median([run['seconds'] for run in found]):.0f}",
         ])  # fmt: skip
-    seeds = len(unique(select(runs, way=OURS), "seed"))
+    seeds = len(unique(runs, "seed"))
+    gains = [
+        f"Gain: test accuracy in per cent, mean and standard deviation over {seeds} seeds:",
+        table(["search", "default", "found", "change", "processor seconds"], rows),
+    ]
     return page(
         "Searches: cost and gain",
         results["command"],
@@ -213,8 +217,7 @@ def report(results: dict[str, Any]) -> str:
         __doc__,
         f"Cost, {seeds} seeds: lp.tune takes **{ratio:.2f}x** of the processor time (goal 0.15x).",
         table([f"{TRIALS} trials", "processor seconds", "best validation accuracy, %"], costs),
-        f"Gain: test accuracy in per cent, mean and standard deviation over {seeds} seeds:",
-        table(["search", "default", "found", "change", "processor seconds"], rows),
+        *(gains if rows else []),
     )
 
 
@@ -222,17 +225,19 @@ def main() -> None:
     arguments = parser(__doc__, seeds=3, data_dir=True, out=RESULTS / "tuning")
     arguments.add_argument("--mobilenet", type=Path, required=True, help="h5 file, alpha 0.25")
     arguments.add_argument("--cifar10", type=Path, required=True, help="npz file")
+    arguments.add_argument("--only", choices=["cost", "gain"], help="one of the two parts")
     given = arguments.parse_args()
     tf.get_logger().setLevel("ERROR")
     journal = Journal(given.out.with_suffix(".partial.json"))
     with tempfile.TemporaryDirectory() as folder:
         costs = functools.partial(cost, given)
         gains = functools.partial(gain, given, Path(folder))
-        for measure, names in ((costs, (PEER, OURS)), (gains, GAINS)):
+        both = {"cost": (costs, (PEER, OURS)), "gain": (gains, GAINS)}
+        for measure, names in [both[given.only]] if given.only else both.values():
             for seed, name in itertools.product(range(given.seeds), names):
                 journal.run(functools.partial(measure, name, seed), way=name, seed=seed)
     results = {
-        "command": command(__file__, given, "mobilenet", "cifar10", "seeds"),
+        "command": command(__file__, given, "mobilenet", "cifar10", "seeds", "only"),
         "machine": machine("keras-tuner"),
         "runs": journal.runs,
     }

@@ -76,6 +76,7 @@ def make_tuner(
     if kind != "grid" and isinstance(tuner.oracle, keras_tuner.Oracle):  # not that of a worker
         _start_with_defaults(tuner.oracle)
     tuner.seed, tuner.max_trials, tuner.verbose = seed, max_trials, verbose
+    tuner.loads_only_the_best = kind != "hyperband" and executions_per_trial == 1
     tuner.seconds = []
     return tuner
 
