@@ -7,7 +7,7 @@ Cost: 20 trials of random search over learning rate, hidden units and dropout of
 epochs each, on 1,000 images of cifar10_subset with MobileNet (alpha 0.25, ImageNet weights, 96
 pixels), 500 for validation. The peer is keras-tuner over the recipe of the Keras guide to transfer
 learning: the frozen network runs in every epoch. Both have the same space. Processor seconds of the
-whole search, all threads together; the ratio is the median over the seeds, in turn.
+whole search, all threads together; the ratio is the median over the seeds.
 
 Gain: test accuracy with the default settings and with those that `lp.tune` finds, both trained for
 up to 10 epochs on the same examples; both keep the epoch that is best on the validation examples.

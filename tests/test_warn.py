@@ -41,8 +41,4 @@ def test_the_line_is_that_of_the_user(mlp, prepare):
         warnings.simplefilter("always")
         call()
     assert [one.filename for one in caught] == [__file__]
-    assert caught[0].lineno in {line for *_, line in prepare_lines(call)}
-
-
-def prepare_lines(call):
-    return call.__code__.co_lines()
+    assert caught[0].lineno in {line for *_, line in call.__code__.co_lines()}

@@ -48,11 +48,16 @@ def finish(
 def resize(images: tf.data.Dataset, image_size: tuple[int, int]) -> tf.data.Dataset:
     """Resizes the images of `(image, labels)`, rounded to uint8."""
 
-    def change(image: Any, labels: Any) -> Any:
-        image = tf.image.resize(image, image_size, antialias=True)
-        return tf.cast(tf.clip_by_value(tf.round(image), 0, 255), tf.uint8), labels
+    return images.map(
+        lambda image, labels: (resized(image, image_size), labels),
+        num_parallel_calls=tf.data.AUTOTUNE,
+    )
 
-    return images.map(change, num_parallel_calls=tf.data.AUTOTUNE)
+
+def resized(image: Any, image_size: tuple[int, int]) -> Any:
+    """Returns an image of another size, rounded to uint8."""
+    image = tf.image.resize(image, image_size, antialias=True)
+    return tf.cast(tf.clip_by_value(tf.round(image), 0, 255), tf.uint8)
 
 
 def chosen_per_class(labels: np.ndarray, examples_per_class: int, seed: int) -> np.ndarray:

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from keras_lp.data.dataset import resized
+
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif")
 SOUNDS = (".wav",)
 OTHERS = (".webp", ".tif", ".tiff", ".heic", ".mp3", ".flac", ".ogg", ".m4a")  # not read
@@ -94,8 +96,7 @@ def read_images(
     def read(path: Any, label: Any) -> Any:
         image = _decode(tf.io.read_file(path), channels)
         image.set_shape((None, None, channels))
-        image = tf.image.resize(image, image_size, antialias=True)
-        return tf.cast(tf.clip_by_value(tf.round(image), 0, 255), tf.uint8), label
+        return resized(image, image_size), label
 
     dataset = tf.data.Dataset.from_tensor_slices((files, labels))
     return dataset.map(read, num_parallel_calls=tf.data.AUTOTUNE)

@@ -152,7 +152,7 @@ def compare_single_tasks(
     )
     with np.errstate(divide="ignore", invalid="ignore"):
         gains = {
-            name: 100 * _sign(first[name]) * (multitask[name] - single[name]) / single[name]
+            name: 100 * sign_of(first[name]) * (multitask[name] - single[name]) / single[name]
             for name in known
         }
     metrics = {name: metric.name for name, metric in first.items()}
@@ -272,7 +272,7 @@ def _twin(model: Model, name: str) -> Model:
     return compile_tasks(twin, with_multipliers(optimizer, own))
 
 
-def _sign(metric: keras.metrics.Metric) -> int:
+def sign_of(metric: keras.metrics.Metric) -> int:
     """Returns 1 if more is better, -1 if less is better."""
     return -1 if metric_direction(metric) == "down" else 1
 

@@ -90,8 +90,7 @@ class _SaveAtEnd(keras.callbacks.Callback):
             return
         last = [np.array(variable) for variable in self._variables()]
         self._assign(self._best)
-        self._callback.set_model(self.model)
-        self._callback._save_model()
+        self.model.save_weights(self._callback.filepath)
         self._assign(last)
         self._best = None
 

@@ -166,20 +166,18 @@ class BuilderHyperModel(keras_tuner.HyperModel):
 
     def _base(self, values: Mapping[str, Any]) -> Model:
         """Returns the model with a frozen backbone whose weights all trials start from."""
-        below = {name: values[name] for name in (*_OF_BACKBONE, *_OF_FEATURES) if name in values}
-        key = repr(sorted(below.items()))
+        key = _key(values)
         if key not in self._bases:
             self._forget_oldest()
             with warnings.catch_warnings():  # the models of trials train copies
                 warnings.filterwarnings("ignore", "A backbone object keeps its weights")
-                base = self.builder(self.backbone, self.task, trainable="head", **below)
+                base = self.builder(self.backbone, self.task, trainable="head", **_below(values))
             self._bases[key] = base
         return self._bases[key]
 
     def shared_features(self, values: Mapping[str, Any]) -> SharedFeatures:
         """Returns the features of the backbone of a trial."""
-        base = self._base(values)
-        key = next(key for key, model in self._bases.items() if model is base)
+        base, key = self._base(values), _key(values)
         if key not in self._features:
             self._features[key] = SharedFeatures(base)
         return self._features[key]
@@ -193,6 +191,15 @@ class BuilderHyperModel(keras_tuner.HyperModel):
             oldest = next(iter(self._bases))
             del self._bases[oldest]
             self._features.pop(oldest, None)
+
+
+def _below(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the arguments that determine the features."""
+    return {name: values[name] for name in (*_OF_BACKBONE, *_OF_FEATURES) if name in values}
+
+
+def _key(values: Mapping[str, Any]) -> str:
+    return repr(sorted(_below(values).items()))
 
 
 def fit_arguments(model: Any, args: Any, kwargs: Any) -> dict[str, Any]:

@@ -10,14 +10,13 @@ import numpy as np
 from keras_tuner import HyperParameters
 
 from keras_lp.backbones.resolve import BackboneLike
-from keras_lp.multitask.comparison import Comparison, compare_single_tasks
+from keras_lp.multitask.comparison import Comparison, compare_single_tasks, sign_of
 from keras_lp.multitask.multitask import multitask_model
 from keras_lp.tasks.heads import tasks
 from keras_lp.tasks.task import TaskLike
 from keras_lp.tuning import space
 from keras_lp.tuning.hypermodel import BuilderHyperModel, fit_arguments
 from keras_lp.tuning.space import SEARCH
-from keras_lp.utils.keras_internals import metric_direction
 
 GAIN = "val_gain"
 
@@ -196,7 +195,6 @@ class _Gain(keras.callbacks.Callback):
             if now is None:
                 return
             single = float(self._comparison.single[name][0])
-            metric = tasks(self.model)[name].make_metrics()[0]
-            sign = -1 if metric_direction(metric) == "down" else 1
+            sign = sign_of(tasks(self.model)[name].make_metrics()[0])
             gains.append(100 * sign * (now - single) / single)
         logs[GAIN] = float(np.mean(gains))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import keras
 from keras_tuner import HyperParameters
@@ -11,8 +11,7 @@ from keras_tuner import HyperParameters
 from keras_lp.finetuning.lora import LoRA
 from keras_lp.utils.names import near
 
-Searched = Literal["search"]
-SEARCH: Searched = "search"
+SEARCH = "search"
 SHARES = {"quarter": 1 / 4, "half": 1 / 2}  # of the blocks, by name in the default space
 Space = Callable[[HyperParameters], Any]
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
-import sys
 import warnings
 from pathlib import Path
 
@@ -20,8 +20,8 @@ _SKIPPED = (
 
 def warn(message: str) -> None:
     """Warns about the user's line, whatever the number of calls in between."""
-    level, frame = 2, sys._getframe(1)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_SKIPPED):
+    level, frame = 1, inspect.currentframe()
+    while frame is not None and frame.f_code.co_filename.startswith(_SKIPPED):
         frame = frame.f_back
         level += 1
     warnings.warn(message, stacklevel=level)

@@ -11,6 +11,7 @@ from keras_lp.backbones.blocks import blocks_of
 from keras_lp.backbones.freezing import is_frozen
 from keras_lp.tasks.heads import backbone_of, heads
 from keras_lp.tuning import space
+from keras_lp.tuning.callbacks import cheaper
 from tests.conftest import Batches, assert_same, snapshot
 from tests.model.test_shared_features import Counting
 
@@ -467,3 +468,19 @@ def test_a_gain_over_nothing_is_an_error(mlp):
     comparison = lp.Comparison({"even": "accuracy"}, {"even": np.zeros(1)}, {}, {})
     with pytest.raises(ValueError, match=r"must not score 0. Received: 0 for \['even'\]"):
         lp.MultitaskHyperModel(mlp(), TASKS).use(comparison)
+
+
+def test_the_callbacks_of_keras_tuner_are_known_by_name(mlp, digits, tmp_path):
+    """An update that renames them would make trials slow again, and nothing else would tell."""
+    seen = []
+
+    class Look(lp.TransferHyperModel):
+        def fit(self, hp, model, *args, **kwargs):
+            seen.extend(type(one).__name__ for one in cheaper(kwargs["callbacks"]))
+            return super().fit(hp, model, *args, **kwargs)
+
+    made = keras_tuner.RandomSearch(
+        Look(mlp(), 10), objective="loss", max_trials=1, directory=tmp_path
+    )
+    made.search(*digits, epochs=1, verbose=0)
+    assert seen == ["_Epochs", "_SaveAtEnd"]

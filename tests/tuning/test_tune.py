@@ -425,3 +425,21 @@ def test_two_workers_and_a_chief_share_a_search(tmp_path):
     assert "6 trials" in chief
     lines = [re.findall(r"^Trial (\d)/6", output, re.M) for output in workers]
     assert sorted(itertools.chain(*lines)) == list("123456")
+
+
+def test_a_beaten_trial_writes_no_weights(hypermodel, data, monkeypatch):
+    saved = []
+    save = keras.Model.save_weights
+    monkeypatch.setattr(
+        keras.Model,
+        "save_weights",
+        lambda model, path: saved.append(str(path)) or save(model, path),
+    )
+    found = lp.tune(hypermodel, data, max_trials=4, tuner="random", epochs=1, verbose=0)
+    best, expected = -1.0, []
+    for trial in found.trials:
+        if trial.score > best:
+            best = trial.score
+            expected.append(trial.name)
+    assert [path.split("trial_")[1].split("/")[0] for path in saved] == expected
+    assert len(expected) < 4
