@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import struct
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,10 +19,10 @@ _PCM = (1, 0xFFFE)  # integers; the second stands for a longer header
 _TRAILER = 2**16  # bytes at the end; some cameras append data of their own
 
 
-def is_whole(path: Path) -> bool:
+def is_whole(path: str) -> bool:
     """Whether a file begins and ends as its format says; it is not decoded."""
     try:
-        with path.open("rb") as file:
+        with open(path, "rb", buffering=0) as file:
             head = file.read(16)
             size = file.seek(0, 2)
             file.seek(max(0, size - _TRAILER))
@@ -64,14 +64,14 @@ class Wave:
         return self.size // (2 * self.channels)
 
 
-def wave_of(path: Path) -> Wave:
+def wave_of(path: str) -> Wave:
     """Returns where the samples of a wav file of 16-bit numbers are.
 
     Raises:
         ValueError: if it has another encoding.
     """
     encoding = channels = rate = bits = 0
-    with path.open("rb") as file:
+    with open(path, "rb") as file:
         file.read(12)
         while len(chunk := file.read(8)) == 8:
             kind, size = chunk[:4], struct.unpack("<I", chunk[4:])[0]
@@ -131,7 +131,7 @@ def read_sounds(files: list[str], waves: list[Wave], labels: Any, samples: int) 
     return dataset.map(read, num_parallel_calls=tf.data.AUTOTUNE)
 
 
-def common_rate(files: list[Path], waves: list[Wave]) -> int:
+def common_rate(files: list[str], waves: list[Wave]) -> int:
     """Returns the sample rate of wav files.
 
     Raises:
@@ -139,7 +139,8 @@ def common_rate(files: list[Path], waves: list[Wave]) -> int:
     """
     rates = {wave.rate: file for wave, file in zip(waves, files, strict=True)}
     if len(rates) > 1:
-        shown = ", ".join(f"{file.name}: {rate:,} Hz" for rate, file in list(rates.items())[:3])
+        some = list(rates.items())[:3]
+        shown = ", ".join(f"{os.path.basename(file)}: {rate:,} Hz" for rate, file in some)
         raise ValueError(
             f"The files must have the same sample rate. Received: {shown}. Resample them."
         )

@@ -116,9 +116,9 @@ def load_folder(
     else:
         root = path.parent
         names, found, class_names = _from_csv(path, labels)
-    files = [root / name for name in names]
+    files = [os.path.join(root, name) for name in names]
     whole = np.array([is_whole(file) for file in files])
-    broken = [str(file) for file, good in zip(files, whole, strict=True) if not good]
+    broken = [file for file, good in zip(files, whole, strict=True) if not good]
     if broken:
         warn(
             f"{len(broken)} of {len(files)} files cannot be read and are left out: {broken[:3]}"
@@ -141,8 +141,8 @@ def load_folder(
     own = {task: values[rows] for task, values in found.items()}
     if split == "train":
         check_classes(own, class_names)
-    chosen = [str(files[i]) for i in rows]
-    sounds = [file.suffix.lower() in SOUNDS for file in files]
+    chosen = [files[i] for i in rows]
+    sounds = [file.lower().endswith(SOUNDS) for file in files]
     if any(sounds) and not all(sounds):
         raise ValueError(f"Files must be all images or all sounds. Received: both in {path}.")
     known = by_name(class_names) if len(found) == 1 and class_names else class_names or None
@@ -165,10 +165,20 @@ def load_folder(
     return dataset
 
 
-def _is_read(path: Path) -> bool:
-    """Whether a file counts: files of other known formats do, as they are reported."""
-    hidden = any(part.startswith(".") for part in path.parts)
-    return not hidden and path.suffix.lower() in (*IMAGES, *SOUNDS, *OTHERS)
+def _listed(folder: str) -> list[str]:
+    """Returns the files in a folder and the folders in it that are not hidden.
+
+    Files of other known formats are among them, as they are reported.
+    """
+    found = []
+    for place, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if name[0] != "."]
+        found += [
+            os.path.join(place, name)
+            for name in files
+            if name[0] != "." and name.lower().endswith((*IMAGES, *SOUNDS, *OTHERS))
+        ]
+    return sorted(found)
 
 
 Table = tuple[list[str], dict[str, np.ndarray], dict[str, list[str]]]
@@ -181,9 +191,9 @@ def _from_folder(folder: Path) -> Table:
     )
     names, labels = [], []
     for number, name in enumerate(classes):
-        listed = sorted(Path(folder, name).rglob("*"))
-        own = [file for file in listed if _is_read(file.relative_to(folder))]
-        names += [file.relative_to(folder).as_posix() for file in own]
+        own = _listed(os.path.join(folder, name))
+        start = len(os.path.join(folder, ""))
+        names += [file[start:].replace(os.sep, "/") for file in own]
         labels += [number] * len(own)
     used = sorted(set(labels))
     if len(used) < 2:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -35,20 +36,22 @@ def check_shares(validation: float, test: float) -> None:
         )
 
 
-def check_no_leak(files: Sequence[Path], splits: Sequence[str]) -> None:
+def check_no_leak(files: Sequence[str], splits: Sequence[str]) -> None:
     """Raises `ValueError` if the same content is in two splits.
 
     Only files of the same size are read.
     """
+    if len(set(splits)) < 2:
+        return
     by_size: dict[int, list[int]] = defaultdict(list)
     for i, file in enumerate(files):
-        by_size[file.stat().st_size].append(i)
+        by_size[os.path.getsize(file)].append(i)
     for numbers in by_size.values():
         if len({splits[i] for i in numbers}) < 2:
             continue
         seen: dict[bytes, int] = {}
         for i in numbers:
-            content = hashlib.sha256(files[i].read_bytes()).digest()
+            content = hashlib.sha256(Path(files[i]).read_bytes()).digest()
             first = seen.setdefault(content, i)
             if splits[first] != splits[i]:
                 raise ValueError(
