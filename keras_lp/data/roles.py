@@ -1,15 +1,40 @@
-"""Which features of a TFDS data set are the input and the labels."""
+"""Which features of a data set are the input and the labels."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
-import numpy as np
 import tensorflow as tf
 
 from keras_lp.utils.names import near
+
+Kind = Literal[
+    "class", "classes", "number", "vector", "array", "image", "text", "audio", "name", "other"
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Feature:
+    """A feature of a data set, whatever package it is from.
+
+    Attributes:
+        kind: `"class"` and `"classes"` are one class number and several; `"number"`, `"vector"`
+            and `"array"` are numbers of 0, 1 and more dimensions; `"name"` is the name of the class
+            that another feature has the number of.
+        description: its type, for errors.
+        names: class names, None if there are none or they are in another feature.
+    """
+
+    kind: Kind
+    description: str
+    names: list[str] | None = None
+
+    @property
+    def can_be_input(self) -> bool:
+        """Whether it is likely to be the input."""
+        return self.kind in ("image", "text", "audio", "vector", "array")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,17 +59,24 @@ class Label:
         return self.feature.replace("-", "_").replace("/", "_")
 
 
+def numbers_of_rank(rank: int) -> Kind:
+    """Returns the kind of numbers with this number of dimensions."""
+    return ("number", "vector", "array")[min(rank, 2)]
+
+
 def find_roles(
-    name: str, features: Any, inputs: str | None, labels: str | Sequence[str] | None
+    name: str,
+    features: Mapping[str, Feature],
+    inputs: str | None,
+    labels: str | Sequence[str] | None,
 ) -> tuple[str, list[Label]]:
     """Returns the input feature and the labels of a data set.
 
     Args:
         name: name of the data set, for errors.
-        features: the features of TFDS.
+        features: its features by name.
         inputs: the input feature; None finds the only image, text, audio or array.
-        labels: the label features; None takes class labels, sequences of them, and integers that
-            another feature names.
+        labels: the label features; None takes class labels and sequences of them.
 
     Raises:
         ValueError: if the roles cannot be found, or a feature is unknown or cannot be a label.
@@ -58,14 +90,13 @@ def find_roles(
                     f"{argument}={one!r}.{near(one, kinds)}"
                 )
     if labels is None:
-        wanted = [key for key, kind in kinds.items() if _is_label(key, kind, kinds)]
+        wanted = [key for key, feature in kinds.items() if feature.kind in ("class", "classes")]
     else:
         wanted = [labels] if isinstance(labels, str) else list(labels)
-    found = [_label(name, key, kinds) for key in wanted if key != inputs]
+    found = [_label(name, key, kinds[key]) for key in wanted if key != inputs]
     if inputs is None:
-        named = {f"{key}_name" for key in wanted}
-        able = [key for key, kind in kinds.items() if key not in {*wanted, *named}]
-        able = [key for key in able if _is_input(kinds[key])]
+        able = [key for key, feature in kinds.items() if feature.can_be_input]
+        able = [key for key in able if key not in wanted]
         if len(able) != 1:
             raise ValueError(
                 "load_dataset needs to know which feature is the input. Received: "
@@ -81,54 +112,26 @@ def find_roles(
     return inputs, found
 
 
-def _is_label(key: str, kind: Any, kinds: dict[str, Any]) -> bool:
-    import tensorflow_datasets as tfds
-
-    if isinstance(kind, tfds.features.Sequence):
-        kind = kind.feature
-    return isinstance(kind, tfds.features.ClassLabel) or f"{key}_name" in kinds
-
-
-def _is_input(kind: Any) -> bool:
-    import tensorflow_datasets as tfds
-
-    known = (tfds.features.Image, tfds.features.Text, tfds.features.Audio)
-    return isinstance(kind, known) or len(getattr(kind, "shape", None) or ()) > 0
-
-
-def _label(name: str, key: str, kinds: dict[str, Any]) -> Label:
-    import tensorflow_datasets as tfds
-
-    kind = kinds[key]
-    inner = kind.feature if isinstance(kind, tfds.features.Sequence) else kind
-    if isinstance(inner, tfds.features.ClassLabel):
-        count = inner.num_classes
-        names = [inner.int2str(i) for i in range(count)]
-        if inner is kind:
-            return Label(key, _as_int64, names, is_class=True)
+def _label(name: str, key: str, feature: Feature) -> Label:
+    if feature.kind == "class":
+        return Label(key, lambda value: tf.cast(value, tf.int64), feature.names, is_class=True)
+    if feature.kind == "classes":
+        count = len(feature.names or ())
 
         def one_per_class(numbers: Any) -> Any:
             rows = tf.one_hot(tf.cast(numbers, tf.int32), count, on_value=True, off_value=False)
             return tf.cast(tf.reduce_any(rows, 0), tf.int64)
 
-        return Label(key, one_per_class, names, is_class=False)
-    dtype = np.dtype(getattr(kind, "np_dtype", None) or object)
-    shape = getattr(kind, "shape", None)
-    if dtype.kind not in "iufb" or shape is None or len(shape) > 1:
-        raise ValueError(
-            "A label must be a class label, a sequence of them, a number or a vector of numbers. "
-            f"Received: {key!r} of {name!r}, {kind}."
-        )
-    if f"{key}_name" in kinds:
-        return Label(key, _as_int64, None, is_class=True)
-    return Label(key, lambda value: tf.cast(value, tf.float32), None, is_class=False)
+        return Label(key, one_per_class, feature.names, is_class=False)
+    if feature.kind in ("number", "vector"):
+        return Label(key, lambda value: tf.cast(value, tf.float32), None, is_class=False)
+    raise ValueError(
+        "A label must be a class label, a sequence of them, a number or a vector of numbers. "
+        f"Received: {key!r} of {name!r}, {feature.description}."
+    )
 
 
-def _as_int64(value: Any) -> Any:
-    return tf.cast(value, tf.int64)
-
-
-def _listed(kinds: dict[str, Any]) -> str:
+def _listed(kinds: Mapping[str, Feature]) -> str:
     return "the features " + ", ".join(
-        f"{key} ({type(kind).__name__})" for key, kind in sorted(kinds.items())
+        f"{key} ({feature.description})" for key, feature in kinds.items()
     )

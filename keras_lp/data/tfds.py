@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import socket
 import urllib.request
@@ -20,7 +21,8 @@ from keras_lp.data.dataset import (
     resize,
     take,
 )
-from keras_lp.data.roles import Label, find_roles
+from keras_lp.data.hugging_face import is_hugging_face, read_hugging_face
+from keras_lp.data.roles import Feature, Label, find_roles, numbers_of_rank
 from keras_lp.utils.arguments import check_choice
 from keras_lp.utils.names import near
 
@@ -29,9 +31,9 @@ _INSTALL = "Install it: pip install 'keras_lp[data]'"
 
 
 def load_dataset(
-    name: str,
+    name: Any,
     *,
-    split: str,
+    split: str | None = None,
     inputs: str | None = None,
     labels: str | Sequence[str] | None = None,
     image_size: int | Sequence[int] | None = None,
@@ -41,7 +43,7 @@ def load_dataset(
     download: bool = True,
     seed: int = 0,
 ) -> Any:
-    """Loads a data set of TensorFlow Datasets (TFDS), or the `"digits"` of scikit-learn.
+    """Loads a data set of TensorFlow Datasets (TFDS), Hugging Face, or scikit-learn's `"digits"`.
 
     The data set gives the same examples in the same order in each pass. `fit` of a model with a
     frozen backbone therefore computes its features once, without `cache_features=True`. Data sets
@@ -50,9 +52,12 @@ def load_dataset(
     Args:
         name: a TFDS name such as `"fashion_mnist"` or `"glue/sst2"`, or `"digits"`: the 1,797
             handwritten digits of scikit-learn, which need no network. They are split into 1,437
-            training and 360 test examples, stratified by digit.
-        split: `"train"`, `"test"`, `"train+test"`, ..., or for TFDS also a slice such as
-            `"train[:10%]"`.
+            training and 360 test examples, stratified by digit. `"hf:<path>"` or
+            `"hf:<path>:<config>"` is a data set of Hugging Face, such as `"hf:nyu-mll/glue:sst2"`,
+            a folder of files that it reads, or one that `save_to_disk` wrote. A `Dataset` or
+            `DatasetDict` of Hugging Face in memory is a name too.
+        split: `"train"`, `"test"`, `"train+test"`, ..., or a slice such as `"train[:10%]"` for
+            data sets of TFDS and Hugging Face by name. Required, except for a `Dataset`.
         inputs: name of the feature that is the input. Defaults to None: the only image, text,
             audio or array.
         labels: name or names of the features that are labels. Defaults to None: all class labels.
@@ -96,24 +101,32 @@ def load_dataset(
     (7, ['0', '1', '2'])
     """
     size = check_image_size(image_size)
-    if name == "digits":
+    class_names: ClassNames
+    if is_hugging_face(name):
+        dataset, class_names, numbers, split = read_hugging_face(
+            name, split, inputs, labels, data_dir, download
+        )
+    elif split is None:
+        raise ValueError(
+            f'`split` must be given, such as "train". Received: split=None for {name!r}.'
+        )
+    elif name == "digits":
         if inputs or labels:
             raise ValueError(
                 "`inputs` and `labels` are for TFDS data sets. Received: "
                 f"inputs={inputs!r}, labels={labels!r} with the digits."
             )
         x, y = _digits(split)
-        dataset, known = tf.data.Dataset.from_tensor_slices((x, y)), {"label": y}
-        class_names: ClassNames = [str(digit) for digit in range(10)]
+        dataset, numbers = tf.data.Dataset.from_tensor_slices((x, y)), lambda: y
+        class_names = [str(digit) for digit in range(10)]
     else:
         builder = _builder(name, data_dir, download, split)
-        input_name, roles = find_roles(name, builder.info.features, inputs, labels)
+        input_name, roles = find_roles(name, _features(builder.info.features), inputs, labels)
         dataset = _pairs(builder, split, input_name, roles)
         class_names = _class_names(builder, split, roles)
-        known = None
+        numbers = functools.partial(_class_numbers, name, builder, split, roles)
     if examples_per_class is not None:
-        numbers = known["label"] if known else _class_numbers(name, builder, split, roles)
-        dataset = take(dataset, chosen_per_class(numbers, examples_per_class, seed))
+        dataset = take(dataset, chosen_per_class(numbers(), examples_per_class, seed))
     if size is not None:
         _check_images(name, dataset)
         dataset = resize(dataset, size)
@@ -165,6 +178,35 @@ def _builder(name: str, data_dir: str | os.PathLike[str] | None, download: bool,
     for part in split.split("+"):
         check_choice("split", part.split("[")[0].strip(), [*builder.info.splits, "all"])
     return builder
+
+
+def _features(features: Any) -> dict[str, Feature]:
+    """Returns what the features of TFDS are; an integer that another feature names is a class."""
+    import tensorflow_datasets as tfds
+
+    def describe(key: str, kind: Any) -> Feature:
+        description = type(kind).__name__
+        if key.endswith("_name") and key.removesuffix("_name") in features:
+            return Feature("name", description)
+        if f"{key}_name" in features:
+            return Feature("class", description)
+        inner = kind.feature if isinstance(kind, tfds.features.Sequence) else kind
+        if isinstance(inner, tfds.features.ClassLabel):
+            names = [inner.int2str(i) for i in range(inner.num_classes)]
+            return Feature("class" if inner is kind else "classes", description, names)
+        if isinstance(kind, tfds.features.Image):
+            return Feature("image", description)
+        if isinstance(kind, tfds.features.Text):
+            return Feature("text", description)
+        if isinstance(kind, tfds.features.Audio):
+            return Feature("audio", description)
+        dtype = np.dtype(getattr(kind, "np_dtype", None) or object)
+        shape = getattr(kind, "shape", None)
+        if shape is None or dtype.kind not in "iufb":
+            return Feature("array" if shape else "other", description)
+        return Feature(numbers_of_rank(len(shape)), description)
+
+    return {key: describe(key, kind) for key, kind in features.items()}
 
 
 def _pairs(builder: Any, split: str, inputs: str, roles: Sequence[Label]) -> tf.data.Dataset:

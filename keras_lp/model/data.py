@@ -12,6 +12,7 @@ import tensorflow as tf
 from keras_lp.model import checks
 from keras_lp.tasks.heads import tasks
 from keras_lp.tasks.task import Task
+from keras_lp.utils.interop import plain
 
 
 def is_arrays(x: Any) -> bool:
@@ -40,6 +41,7 @@ def readable(data: Any, name: str) -> Any:
         ValueError: if arrays are empty or differ in length.
         TypeError: if `data` is anything else, such as an infinite data set.
     """
+    data = plain(data)
     if is_batches(data):
         return data
     if not isinstance(data, (tuple, list)) or len(data) not in (2, 3):

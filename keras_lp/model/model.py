@@ -27,6 +27,7 @@ from keras_lp.tasks.heads import heads, tasks
 from keras_lp.tasks.regression import label_batches, standardize
 from keras_lp.tasks.task import ClassWeight
 from keras_lp.utils.arguments import Verbose
+from keras_lp.utils.interop import plain, plain_parts
 from keras_lp.utils.keras_internals import sublayers
 
 Callbacks = (
@@ -96,8 +97,10 @@ class Model(keras.Model):
 
         Args:
             x: inputs: arrays, or a batched `tf.data.Dataset` or `PyDataset` of `(x, labels)` or
-                `(x, labels, sample_weight)`.
-            y: labels: an array, or a dict of arrays by task if there are several.
+                `(x, labels, sample_weight)`, or a Grain loader of such batches. A pandas
+                `DataFrame` is an array of its columns.
+            y: labels: an array, or a dict of arrays by task if there are several, such as a pandas
+                `DataFrame` with a column per task.
             batch_size: as in Keras.
             epochs: as in Keras.
             verbose: as in Keras.
@@ -127,6 +130,8 @@ class Model(keras.Model):
         """
         checks.check_trainable_unchanged(self)
         revive_adapters(self)
+        x, y, sample_weight = plain_parts(x, y, sample_weight)
+        validation_data = plain(validation_data)
         if isinstance(x, tf.data.Dataset):
             x = checked(self, x)
         else:
@@ -198,6 +203,7 @@ class Model(keras.Model):
             TypeError: as in `fit`.
         """
         if "_use_cached_eval_dataset" not in kwargs:  # `fit` has checked its data already
+            x, y, sample_weight = plain_parts(x, y, sample_weight)
             if isinstance(x, tf.data.Dataset):
                 x = checked(self, x)
             elif not features.are_features(x):
@@ -208,6 +214,7 @@ class Model(keras.Model):
 
     def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         """Predicts like `keras.Model.predict`; a data set must be batched."""
+        x, *_ = plain_parts(x)
         checks.check_batched(self, x)
         if not features.are_features(x):
             warn_of_scaled_images(self, x)

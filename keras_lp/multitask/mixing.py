@@ -17,6 +17,7 @@ from keras_lp.tasks.classification import as_task
 from keras_lp.tasks.missing import name_numbers
 from keras_lp.tasks.task import Task, TaskLike
 from keras_lp.utils.arguments import check_positive
+from keras_lp.utils.interop import plain
 from keras_lp.utils.names import near
 
 
@@ -46,7 +47,8 @@ def mix(
     images after mixing. The order is new in each epoch.
 
     Args:
-        datasets: dict by task of unbatched `tf.data.Dataset`s of `(x, y)`, or of pairs of arrays.
+        datasets: dict by task of unbatched `tf.data.Dataset`s of `(x, y)`, of Grain loaders of
+            such examples, or of pairs of arrays or pandas columns.
             `y` is the label of that task; or a dict of labels by task, in which case the key is
             only a name of the data set. All `x` have the same structure and dtype, and shapes that
             fit in one batch. Labels have a known shape, `()` for class numbers or names,
@@ -231,6 +233,7 @@ def _with_numbers(
 
 
 def _as_dataset(name: str, data: Any) -> tf.data.Dataset:
+    data = plain(data, batched=False)
     if isinstance(data, Sequence) and len(data) == 2:
         try:
             return tf.data.Dataset.from_tensor_slices(tuple(data))

@@ -55,8 +55,9 @@ def fit_head(
     Args:
         model: a compiled model from `lp.transfer_model` or `lp.multitask_model` with a frozen
             backbone (`trainable="head"`), no `augmentation`, and heads with `hidden_units=()`.
-        data: `(x, y)` or `(x, y, sample_weight)` arrays, or a finite batched `tf.data.Dataset` or
-            `PyDataset`; labels as in `fit`, including missing ones.
+        data: `(x, y)` or `(x, y, sample_weight)` arrays or pandas columns, or a finite batched
+            `tf.data.Dataset`, `PyDataset` or Grain loader; labels as in `fit`, including missing
+            ones.
         validation_data: held-out examples in one of these forms. They determine `l2="auto"`, and
             their `val_loss` and metrics are in the history. Defaults to None.
         l2: strength of the penalty, above 0. `"auto"` chooses the strength with the lowest loss

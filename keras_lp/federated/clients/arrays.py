@@ -10,6 +10,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_lp.utils.interop import plain
+
 # (x, y), or (x, y, sample_weight)
 Arrays = tuple[Any, ...]
 
@@ -20,7 +22,8 @@ def as_arrays(data: Any, what: str, model: keras.Model | None = None) -> Arrays:
     Examples of different lengths become arrays of dtype object with one array per example.
 
     Args:
-        data: a tuple of arrays, or an unbatched `tf.data.Dataset`.
+        data: a tuple of arrays or pandas columns, an unbatched `tf.data.Dataset`, or a Grain
+            loader of examples.
         what: the owner of the data, for errors.
         model: the model, see `check_unbatched`.
 
@@ -28,6 +31,7 @@ def as_arrays(data: Any, what: str, model: keras.Model | None = None) -> Arrays:
         ValueError: the data set is batched or endless, or does not yield pairs.
         TypeError: `data` is neither a tuple of two or three nor a data set.
     """
+    data = plain(data, batched=False)
     if isinstance(data, tf.data.Dataset):
         check_unbatched(data, what, model)
         return _read(data)

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from keras_lp.federated.clients.arrays import Arrays, as_arrays, class_of, count_examples
 from keras_lp.utils.arguments import check_positive
+from keras_lp.utils.interop import without_column
 
 
 def partition(
@@ -27,8 +28,9 @@ def partition(
     Partition training data only. If a client needs held-out data, split them from its own part.
 
     Args:
-        data: `(x, y)` or `(x, y, sample_weight)` arrays (`y` may be a dict by task), or an
-            unbatched `tf.data.Dataset` of such tuples.
+        data: `(x, y)` or `(x, y, sample_weight)` arrays or pandas columns (`y` may be a dict by
+            task, or a `DataFrame` with a column per task), or an unbatched `tf.data.Dataset` or
+            Grain loader of such tuples.
         clients: number of clients, from 1 to the number of examples. Defaults to None,
             which is allowed only with `by`: each key is then a client.
         alpha: concentration of the Dirichlet distribution of the shares of each class over the
@@ -38,7 +40,8 @@ def partition(
             `clients * shards` equal shards, which are assigned at random. With 2, most clients have
             two classes. Needs one class per example. Defaults to None.
         by: a natural key of each example, such as speaker, writer or language, as an array
-            `(examples,)`. All examples with the same key go to the same client. With fewer clients
+            `(examples,)`, or the name of a column of `x`, a pandas `DataFrame`; the column is then
+            not an input. All examples with the same key go to the same client. With fewer clients
             than keys, the largest keys are assigned first, each to the client with the fewest
             examples. Defaults to None.
         seed: random seed of the shuffling and the shares. Defaults to 0.
@@ -68,6 +71,9 @@ def partition(
     References: Hsu, Qi and Brown, 2019 (arXiv:1909.06335) for `alpha`; McMahan et al., 2017
     (arXiv:1602.05629) for `shards`.
     """
+    if isinstance(by, str) and isinstance(data, (tuple, list)) and len(data) in (2, 3):
+        x, by = without_column(data[0], by)
+        data = (x, *data[1:])
     arrays = as_arrays(data, "partition")
     examples = count_examples(arrays)
     ways = {
