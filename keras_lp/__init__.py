@@ -22,6 +22,7 @@ from keras_lp.model.thresholds import choose_thresholds
 from keras_lp.multitask.comparison import Comparison, compare_single_tasks
 from keras_lp.multitask.mixing import mix
 from keras_lp.multitask.multitask import multitask_model
+from keras_lp.privacy.differential_privacy import DifferentialPrivacy
 from keras_lp.tasks.classification import Classification
 from keras_lp.tasks.heads import decode_predictions
 from keras_lp.tasks.multi_label import MultiLabel
@@ -75,6 +76,7 @@ __all__ = [
     "Classification",
     "Comparison",
     "DeviceTrainer",
+    "DifferentialPrivacy",
     "FederatedAveraging",
     "FederatedHyperModel",
     "FinetuneHyperModel",

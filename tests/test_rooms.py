@@ -9,7 +9,10 @@ import keras_lp
 
 PACKAGE = Path(keras_lp.__file__).parent
 # Each imports from itself and from those before it.
-ROOMS = ["utils", "tasks", "backbones", "balancing", "model", "transfer", "finetuning", "multitask"]
+ROOMS = [
+    *("utils", "privacy", "tasks", "backbones", "balancing", "model", "transfer", "finetuning"),
+    "multitask",
+]
 ROOMS_OF = {
     "federated": ["clients", "engine"],
     "tflite": ["device", "metadata", "export", "training"],
@@ -19,7 +22,7 @@ AROUND = {"data": [], "tuning": ["federated"]}
 # Heavy or optional packages, and the folder or file that alone imports each.
 ALONE = {
     "tensorflow_datasets": "data",
-    "keras_hub": "backbones/hub.py",
+    "keras_hub": "backbones",
     "ai_edge_litert": "tflite/device",
     "matplotlib": "",
 }

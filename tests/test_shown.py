@@ -6,6 +6,7 @@ import pytest
 import keras_lp as lp
 from keras_lp.federated.clients.describe import ClientLabels
 from keras_lp.finetuning.rate_finder import LearningRates
+from keras_lp.privacy.report import PrivacyReport
 from keras_lp.tflite.device.aggregation import DeviceRound
 from keras_lp.tflite.export.report import ExportReport
 from keras_lp.tflite.training.training import TrainableReport
@@ -35,5 +36,5 @@ def test_a_result_is_its_table(result):
 def test_all_results_are_shown_so():
     kinds = {*ShownAsText.__subclasses__()}
     named = {lp.Comparison, LearningRates, ClientLabels, ExportReport, TrainableReport, DeviceRound}
-    named.add(lp.TuningResult)
+    named |= {lp.TuningResult, PrivacyReport}
     assert kinds == named

@@ -3,33 +3,37 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, get_args
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_lp.backbones.byte_pairs import byte_pair_tokenizer, train_pieces
 from keras_lp.utils.arguments import check_choice, check_positive
 from keras_lp.utils.keras_internals import sublayers
 
-Level = Literal["word", "character"]
+Level = Literal["word", "character", "byte_pair"]
 _PUNCTUATION = r"""[!"#$%&()*+,\-./:;<=>?@\[\\\]^_`{|}~']"""
 _RESERVED = ["", "[UNK]"]  # padding and unknown tokens
 _HELD_OUT = ("val", "test")  # how the names of splits begin
 
 
 class TextEncoder:
-    """Encodes texts as ids of words or characters, with `keras.layers.TextVectorization`.
+    """Encodes texts as ids of words, characters or byte pairs.
 
-    Texts are lowercased and white space becomes one space; words also lose punctuation. Id 0 is
-    padding, id 1 an unknown token, and the others are ordered by frequency. `embedding` makes the
+    Words and characters are found by `keras.layers.TextVectorization`, byte pairs by KerasHub's
+    `SentencePieceTokenizer`, which needs the extra `hub`. Texts are lowercased and white space
+    becomes one space; words also lose punctuation. Id 0 is padding and id 1 an unknown token. The
+    others are ordered by frequency, byte pairs in the order in which they are merged: pieces of
+    words, in which `▁` stands for the space before a word. `embedding` makes the
     first layer of a network: its config has the vocabulary, so `of(model)` returns the encoder of a
     loaded model, and `lp.export_tflite` writes the vocabulary to the file.
 
     Args:
         vocabulary: the tokens from id 2 on. `fit` finds them.
-        level: `"word"` or `"character"`. Defaults to `"word"`.
+        level: `"word"`, `"character"` or `"byte_pair"`. Defaults to `"word"`.
         length: number of ids of a text; longer texts are cut, shorter ones padded with 0. Defaults
             to 64.
 
@@ -50,6 +54,8 @@ class TextEncoder:
     >>> model = lp.transfer_model(network, 2, pretrained=False, trainable="all")
     >>> lp.TextEncoder.of(model).vocabulary == encoder.vocabulary
     True
+
+    Reference: Sennrich et al., 2016, for byte pairs (arXiv:1508.07909).
     """
 
     def __init__(
@@ -69,7 +75,11 @@ class TextEncoder:
         self.vocabulary = tokens
         self.level = level
         self.length = int(length)
-        self._layer = _vectorization(level, self.length, vocabulary=list(tokens))
+        self._layer: Callable[[Any], Any]
+        if level == "byte_pair":
+            self._layer = byte_pair_tokenizer(tokens, self.length)
+        else:
+            self._layer = _vectorization(level, self.length, vocabulary=list(tokens))
 
     @classmethod
     def fit(
@@ -82,11 +92,13 @@ class TextEncoder:
                 not. Pass training texts only: a data set of `lp.load_dataset` with another split
                 raises an error.
             size: number of ids, with padding and unknown tokens. Defaults to 10,000.
-            level: `"word"` or `"character"`. Defaults to `"word"`.
+            level: `"word"`, `"character"` or `"byte_pair"`. Defaults to `"word"`.
             length: number of ids of a text. Defaults to 64.
 
         Raises:
-            ValueError: if there are no tokens, or the texts are a validation or test split.
+            ValueError: if there are no tokens, the texts are a validation or test split, or `size`
+                is too small for byte pairs.
+            ImportError: if byte pairs need a package that is not installed.
             TypeError: if the texts are not strings.
         """
         check_choice("level", level, get_args(Level))
@@ -99,9 +111,14 @@ class TextEncoder:
                 "An encoder must be fitted on training texts: otherwise the model knows words of "
                 f"the texts it is tested on. Received: a data set with split={split!r}."
             )
-        layer = _vectorization(level, length, max_tokens=max(size, len(_RESERVED) + 1))
-        layer.adapt(_batches(texts, level))
-        found = layer.get_vocabulary()[len(_RESERVED) :]
+        batches = _batches(texts, level)
+        if level == "byte_pair":
+            rows = batches.unbatch().as_numpy_iterator()
+            found = train_pieces((row.decode() for row in rows), size)
+        else:
+            layer = _vectorization(level, length, max_tokens=max(size, len(_RESERVED) + 1))
+            layer.adapt(batches)
+            found = layer.get_vocabulary()[len(_RESERVED) :]
         if not found:
             raise ValueError("A vocabulary needs texts with tokens. Received: none.")
         return cls(found, level=level, length=length)

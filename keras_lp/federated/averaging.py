@@ -6,8 +6,10 @@ McMahan et al., 2017, Communication-Efficient Learning of Deep Networks from Dec
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import keras
@@ -23,9 +25,12 @@ from keras_lp.federated.engine.optimizers import server_optimizer as make_server
 from keras_lp.federated.engine.rounds import Rounds
 from keras_lp.federated.evaluation import summary
 from keras_lp.federated.head import fit_head
+from keras_lp.federated.private import PrivateClients
 from keras_lp.federated.running import print_restarts, print_round, validation
 from keras_lp.model import checks
 from keras_lp.model.absent import with_unknown_hidden
+from keras_lp.privacy.differential_privacy import DifferentialPrivacy
+from keras_lp.privacy.report import PrivacyReport
 from keras_lp.tasks.heads import tasks
 from keras_lp.utils.arguments import Verbose, check_choice, check_positive
 from keras_lp.utils.keras_internals import compile_config, rate_of
@@ -56,6 +61,8 @@ class FederatedAveraging:
 (arXiv:1909.06335) |
     | FedAdam, FedYogi, FedAdagrad | `server_optimizer="adam"`, `"yogi"`, `"adagrad"` | Reddi et \
 al., 2021 (arXiv:2003.00295) |
+    | DP-FedAvg | `privacy=lp.DifferentialPrivacy(epsilon=8, delta=1e-5)` | McMahan et al., 2018 \
+(arXiv:1710.06963) |
 
     With a frozen backbone and few examples over all clients (40 or 1,000), use `fit_head`, which
     needs no optimizer. With many (50,000), use `fit` with SGD on the clients.
@@ -79,7 +86,9 @@ al., 2021 (arXiv:2003.00295) |
             include it. Defaults to 0.
         weighting: `"examples"` weights clients by their number of examples, `"uniform"` weights
             all clients equally. With several tasks, a head is weighted by the labels of its task,
-            so clients without such labels do not affect it. Defaults to `"examples"`.
+            so clients without such labels do not affect it. Defaults to None: `"examples"`, and
+            `"uniform"` with `privacy`, which allows nothing else.
+        privacy: `lp.DifferentialPrivacy` for the clients, see below. Defaults to None.
         seed: random seed of the sampling, the local shuffling and Dropout, 0 or more. Defaults to
             0.
 
@@ -88,8 +97,8 @@ al., 2021 (arXiv:2003.00295) |
             not averaged) or a custom `train_step`, its optimizer cannot run on clients (Nadam, EMA,
             gradient accumulation, loss scaling), or a number is out of range.
         TypeError: `model` is not a Keras model.
-        ImportError: raised by `fit` if TensorFlow Federated is not installed. The message explains
-            how to install it.
+        ImportError: raised by `fit` if TensorFlow Federated, or dp-accounting for `privacy`, is not
+            installed. The message explains how to install it.
 
     The client optimizer restarts on every client in every round, including its state (such as
     momentum) and its learning rate schedule. Adaptive optimizers such as Adam, the default of the
@@ -102,6 +111,15 @@ al., 2021 (arXiv:2003.00295) |
     statistics for this: their number of examples, the sum of their features and the sum of the
     squares. They are neither encrypted nor noised, so a client with one example reveals its
     features. With `cache_features=False` features are not scaled, and nothing is sent.
+
+    With `privacy`, the update of each client is clipped as one vector, noise is added once to the
+    sum, and the sum is divided by the expected number of clients. The number of sampled clients
+    varies (`sampling="poisson"`). Statistics of the clients are not sent, so features are not
+    scaled (train once on public examples, and they are), and the training loss and metrics are
+    withheld: pass `validation_data` that are not the clients'. The `History` has `epsilon`, the
+    budget spent, and `clip`. Training stops before the budget would be passed, and a resumed
+    training continues the account; `privacy_report()` states the guarantee and what it does not
+    cover. Many clients are needed: the noise is divided by `clients_per_round`.
 
     Example:
 
@@ -127,7 +145,8 @@ al., 2021 (arXiv:2003.00295) |
         batch_size: int | None = 20,
         server_optimizer: str | keras.optimizers.Optimizer | None = None,
         proximal_strength: float = 0.0,
-        weighting: Weighting = "examples",
+        weighting: Weighting | None = None,
+        privacy: DifferentialPrivacy | None = None,
         seed: int = 0,
     ) -> None:
         if clients_per_round is not None:
@@ -137,7 +156,14 @@ al., 2021 (arXiv:2003.00295) |
             check_positive("batch_size", batch_size, integer=True)
         if proximal_strength != 0:
             check_positive("proximal_strength", proximal_strength)
+        if weighting is None:
+            weighting = "examples" if privacy is None else "uniform"
         check_choice("weighting", weighting, get_args(Weighting))
+        if privacy is not None and weighting != "uniform":
+            raise ValueError(
+                "With `privacy`, all clients must count alike: a client with many examples would "
+                f"be protected less. Received: weighting={weighting!r}. Leave it out."
+            )
         if not isinstance(seed, (int, np.integer)) or seed < 0:
             raise ValueError(f"`seed` must be an integer of 0 or more. Received: seed={seed!r}.")
         check_model(model)
@@ -152,6 +178,7 @@ al., 2021 (arXiv:2003.00295) |
         )
         server = make_server_optimizer(server_optimizer)
         self._rounds = Rounds(model, local, server, weighting)
+        self._private = None if privacy is None else PrivateClients(privacy, clients_per_round)
         self._settings = {
             "clients_per_round": clients_per_round and int(clients_per_round),
             "local_epochs": local.epochs,
@@ -159,6 +186,7 @@ al., 2021 (arXiv:2003.00295) |
             "proximal_strength": local.proximal_strength,
             "server_optimizer": describe_optimizer(server),
             "weighting": weighting,
+            "privacy": privacy and dataclasses.asdict(privacy),
             "seed": self.seed,
             "learning_rate": float(model.optimizer.learning_rate),
         }
@@ -225,8 +253,8 @@ al., 2021 (arXiv:2003.00295) |
 
         Raises:
             ValueError: there are no clients or fewer than `clients_per_round`, a client has no
-                examples or bad ones, the model has changed since `compile`, or a checkpoint is from
-                another model or has other settings.
+                examples or bad ones, the model has changed since `compile`, a checkpoint is from
+                another model or has other settings, or the privacy budget is spent.
             TypeError: `clients` or their data have the wrong type.
             RuntimeError: the TFF worker process died repeatedly in one round.
             ImportError: TensorFlow Federated is not installed.
@@ -239,6 +267,8 @@ al., 2021 (arXiv:2003.00295) |
         with Source(self.model, clients) as source:
             self._check_sample(source)
             tff_runtime.load_tff()
+            if self._private is not None:
+                self._private.begin(self.model, len(source.ids), rounds)
             checkpoints = self._resume(checkpoint_dir, source)
             first = self._ends[self._calls - 1][0] if self._calls else 0
             last = first + rounds
@@ -246,7 +276,10 @@ al., 2021 (arXiv:2003.00295) |
                 end, stopped = self._ends[self._calls]
                 if stopped or self._calls + 1 < len(self._ends):
                     last = end
+            if self._private is not None and self.rounds_done == first:
+                self._private.check_budget()
             history = self._begin(callbacks, first, last)
+            self._stop_if_spent(last, verbose)
             if verbose and self.rounds_done == 0:
                 print_restarts(self.model)
             bar = bar_only(verbose)  # the lines of the rounds are below
@@ -255,9 +288,7 @@ al., 2021 (arXiv:2003.00295) |
                 while self.rounds_done < last and not self.model.stop_training:
                     self._check_compiled(compiled)
                     history.on_epoch_begin(self.rounds_done)
-                    sample, label = self._sample(source), f"Round {self.rounds_done + 1}/{last}"
-                    with self._rounds.progress(label, source, sample, bar) as progress:
-                        logs = self._rounds.run(source, sample, self._random(), progress)
+                    logs = self._run(source, f"Round {self.rounds_done + 1}/{last}", bar)
                     self.rounds_done += 1
                     self._warn_of_dropped(logs)
                     validated, unknown = validate(self.rounds_done)
@@ -268,6 +299,7 @@ al., 2021 (arXiv:2003.00295) |
                         print_round(self.rounds_done, last, logs, tasks(self.model))
                     self._logs.append(dict(logs))
                     history.on_epoch_end(self.rounds_done - 1, logs)
+                    self._stop_if_spent(last, verbose)
                     self._save(checkpoints, checkpoint_freq, last)
             finally:
                 self._end_call(last)
@@ -352,6 +384,11 @@ al., 2021 (arXiv:2003.00295) |
         Reference: Fanì et al., 2024, Accelerating Heterogeneous Federated Learning with
         Closed-form Classifiers (Fed3R, arXiv:2402.05098), for ridge regression.
         """
+        if self._private is not None:
+            raise ValueError(
+                "The sums that solve a head are exact, without noise. Received: `fit_head` of a "
+                "federation with `privacy`. Use `fit`, or a federation without `privacy`."
+            )
         return fit_head(
             self.model,
             clients,
@@ -392,6 +429,19 @@ al., 2021 (arXiv:2003.00295) |
                 results = self._rounds.evaluate(source, progress)
         return {**summary(self.model, *results), "clients": len(source.ids)}
 
+    def privacy_report(self) -> PrivacyReport:
+        """Returns the guarantee of the rounds so far: print it.
+
+        Raises:
+            ValueError: the federation has no `privacy`, or no round has begun.
+        """
+        if self._private is None:
+            raise ValueError(
+                "A privacy report needs a federation with differential privacy. Received: one "
+                "without. Pass `privacy=lp.DifferentialPrivacy(...)`."
+            )
+        return self._private.report()
+
     def _check_sample(self, source: Source) -> None:
         if self.clients_per_round is not None and self.clients_per_round > len(source.ids):
             raise ValueError(
@@ -406,6 +456,29 @@ al., 2021 (arXiv:2003.00295) |
                 f"{self.model.name!r}, recompiled since round {self.rounds_done}, perhaps by a "
                 "callback. Recompile it between two calls of `fit`."
             )
+
+    def _run(self, source: Source, label: str, bar: Verbose) -> dict[str, Any]:
+        """Runs the next round and returns its logs."""
+        private = None
+        if self._private is None:
+            sample = self._sample(source)
+        else:
+            shapes = [variable.shape for variable in self.model.trainable_variables]
+            sample, private = self._private.next_round(source.ids, shapes)
+        with self._rounds.progress(label, source, sample, bar) as progress:
+            logs = self._rounds.run(source, sample, self._random(), progress, private)
+        if self._private is not None and private is not None:
+            counted = len(sample) if private.counts else 0
+            logs = {**self._private.end_round(logs.pop("within"), counted), **logs}
+        return logs
+
+    def _stop_if_spent(self, last: int, verbose: Verbose) -> None:
+        """Ends training if another round would pass the privacy budget."""
+        if self._private is None or self.rounds_done == last or self._private.allows():
+            return
+        self.model.stop_training = True
+        if verbose:
+            print(f"Training stops after round {self.rounds_done}: the privacy budget is spent.")
 
     def _sample(self, source: Source) -> list[Any]:
         """Returns the clients of the next round."""
@@ -461,6 +534,8 @@ al., 2021 (arXiv:2003.00295) |
         settings["clients"] = digest([repr(client) for client in source.ids])
         checkpoints = Checkpoints(directory, settings)
         found = checkpoints.load()
+        if self._private is not None:
+            self._private.resume(Path(directory), found and found[2]["privacy"])
         if found is not None and found[0] > self.rounds_done:
             self.rounds_done, arrays, about = found
             self._rounds.restore(arrays)
@@ -488,5 +563,6 @@ al., 2021 (arXiv:2003.00295) |
                 for logs in self._logs
             ],
             "learning_rate": None if schedule else float(optimizer.learning_rate),
+            "privacy": self._private and self._private.state(),
         }
         checkpoints.save(self.rounds_done, self._rounds.arrays(), about)

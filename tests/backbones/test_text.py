@@ -1,6 +1,7 @@
 """`TextEncoder`: ids compared with an independent implementation, and where the vocabulary goes."""
 
 import re
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -49,7 +50,25 @@ def test_ids_by_hand(level):
     assert ids[0].tolist() == expected + [0] * (20 - len(expected))
 
 
-@pytest.mark.parametrize("level", ["word", "character"])
+def test_byte_pairs_by_hand():
+    """The words of Sennrich et al., 2016, section 3.2, and ten repetitions of each count."""
+    words = ["low"] * 5 + ["lower"] * 2 + ["newest"] * 6 + ["widest"] * 3
+    encoder = lp.TextEncoder.fit(words, size=16, level="byte_pair", length=6)
+    merges, letters = encoder.vocabulary[:-11], encoder.vocabulary[-11:]
+    assert set(letters) == set("▁lowernstdi")
+    # "es" and "st" occur 9 times each, then "est" 9 times
+    assert merges[0] in ("es", "st")
+    assert merges[1] == "est"
+    assert len(merges) == 3
+    ids = encoder(["Lowest", "newest\tlow", "x y"])
+    pieces = [[encoder.tokens[i] for i in row if i] for row in ids]
+    assert pieces[0][-1] == "est"
+    assert "".join(pieces[0]) == "▁lowest"
+    assert "▁newest▁low".startswith("".join(pieces[1]))
+    assert pieces[2] == ["▁", "[UNK]", "▁", "[UNK]"]
+
+
+@pytest.mark.parametrize("level", ["word", "character", "byte_pair"])
 def test_the_reference_of_the_documentation_gives_the_same_ids(level, tfds_dir):
     import tensorflow_datasets as tfds
 
@@ -60,6 +79,7 @@ def test_the_reference_of_the_documentation_gives_the_same_ids(level, tfds_dir):
         texts += [row["source_sentence"].decode() for row in tfds.as_numpy(rows)]
     encoder = lp.TextEncoder.fit(texts[::2], size=3000, level=level, length=30)
     assert len(encoder.tokens) <= 3000
+    texts = texts[:: 10 if level == "byte_pair" else 1]  # the reference is slow for byte pairs
     encode = reference()
     found = encoder(texts)
     expected = [encode(text, encoder.tokens, level, 30) for text in texts]
@@ -80,7 +100,8 @@ def test_the_reference_agrees_on_any_latin_text(text):
 
 
 ENCODERS = {
-    level: lp.TextEncoder.fit(TEXTS, level=level, length=12) for level in ("word", "character")
+    level: lp.TextEncoder.fit(TEXTS, size=60, level=level, length=12)
+    for level in ("word", "character", "byte_pair")
 }
 
 
@@ -103,8 +124,9 @@ def test_an_encoder_is_not_fitted_on_held_out_texts(split, tfds_dir):
         lp.TextEncoder.fit(dataset)
 
 
-def test_the_vocabulary_is_in_the_model_and_in_the_file_for_the_phone(tmp_path):
-    encoder = lp.TextEncoder.fit(TEXTS, length=6)
+@pytest.mark.parametrize("level", ["word", "byte_pair"])
+def test_the_vocabulary_is_in_the_model_and_in_the_file_for_the_phone(level, tmp_path):
+    encoder = lp.TextEncoder.fit(TEXTS, size=40, level=level, length=6)
     layers = [encoder.embedding(4), keras.layers.GlobalAveragePooling1D()]
     network = keras.Sequential([keras.Input((6,), dtype="int32"), *layers])
     model = lp.transfer_model(network, ["a", "b"], pretrained=False, trainable="all")
@@ -120,7 +142,7 @@ def test_the_vocabulary_is_in_the_model_and_in_the_file_for_the_phone(tmp_path):
     contents = read_contents((tmp_path / "m.tflite").read_bytes())
     assert contents.files["vocab.txt"].split("\n") == encoder.tokens
     (about,) = contents.inputs
-    assert about.metadata.description == "Ids of words."
+    assert about.metadata.description == f"Ids of {level.replace('_', ' ')}s."
     plain = lp.plain_model(loaded)
     assert not [layer for layer in sublayers(plain) if type(layer).__module__[:8] == "keras_lp"]
     np.testing.assert_allclose(plain.predict(ids, verbose=0), model.predict(ids, verbose=0))
@@ -134,6 +156,12 @@ def test_a_model_without_an_encoder_has_none(mlp):
     assert lp.TextEncoder.of(mlp()) is None
 
 
+def test_byte_pairs_say_which_packages_they_need(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sentencepiece", None)
+    with pytest.raises(ImportError, match=r"pip install 'keras_lp\[hub\]'"):
+        lp.TextEncoder.fit(TEXTS, level="byte_pair")
+
+
 def test_wrong_texts_and_vocabularies():
     with pytest.raises(TypeError, match=r"must be a list of strings. Received: 'one text'"):
         lp.TextEncoder.fit("one text")
@@ -143,6 +171,8 @@ def test_wrong_texts_and_vocabularies():
         lp.TextEncoder.fit(tf.data.Dataset.from_tensor_slices([1, 2]))
     with pytest.raises(ValueError, match="needs texts with tokens"):
         lp.TextEncoder.fit(["...", "!"])
+    with pytest.raises(ValueError, match=r"Byte pairs need texts.*Received: size=5"):
+        lp.TextEncoder.fit(TEXTS, size=5, level="byte_pair")
     with pytest.raises(ValueError, match="'b' twice"):
         lp.TextEncoder(["a", "b", "b"])
     with pytest.raises(ValueError, match=r"in lower case.*'\[UNK\]'"):

@@ -1,5 +1,7 @@
 """Data of pandas, Hugging Face, Grain and the tf.data service, against the same NumPy arrays."""
 
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -262,6 +264,11 @@ class TestHuggingFace:
         assert_equal(elements(files), expected[:2])
         saved = lp.load_dataset(f"hf:{tmp_path}/saved", split="train+test", batch_size=None)
         assert_equal(elements(saved), [*expected, *expected])
+
+    def test_an_absent_package_is_named(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "datasets", None)
+        with pytest.raises(ImportError, match=r"pip install 'keras_lp\[interop\]'"):
+            lp.load_dataset("hf:owner/name", split="train")
 
     def test_errors(self, table, mlp):
         datasets = pytest.importorskip("datasets")

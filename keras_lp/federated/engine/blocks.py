@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -55,16 +56,20 @@ def block_spec(groups: int) -> Any:
         seeds=tf.TensorSpec((None, 2), tf.int32),
         positions=tf.TensorSpec((None,), tf.int32),
         learning_rate=tf.TensorSpec((), tf.float32),
+        clip=tf.TensorSpec((), tf.float32),
     )
 
 
-def to_blocks(work: Sequence[Work], learning_rate: float, folder: Path) -> list[tf.data.Dataset]:
+def to_blocks(
+    work: Sequence[Work], learning_rate: float, folder: Path, clip: float = math.inf
+) -> list[tf.data.Dataset]:
     """Writes the rows of a round and returns its blocks as data sets with one element.
 
     Args:
         work: the work of each client.
         learning_rate: the learning rate of the round.
         folder: the folder for the rows. Rows of the previous round are overwritten.
+        clip: the norm to which the update of each client is clipped. Defaults to infinity.
     """
     blocks = []
     for number, (first, last) in enumerate(_cuts(work)):
@@ -79,6 +84,7 @@ def to_blocks(work: Sequence[Work], learning_rate: float, folder: Path) -> list[
             seeds=np.stack([client.seed for client in part]),
             positions=np.arange(first, last, dtype="int32"),
             learning_rate=np.float32(learning_rate),
+            clip=np.float32(clip),
         )
         blocks.append(tf.data.Dataset.from_tensors(element))
     return blocks

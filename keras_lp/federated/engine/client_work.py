@@ -26,6 +26,7 @@ from keras_lp.utils.keras_internals import loss_metrics, loss_tracker, rate_of, 
 
 Tensors = tuple[tf.Tensor, ...]
 _EVALUATION_BATCH = 256
+_BELOW = 1 - 1e-6  # a clipped update is not longer than the norm, whatever the rounding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,7 +156,9 @@ def train_block(
     The result has `update`, the sum of the updates (weights sent minus weights trained) times the
     shares of the clients; `shares`, the sum of the shares; `metrics`, the sum of `Merging.part`;
     and `dropped` `(count,)`, 1 for each client whose update or its norm is not finite (the norm
-    overflows at 1.8e19). The update, shares and metrics of these clients are left out.
+    overflows at 1.8e19). The update, shares and metrics of these clients are left out. `within` is
+    the number of clients whose update was at most as long as the clipping norm of the block; longer
+    ones are shortened to it.
 
     Args:
         stateless: the model.
@@ -183,6 +186,9 @@ def train_block(
             ]
             norm = tf.linalg.global_norm([tf.cast(u, tf.float32) for u in updates])
             finite = tf.math.is_finite(norm)
+            within = norm <= block["clip"]
+            factor = tf.where(within, 1.0, _BELOW * block["clip"] / norm)
+            updates = [tf.cast(factor, u.dtype) * u for u in updates]
             with tf.control_dependencies([norm]):
                 last = done.write(block["number"], i + 1, last)
             place = tf.one_hot(block["positions"][i], count, on_value=True, off_value=False)
@@ -191,6 +197,7 @@ def train_block(
                 shares=tf.where(finite, block["shares"][i], 0.0),
                 metrics=merging.part(metrics, place & finite),
                 dropped=tf.cast(place & ~finite, tf.int32),
+                within=tf.cast(within & (block["shares"][i][0] > 0), tf.int32),
             )
             return i + 1, last, tf.nest.map_structure(tf.add, sums, result)
 
@@ -199,6 +206,7 @@ def train_block(
             shares=tf.zeros_like(block["shares"][0]),
             metrics=merging.nothing(count),
             dropped=tf.zeros([count], tf.int32),
+            within=tf.constant(0),
         )
         clients = tf.shape(ends)[0]
         start_of_loop = (tf.constant(0), tf.timestamp(), nothing)

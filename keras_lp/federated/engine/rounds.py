@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import shutil
 import tempfile
 import time
@@ -38,6 +40,25 @@ from keras_lp.utils.keras_internals import compile_config
 from keras_lp.utils.progress import Progress
 
 _EVALUATED_AT_ONCE = 256  # clients
+
+
+@dataclasses.dataclass(frozen=True)
+class PrivateRound:
+    """What a round with differential privacy needs.
+
+    Attributes:
+        clip: the norm to which the update of each client is clipped.
+        noise: the noise on the sum of the updates, an array for each trainable weight.
+        expected: the number of clients by which the sum is divided.
+        capacity: the largest number of clients; rounds with the same one share a computation.
+        counts: whether the updates count; False if nobody was sampled.
+    """
+
+    clip: float
+    noise: Sequence[np.ndarray]
+    expected: int
+    capacity: int
+    counts: bool
 
 
 class Rounds:
@@ -93,36 +114,50 @@ class Rounds:
         clients: Sequence[Hashable],
         rng: np.random.Generator,
         progress: Progress,
+        private: PrivateRound | None = None,
     ) -> dict[str, Any]:
         """Runs a round and returns its logs.
+
+        The metrics of a private round are withheld. `within` of it must not be published without
+        noise.
 
         Args:
             source: the source of the client data.
             clients: the ids of the clients.
             rng: the random generator for their shuffling and Dropout.
             progress: the result of `progress` for these clients.
+            private: what a private round needs. Defaults to None: the round is not private.
         """
         start = time.perf_counter()
         seeds = rng.integers(2**31 - 1, size=(len(clients), 2), dtype=np.int32)
         groups = self._groups()
         data = source.load_all(clients, progress)
         up, down = 0, 0
-        if waiting_heads(self._model):
+        if waiting_heads(self._model) and private is None:
             up, down = scale_features(self._model, data, source.on_features, self._folder)
         if class_balance.waiting_heads(heads(self._model)):
             sent = balance_classes(self._model, data, self._folder)
             up, down = up + sent[0], down + sent[1]
+        fixed = None if private is None else np.full(len(groups), private.counts, "float32")
         work = [
-            Work(arrays, groups.shares(arrays), seed)
+            Work(arrays, groups.shares(arrays) if fixed is None else fixed, seed)
             for arrays, seed in zip(data, seeds, strict=True)
         ]
+        count = len(clients) if private is None else private.capacity
         with worker.load_worker().watch():
-            process, state = self._prepare(data[0], len(clients), source.on_features)
+            process, state = self._prepare(
+                data[0], count, source.on_features, private=private is not None
+            )
         weights = tuple(variable.numpy() for variable in self._model.trainable_variables)
         sent = state.global_model_weights._replace(trainable=weights)
         state = state._replace(global_model_weights=sent, finalizer=self._slots)
+        if private is not None:
+            noised = tuple(private.noise), np.float32(private.expected)
+            state = state._replace(aggregator=noised)
         rate = float(self._model.optimizer.learning_rate)
-        blocks = to_blocks(work, rate, self._folder)
+        blocks = to_blocks(
+            work, rate, self._folder, clip=math.inf if private is None else private.clip
+        )
         with worker.load_worker().watch():
             output = process.next(state, blocks)
         self._slots = tuple(output.state.finalizer)
@@ -130,10 +165,20 @@ class Rounds:
         for variable, value in zip(self._model.trainable_variables, after, strict=True):
             variable.assign(value)
         measured = output.metrics["client_work"]
+        size = sum(array.nbytes for array in weights)
+        if private is not None:
+            self.dropped, self.unknown = [], set()
+            return {
+                "within": int(measured["within"]),
+                "clients": private.expected,
+                "update_norm": float(output.metrics["finalizer"]),
+                "bytes_up": private.expected * size,
+                "bytes_down": private.expected * size,
+                "seconds": time.perf_counter() - start,
+            }
         flags = np.asarray(measured["dropped"])
         self.dropped = [client for client, flag in zip(clients, flags, strict=True) if flag]
         logs = self._results([measured["metrics"]], all_dropped=len(self.dropped) == len(clients))
-        size = sum(array.nbytes for array in weights)
         return {
             **logs,
             "clients": len(clients),
@@ -221,12 +266,12 @@ class Rounds:
     def _trainable(self) -> list[int]:
         return [id(variable) for variable in self._model.trainable_variables]
 
-    def _prepare(self, data: Arrays, count: int, on_features: bool) -> Any:
+    def _prepare(self, data: Arrays, count: int, on_features: bool, private: bool) -> Any:
         """Returns the TFF process and its state, rebuilt if the model or data specs change."""
         built, groups = self._training, self._groups()
         spec, rows = block_spec(len(groups)), rows_spec(data)
         trainable = self._trainable()
-        key = (repr(rows), trainable, self._compiled(), count, on_features)
+        key = (repr(rows), trainable, self._compiled(), count, on_features, private)
         if key != built.key:
             stateless = self._stateless(data, on_features)
             built.process = tff_model.build_process(
@@ -243,6 +288,7 @@ class Rounds:
                 ),
                 groups.of_variables,
                 self._server_optimizer,
+                private,
             )
             built.state = built.process.initialize()
             built.stateless, built.key = stateless, key

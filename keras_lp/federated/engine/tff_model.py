@@ -25,11 +25,12 @@ def build_process(
     train: Callable[..., Any],
     groups: Sequence[int],
     server_optimizer: keras.optimizers.Optimizer,
+    private: bool = False,
 ) -> Any:
     """Returns a `tff.learning.templates.LearningProcess` of federated averaging.
 
-    The measurements of its client work are `metrics` and `dropped`; that of its finalizer is the
-    L2 norm of the mean update.
+    The measurements of its client work are `metrics`, `dropped` and `within`; that of its finalizer
+    is the L2 norm of the mean update.
 
     Args:
         tff: the module.
@@ -38,6 +39,8 @@ def build_process(
         train: the result of `client_work.train_block`.
         groups: the index of the group of each variable.
         server_optimizer: the optimizer that applies the mean update.
+        private: whether the mean is the sum plus noise, divided by a fixed number of clients. Both
+            are the state of the aggregator. Defaults to False.
     """
     learning = tff.learning
     initial_weights, weights_type = _weights(tff, variables)
@@ -47,7 +50,8 @@ def build_process(
     @tff.tensorflow.computation(weights_type, data_type)
     def train_clients(weights: Any, data: tf.data.Dataset) -> Any:
         result = train(tuple(weights.trainable), data.get_single_element())
-        measured = collections.OrderedDict(metrics=result["metrics"], dropped=result["dropped"])
+        names = ("metrics", "dropped", "within")
+        measured = collections.OrderedDict((name, result[name]) for name in names)
         return learning.templates.ClientResult(result["update"], result["shares"]), measured
 
     no_state = _no_state(tff)
@@ -65,7 +69,9 @@ def build_process(
         initial_weights,
         learning.templates.build_broadcast_process(weights_type),
         learning.templates.ClientWorkProcess(no_state, client_work),
-        _mean(tff, weights_type.trainable, groups, group_count),
+        _private_mean(tff, weights_type.trainable, group_count)
+        if private
+        else _mean(tff, weights_type.trainable, groups, group_count),
         _server_step(tff, server_optimizer, variables, weights_type),
     )
 
@@ -155,6 +161,45 @@ def _mean(tff: Any, update_type: Any, groups: Sequence[int], group_count: int) -
         return tff.templates.MeasuredProcessOutput(state, tff.federated_map(divide, total), nothing)
 
     return tff.templates.AggregationProcess(no_state, aggregate)
+
+
+def _private_mean(tff: Any, update_type: Any, group_count: int) -> Any:
+    """Returns the TFF aggregation: the sum of updates plus noise, divided by a fixed number.
+
+    Its state is `(noise, number)`, which the caller sets before each round.
+    """
+    shares_type = tff.TensorType(np.float32, (group_count,))
+    shapes = [tuple(one.shape) for one in update_type]
+
+    @tff.tensorflow.computation
+    def nothing() -> Any:
+        return tuple(tf.zeros(shape) for shape in shapes), tf.constant(1.0)
+
+    state_type = nothing.type_signature.result
+
+    @tff.tensorflow.computation(update_type, state_type)
+    def add_noise(total: Any, state: Any) -> Any:
+        noise, count = state
+        return tuple(
+            (update + tf.cast(one, update.dtype)) / tf.cast(count, update.dtype)
+            for update, one in zip(total, noise, strict=True)
+        )
+
+    @tff.federated_computation
+    def initialize() -> Any:
+        return tff.federated_eval(nothing, tff.SERVER)
+
+    @tff.federated_computation(
+        tff.FederatedType(state_type, tff.SERVER),
+        tff.FederatedType(update_type, tff.CLIENTS),
+        tff.FederatedType(shares_type, tff.CLIENTS),
+    )
+    def aggregate(state: Any, updates: Any, shares: Any) -> Any:
+        mean = tff.federated_map(add_noise, (tff.federated_sum(updates), state))
+        unmeasured = tff.federated_value((), tff.SERVER)
+        return tff.templates.MeasuredProcessOutput(state, mean, unmeasured)
+
+    return tff.templates.AggregationProcess(initialize, aggregate)
 
 
 def _server_step(

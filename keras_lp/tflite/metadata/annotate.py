@@ -120,7 +120,9 @@ def _inputs(
     if vocabulary is not None:
         name = _input_of_ids(described, len(vocabulary))
         files["vocab.txt"] = "\n".join(vocabulary)
-        kind = f"Ids of {encoder.level}s." if encoder is not None else "Token ids."
+        kind = (
+            f"Ids of {encoder.level.replace('_', ' ')}s." if encoder is not None else "Token ids."
+        )
         about[name] = dataclasses.replace(about[name], description=kind, vocabulary="vocab.txt")
     return about
 

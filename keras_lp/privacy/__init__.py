@@ -1,0 +1,1 @@
+"""Differential privacy: settings, account, noise and clipping, for federations and heads."""
