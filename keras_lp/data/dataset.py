@@ -36,7 +36,7 @@ def finish(
         return tf.nest.map_structure(lambda tensor: tensor.numpy(), whole)
     if batch_size is not None:
         check_positive("batch_size", batch_size, integer=True)
-        dataset = dataset.batch(batch_size, num_parallel_calls=tf.data.AUTOTUNE)
+        dataset = dataset.batch(batch_size)
     if size is not None and size <= _CACHED:
         dataset = dataset.cache()
     if batch_size is not None:

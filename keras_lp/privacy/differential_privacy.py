@@ -29,8 +29,7 @@ class DifferentialPrivacy:
         noise_multiplier: standard deviation of the noise divided by the clipping norm. Defaults to
             None: chosen from `epsilon`.
         clip: the L2 norm to which the whole update of a unit is clipped. `"adaptive"` follows the
-            median norm, with noise that is part of the account; it starts from 0.1. Defaults to
-            `"adaptive"`.
+            median norm, with noise that is part of the account. Defaults to `"adaptive"`.
         sampling: `"poisson"` draws each unit independently, which protects more for the same noise;
             the number of units then varies. `"fixed"` draws a fixed number without replacement and
             is accounted as that. If all units take part in every round, there is no sampling.

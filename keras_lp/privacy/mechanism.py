@@ -15,7 +15,7 @@ from keras_lp.privacy.randomness import Randomness, randomness
 from keras_lp.privacy.report import PrivacyReport
 
 # Adaptive clipping, Andrew et al., 2021, section 3.
-_FIRST_CLIP, _QUANTILE, _CLIP_RATE = 0.1, 0.5, 0.2
+_QUANTILE, _CLIP_RATE = 0.5, 0.2
 _COUNT_NOISE = 1 / 20  # standard deviation of the noise on the count, as a share of the sample
 
 
@@ -30,6 +30,7 @@ class Mechanism:
         population: number of units.
         sample: expected number of units in a release.
         releases: planned number of releases, from which the noise is chosen.
+        first_clip: where an adaptive clipping norm starts. Defaults to 0.1.
 
     Raises:
         ValueError: if `delta` is too large for the population, or adaptive clipping is impossible
@@ -43,7 +44,13 @@ class Mechanism:
     """
 
     def __init__(
-        self, settings: DifferentialPrivacy, unit: str, population: int, sample: int, releases: int
+        self,
+        settings: DifferentialPrivacy,
+        unit: str,
+        population: int,
+        sample: int,
+        releases: int,
+        first_clip: float = 0.1,
     ) -> None:
         if settings.delta >= 1 / population:
             raise ValueError(
@@ -66,7 +73,7 @@ class Mechanism:
             noise = noise_for(settings.epsilon or math.nan, releases, self.account)
             self.account = dataclasses.replace(self.account, noise_multiplier=noise)
         self.releases = 0
-        self.clip = _FIRST_CLIP if settings.clip == "adaptive" else float(settings.clip)
+        self.clip = first_clip if settings.clip == "adaptive" else float(settings.clip)
         self._update_noise()  # raises an error if it is impossible
 
     def allows(self) -> bool:

@@ -73,8 +73,7 @@ class PrivacyReport(ShownAsText):
         found = [
             f"The {'server' if self.unit == 'client' else 'trainer'} is trusted: it sees each "
             f"{self.unit}'s update before the noise is added to the sum.",
-            f"A {self.unit} is one {'person' if self.unit == 'client' else 'example of a person'}; "
-            "who has several is protected less.",
+            f"Each person has one {self.unit}; whoever has several is protected less.",
             "The noise has the precision of floating-point numbers.",
         ]
         if self.sampling != "all":

@@ -113,7 +113,7 @@ def standardize(heads: Mapping[str, Any], batches: Iterable[Any]) -> None:
             mean and standard deviation, are unchanged.
         batches: batches of labels: arrays, or dicts of arrays by task.
     """
-    waiting = {name: head for name, head in heads.items() if _is_waiting(head)}
+    waiting = {name: head for name, head in heads.items() if is_waiting(head)}
     if not waiting:
         return
     sums = {name: np.zeros((3, head.task.units)) for name, head in waiting.items()}
@@ -156,7 +156,7 @@ def label_batches(arguments: Mapping[str, Any]) -> Iterable[Any]:
             yield x[i][1]
 
 
-def _is_waiting(head: Any) -> bool:
+def is_waiting(head: Any) -> bool:
     """Whether a head is to be standardised and has not been yet."""
     task = head.task
     if not isinstance(task, Regression) or task.mean is not None:

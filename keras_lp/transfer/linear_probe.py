@@ -15,11 +15,14 @@ from keras_lp.model import checks, class_balance
 from keras_lp.model.caching import FeatureCache
 from keras_lp.model.data import as_numbers, checked, readable
 from keras_lp.model.linear_heads import linear_heads
+from keras_lp.privacy.differential_privacy import DifferentialPrivacy
+from keras_lp.privacy.report import PrivacyReport
 from keras_lp.tasks.classification import Classification
 from keras_lp.tasks.heads import Head
-from keras_lp.tasks.regression import Regression, standardize
+from keras_lp.tasks.regression import Regression, is_waiting, standardize
 from keras_lp.tasks.task import ClassTask, ClassWeight
 from keras_lp.transfer.head_solver import Components, Labels, choose_l2, solve
+from keras_lp.transfer.private_head import train_privately
 from keras_lp.utils.arguments import Verbose, check_positive
 from keras_lp.utils.moments import ROWS
 
@@ -38,6 +41,7 @@ def fit_head(
     validation_data: Any = None,
     l2: float | Literal["auto"] = "auto",
     class_weight: ClassWeight | None = None,
+    privacy: DifferentialPrivacy | None = None,
     verbose: Verbose = "auto",
 ) -> keras.callbacks.History:
     """Solves the heads of a model with a frozen backbone: a linear probe.
@@ -67,16 +71,27 @@ def fit_head(
         class_weight: weights of the examples of each class, a dict by number or name, or
             `"balanced"`, as in `lp.Classification`. It replaces the `class_weight` of the task.
             Only for a model with one task. Defaults to None: the task's own.
+        privacy: `lp.DifferentialPrivacy` for the examples, see below. Defaults to None.
         verbose: 0 prints nothing, else progress and one line with the result. Defaults to
             `"auto"`.
 
+    With `privacy`, the heads are trained by 100 steps of gradient descent with all examples, of
+    which each contributes a gradient of limited length, and with noise (DP-SGD). `l2="auto"` is
+    then 0. The features are not standardised, as their mean and deviation depend on the examples;
+    if the model has trained before, on public examples, it keeps the scale of these. The loss and
+    metrics of the training examples are withheld. `validation_data` are not protected.
+
     Returns:
         A `History` of one epoch: `loss` and metrics as in `evaluate(data)`, `l2`, the
-        cross-validated `cv_loss` (both `<task>_...` for several tasks), and `val_...`.
+        cross-validated `cv_loss` (both `<task>_...` for several tasks), and `val_...`. With
+        `privacy`: `epsilon`, `l2` and `val_...`, and the attribute `privacy_report`; print it.
 
     Raises:
         ValueError: if the features change during training, the heads are not linear, `fit` would
-            reject the labels or inputs, a task has no labels, or `l2` is not above 0.
+            reject the labels or inputs, a task has no labels, or `l2` is not above 0; with
+            `privacy` also if class weights are `"balanced"`, an `lp.Regression` has no `mean` and
+            `std`, or `delta` is 1 / examples or more.
+        ImportError: if `privacy` is given and dp-accounting is not installed.
         TypeError: if the data have another type.
 
     Example:
@@ -90,7 +105,8 @@ def fit_head(
     True
 
     References: Kornblith et al., 2019, Do Better ImageNet Models Transfer Better?
-    (arXiv:1805.08974); Radford et al., 2021, CLIP (arXiv:2103.00020).
+    (arXiv:1805.08974); Radford et al., 2021, CLIP (arXiv:2103.00020); Abadi et al., 2016, Deep
+    Learning with Differential Privacy (arXiv:1607.00133).
     """
     if l2 != "auto":
         check_positive("l2", l2)
@@ -109,6 +125,10 @@ def fit_head(
         held_out = None
         if validation_data is not None:
             held_out = _Examples(model, cache.take(validation_data)[0])
+        if privacy is not None:
+            found, report = _solve_privately(known, examples, l2, class_weight, privacy)
+            validation = {} if held_out is None else _evaluate(model, held_out)
+            return _history(model, {}, found, validation, verbose, report)
         standardize(known, [examples.y])
         class_balance.balance_classes(known, [examples.y])
         if class_weight is not None:
@@ -144,15 +164,80 @@ def fit_head(
                 found[f"{prefix}cv_loss"] = float(score)
         logs = _evaluate(model, examples)
         validation = {} if held_out is None else _evaluate(model, held_out)
+    return _history(model, logs, found, validation, verbose)
+
+
+def _history(
+    model: keras.Model,
+    logs: dict[str, float],
+    found: dict[str, float],
+    validation: dict[str, float],
+    verbose: Verbose,
+    report: PrivacyReport | None = None,
+) -> keras.callbacks.History:
+    """Prints the line with the result, and returns the history.
+
+    Args:
+        model: the model.
+        logs: the results on the training examples.
+        found: settings that were found.
+        validation: the results on held-out examples.
+        verbose: whether to print.
+        report: the report of a private training. Defaults to None.
+    """
     logs = {**logs, **found, **{f"val_{name}": value for name, value in validation.items()}}
     if verbose not in (0, False):
         print(_line(logs, found))
-    history = keras.callbacks.History()
+    history: Any = keras.callbacks.History()
     history.set_model(model)
     history.on_train_begin()
     history.on_epoch_end(0, logs)
+    if report is not None:
+        history.privacy_report = report
     model.history = history
     return history
+
+
+def _solve_privately(
+    known: Mapping[str, Head],
+    examples: _Examples,
+    l2: float | Literal["auto"],
+    class_weight: ClassWeight | None,
+    settings: DifferentialPrivacy,
+) -> tuple[dict[str, float], PrivacyReport]:
+    """Trains the heads with differential privacy; returns what a history has, and the report."""
+    if examples.features.ndim != 2:
+        raise ValueError(
+            "A private head takes one row of features per example. Received: features of shape "
+            f"{examples.features.shape[1:]} per example. Pool them: `transfer_model(..., pooling="
+            '"avg")`.'
+        )
+    if class_weight == "balanced" or class_balance.waiting_heads(known):
+        raise ValueError(
+            'class_weight="balanced" counts the labels, without noise. Received: it with `privacy`.'
+            " Pass the weights as a dict."
+        )
+    unscaled = [name for name, head in known.items() if is_waiting(head)]
+    if unscaled:
+        raise ValueError(
+            "A private lp.Regression needs `mean` and `std`: those of the labels would not be "
+            f"protected. Received: {unscaled} without them."
+        )
+    if class_weight is not None:
+        class_weight = class_balance.resolve(known, class_weight, [examples.y])
+    labels = {name: _labels(head, examples, class_weight) for name, head in known.items()}
+    first, columns = next(iter(known.values())), examples.features.shape[-1]
+    mean, scale = np.zeros(columns), np.ones(columns)
+    if first.scales_inputs:  # from public examples, if any
+        mean, scale = (np.asarray(one, "float64") for one in (first.input_mean, first.input_scale))
+    rows = ((examples.rows - mean) * scale).astype("float32")
+    strength = 0.0 if l2 == "auto" else float(l2)
+    solved, mechanism = train_privately(rows, labels, strength, settings)
+    for name, (kernel, bias) in solved.items():
+        kernel = kernel * scale[:, None]
+        known[name].set_raw_weights(kernel, bias - mean @ kernel)
+    report = mechanism.report()
+    return {"epsilon": report.epsilon, "l2": strength}, report
 
 
 class _Examples:
