@@ -32,7 +32,13 @@ from keras_lp.transfer.transfer import transfer_model
 
 if TYPE_CHECKING:  # for editors; imported on first use, see below
     from keras_lp.data import load_dataset, load_folder
-    from keras_lp.federated import FederatedAveraging, describe_clients, partition
+    from keras_lp.federated import (
+        FederatedAveraging,
+        Quantize,
+        TopK,
+        describe_clients,
+        partition,
+    )
     from keras_lp.tflite import (
         DeviceTrainer,
         TFLiteMetadata,
@@ -54,6 +60,8 @@ __version__ = "0.1.0"
 # Imported on first use: they need heavy or optional packages.
 _LAZY = {
     "FederatedAveraging": "keras_lp.federated",
+    "Quantize": "keras_lp.federated",
+    "TopK": "keras_lp.federated",
     "describe_clients": "keras_lp.federated",
     "partition": "keras_lp.federated",
     "DeviceTrainer": "keras_lp.tflite",
@@ -86,9 +94,11 @@ __all__ = [
     "Model",
     "MultiLabel",
     "MultitaskHyperModel",
+    "Quantize",
     "Regression",
     "TFLiteMetadata",
     "TextEncoder",
+    "TopK",
     "TransferHyperModel",
     "TuningResult",
     "aggregate_device_updates",

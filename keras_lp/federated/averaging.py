@@ -20,6 +20,7 @@ from keras_lp.federated.checkpoints import Checkpoints, describe_model, describe
 from keras_lp.federated.clients.clients import Clients
 from keras_lp.federated.clients.source import Source
 from keras_lp.federated.engine.client_work import LocalTraining
+from keras_lp.federated.engine.compression import Compression
 from keras_lp.federated.engine.model_checks import check_model
 from keras_lp.federated.engine.optimizers import server_optimizer as make_server_optimizer
 from keras_lp.federated.engine.rounds import Rounds
@@ -88,6 +89,8 @@ al., 2021 (arXiv:2003.00295) |
             all clients equally. With several tasks, a head is weighted by the labels of its task,
             so clients without such labels do not affect it. Defaults to None: `"examples"`, and
             `"uniform"` with `privacy`, which allows nothing else.
+        compression: `lp.Quantize` or `lp.TopK`, with which clients send smaller updates. Not with
+            `privacy`, whose noise is added on the server. Defaults to None.
         privacy: `lp.DifferentialPrivacy` for the clients, see below. Defaults to None.
         seed: random seed of the sampling, the local shuffling and Dropout, 0 or more. Defaults to
             0.
@@ -146,6 +149,7 @@ al., 2021 (arXiv:2003.00295) |
         server_optimizer: str | keras.optimizers.Optimizer | None = None,
         proximal_strength: float = 0.0,
         weighting: Weighting | None = None,
+        compression: Compression | None = None,
         privacy: DifferentialPrivacy | None = None,
         seed: int = 0,
     ) -> None:
@@ -164,6 +168,16 @@ al., 2021 (arXiv:2003.00295) |
                 "With `privacy`, all clients must count alike: a client with many examples would "
                 f"be protected less. Received: weighting={weighting!r}. Leave it out."
             )
+        if compression is not None and not isinstance(compression, Compression):
+            raise TypeError(
+                "`compression` must be lp.Quantize or lp.TopK. Received: "
+                f"compression={compression!r}."
+            )
+        if compression is not None and privacy is not None:
+            raise ValueError(
+                "With `privacy`, the noise is added to the sum on the server, after the updates "
+                f"were sent. Received: `privacy` and compression={compression!r}. Leave one out."
+            )
         if not isinstance(seed, (int, np.integer)) or seed < 0:
             raise ValueError(f"`seed` must be an integer of 0 or more. Received: seed={seed!r}.")
         check_model(model)
@@ -177,7 +191,7 @@ al., 2021 (arXiv:2003.00295) |
             float(proximal_strength),
         )
         server = make_server_optimizer(server_optimizer)
-        self._rounds = Rounds(model, local, server, weighting)
+        self._rounds = Rounds(model, local, server, weighting, compression)
         self._private = None if privacy is None else PrivateClients(privacy, clients_per_round)
         self._settings = {
             "clients_per_round": clients_per_round and int(clients_per_round),
@@ -186,6 +200,7 @@ al., 2021 (arXiv:2003.00295) |
             "proximal_strength": local.proximal_strength,
             "server_optimizer": describe_optimizer(server),
             "weighting": weighting,
+            "compression": compression and repr(compression),
             "privacy": privacy and dataclasses.asdict(privacy),
             "seed": self.seed,
             "learning_rate": float(model.optimizer.learning_rate),
@@ -247,9 +262,9 @@ al., 2021 (arXiv:2003.00295) |
             training examples of the clients (measured while they train), `val_*`, `clients`
             (sampled), `dropped` (sampled clients whose update is not finite or exceeds 1e19 and is
             ignored), `update_norm` (L2 norm of the mean update), `bytes_up` and `bytes_down` (bytes
-            of the weights sent over all clients; in the first round also of the sums and scales of
-            the features) and `seconds` (without validation). If a task has no labels in a round,
-            its loss and metrics are NaN and are not passed to callbacks.
+            of the weights sent over all clients, packed if compressed; in the first round also of
+            the sums and scales of the features) and `seconds` (without validation). If a task has
+            no labels in a round, its loss and metrics are NaN and are not passed to callbacks.
 
         Raises:
             ValueError: there are no clients or fewer than `clients_per_round`, a client has no

@@ -17,6 +17,7 @@ import keras
 import tensorflow as tf
 
 from keras_lp.backbones import features
+from keras_lp.federated.engine.compression import Compression
 from keras_lp.federated.engine.done import ClientsDone
 from keras_lp.federated.engine.files import read_tensor, write_tensor
 from keras_lp.federated.engine.merging import Merging
@@ -150,6 +151,7 @@ def train_block(
     count: int,
     read_rows: Callable[[tf.Tensor], Any],
     done: ClientsDone,
+    compression: Compression | None = None,
 ) -> Callable[[Tensors, Any], Any]:
     """Returns a function that trains the clients of a block: `(weights, block) -> result`.
 
@@ -167,6 +169,7 @@ def train_block(
         count: number of clients in the round.
         read_rows: the result of `blocks.rows_reader`.
         done: counts the clients that are done.
+        compression: how updates are compressed. Defaults to None: they are sent as they are.
     """
     train, merging = _client_training(stateless, local), stateless.merging
 
@@ -180,6 +183,8 @@ def train_block(
             )
             weights, metrics = train(start, frozen, data, block["seeds"][i], block["learning_rate"])
             updates = [before - after for before, after in zip(start, weights, strict=True)]
+            if compression is not None:
+                updates = compression.restored(updates, block["seeds"][i])
             updates = [
                 tf.cast(block["shares"][i][group], u.dtype) * u
                 for group, u in zip(groups, updates, strict=True)

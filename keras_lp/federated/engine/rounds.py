@@ -29,6 +29,7 @@ from keras_lp.federated.engine.client_work import (
     scalars,
     train_block,
 )
+from keras_lp.federated.engine.compression import Compression
 from keras_lp.federated.engine.done import ClientsDone
 from keras_lp.federated.engine.groups import Groups
 from keras_lp.federated.engine.merging import find_merging
@@ -71,6 +72,7 @@ class Rounds:
         local: the settings of local training.
         server_optimizer: the optimizer that applies the mean update.
         weighting: `"examples"` or `"uniform"`.
+        compression: how updates are compressed, or None.
 
     Attributes:
         dropped: the clients whose update was not finite in the last round.
@@ -83,11 +85,13 @@ class Rounds:
         local: LocalTraining,
         server_optimizer: keras.optimizers.Optimizer,
         weighting: str,
+        compression: Compression | None = None,
     ) -> None:
         self._model = model
         self._local = local
         self._server_optimizer = server_optimizer
         self._weighting = weighting
+        self._compression = compression
         self._training = _Built()
         self._evaluation = _Built()
         self._slots: tuple[np.ndarray, ...] | None = None  # of the server optimizer
@@ -184,10 +188,16 @@ class Rounds:
             "clients": len(clients),
             "dropped": len(self.dropped),
             "update_norm": float(output.metrics["finalizer"]),
-            "bytes_up": len(clients) * (size + up),
+            "bytes_up": len(clients) * (self._sent(weights) + up),
             "bytes_down": len(clients) * (size + down),
             "seconds": time.perf_counter() - start,
         }
+
+    def _sent(self, weights: Sequence[np.ndarray]) -> int:
+        """Returns the bytes of the update that a client sends."""
+        if self._compression is not None:
+            return self._compression.size([array.shape for array in weights])
+        return sum(array.nbytes for array in weights)
 
     def _results(self, parts: Sequence[Any], all_dropped: bool) -> dict[str, Any]:
         """Returns the logs of a round and stores the names of those without labels."""
@@ -285,6 +295,7 @@ class Rounds:
                     count,
                     rows_reader(self._folder, rows),
                     self._done,
+                    self._compression,
                 ),
                 groups.of_variables,
                 self._server_optimizer,
