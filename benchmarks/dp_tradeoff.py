@@ -35,7 +35,7 @@ from lib.arguments import command, parser
 from lib.frozen import features_of, network
 from lib.journal import Journal, Run
 from lib.machine import machine
-from lib.networks import SIZE
+from lib.networks import SIZE, conv_net
 from lib.plots import STYLES, panels
 from lib.problems import Arrays, scaled
 from lib.results import RESULTS, page, table, write
@@ -78,17 +78,6 @@ def head(given: Any, name: str, epsilon: float | None, seed: int) -> Run:
     run = {"accuracy": float(model.evaluate(*test, verbose=0, return_dict=True)["accuracy"])}
     print(name, epsilon, seed, run, flush=True)
     return run
-
-
-def conv_net() -> keras.Model:
-    layers = [
-        keras.Input((28, 28, 1)),
-        keras.layers.Conv2D(16, 5, 2, activation="relu", name="block1"),
-        keras.layers.Conv2D(32, 3, 2, activation="relu", name="block2"),
-        keras.layers.Flatten(name="flat"),
-        keras.layers.Dense(64, "relu", name="block3"),
-    ]
-    return keras.Sequential(layers, name="conv_net")
 
 
 @functools.cache

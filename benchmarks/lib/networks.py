@@ -43,6 +43,18 @@ def classifier(
     return model
 
 
+def conv_net() -> keras.Model:
+    """Returns a small convolutional network without a head, for images of 28 by 28 pixels."""
+    layers = [
+        keras.Input((28, 28, 1)),
+        keras.layers.Conv2D(16, 5, 2, activation="relu", name="block1"),
+        keras.layers.Conv2D(32, 3, 2, activation="relu", name="block2"),
+        keras.layers.Flatten(name="flat"),
+        keras.layers.Dense(64, "relu", name="block3"),
+    ]
+    return keras.Sequential(layers, name="conv_net")
+
+
 def accuracy(model: keras.Model, data: Arrays) -> float:
     x, y = data
     return float(np.mean(y == model.predict(x, batch_size=256, verbose=0).argmax(-1)))
