@@ -7,8 +7,10 @@ from typing import Any
 
 from keras_tuner import HyperParameters
 
+from keras_lp.backbones.features import obstacle
 from keras_lp.backbones.resolve import BackboneLike
 from keras_lp.federated.averaging import FederatedAveraging
+from keras_lp.federated.clients.source import Source
 from keras_lp.model.model import Model
 from keras_lp.multitask.multitask import multitask_model
 from keras_lp.tasks.classification import as_task
@@ -115,6 +117,7 @@ class FederatedHyperModel(BuilderHyperModel):
         builder = multitask_model if several else transfer_model
         known = task if several else as_task(task)
         super().__init__(builder, backbone, known, given, _SPACES, name, tunable)
+        self._sources: dict[Any, Any] = {}
 
     def fit(self, hp: HyperParameters, model: Model, clients: Any, **kwargs: Any) -> Any:
         """Runs rounds of a trial and returns its `History`.
@@ -127,7 +130,35 @@ class FederatedHyperModel(BuilderHyperModel):
                 `initial_epoch` the number of rounds that are done.
         """
         values = self.values(hp)
+        if obstacle(model) is None and self.is_shared(values):
+            clients = self._with_features(values, clients)
+            kwargs["validation_data"] = self._held_out(values, kwargs.get("validation_data"))
         rounds = {name: values[name] for name in _ROUNDS if name in values}
         federated = FederatedAveraging(model, **rounds)
         federated.rounds_done = kwargs.pop("initial_epoch", 0)
         return federated.fit(clients, kwargs.pop("epochs", 1), **kwargs)
+
+    def forget_features(self) -> None:
+        """Frees the memory and the files of the features."""
+        super().forget_features()
+        for source, *_ in self._sources.values():
+            source.__exit__()
+        self._sources.clear()
+
+    def _with_features(self, values: Mapping[str, Any], clients: Any) -> Any:
+        """Returns clients with features as inputs, which are computed once for all trials."""
+        base = self._base(values)
+        key = id(base), id(clients)
+        if key not in self._sources:
+            source = Source(base, clients)
+            found = source.features() if source.on_features else clients
+            self._sources[key] = source, found, base, clients  # the ids stay in use
+        return self._sources[key][1]
+
+    def _held_out(self, values: Mapping[str, Any], data: Any) -> Any:
+        """Returns arrays for validation with features as inputs."""
+        if not isinstance(data, (tuple, list)) or len(data) < 2:
+            return data
+        x, y, *rest = data
+        found = self.shared_features(values).replace({"x": x, "y": y})
+        return (found["x"], y, *rest)

@@ -9,6 +9,7 @@ from keras_tuner import HyperParameters
 import keras_lp as lp
 from keras_lp.backbones.blocks import blocks_of
 from keras_lp.backbones.freezing import is_frozen
+from keras_lp.model.caching import FeatureCache
 from keras_lp.tasks.heads import backbone_of, heads
 from keras_lp.tuning import space
 from keras_lp.tuning.callbacks import cheaper
@@ -311,6 +312,35 @@ def test_a_federated_trial_reports_rounds_and_continues(mlp, digits):
     assert rest.epoch == [2, 3]
     for a, b in zip(snapshot(together), snapshot(apart), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_federated_trials_share_features(mlp, digits, monkeypatch):
+    x, y = digits
+    clients, val = lp.partition((x, y), clients=4), (x[:50], y[:50])
+    hypermodel = lp.FederatedHyperModel(mlp(), 10, learning_rate=0.1, optimizer="sgd")
+    model, hp = build(hypermodel, server_optimizer="none")
+    plain = lp.transfer_model(hypermodel.backbone, 10, optimizer="sgd", learning_rate=0.1)
+    expected = lp.FederatedAveraging(plain).fit(clients, 2, validation_data=val, verbose=0).history
+    computed = []
+    take = FeatureCache.take
+
+    def counted(self, data):
+        computed.append(len(data[0]))
+        return take(self, data)
+
+    monkeypatch.setattr(FeatureCache, "take", counted)
+    for _ in range(2):
+        model, _ = build(hypermodel, server_optimizer="none")
+        history = hypermodel.fit(
+            hp, model, clients, epochs=2, validation_data=val, verbose=0
+        ).history
+        for name in ("loss", "accuracy", "val_loss", "val_accuracy"):
+            np.testing.assert_allclose(history[name], expected[name], rtol=1e-5)
+        for a, b in zip(model.get_weights(), plain.get_weights(), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-5)
+    assert computed == [50, 50, 50, 50, 50]  # four clients and the validation examples, once
+    hypermodel.forget_features()
+    assert not hypermodel._sources
 
 
 def test_several_tasks_in_a_federation(mlp):

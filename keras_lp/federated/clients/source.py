@@ -17,6 +17,13 @@ from keras_lp.model.caching import FeatureCache
 from keras_lp.utils.progress import Progress
 
 
+class FeatureClients(dict[Hashable, Arrays]):
+    """The arrays of clients by id, checked, with features of the frozen backbone as inputs.
+
+    The output of `Source.features`, for models with the same backbone and tasks.
+    """
+
+
 class Source(contextlib.AbstractContextManager["Source", None]):
     """The checked clients of one call of `fit` or `evaluate`.
 
@@ -41,11 +48,17 @@ class Source(contextlib.AbstractContextManager["Source", None]):
         self, model: keras.Model, clients: Clients, on_features: bool | None = None
     ) -> None:
         self._model = model
+        self._spec: Any = None
+        self._kept: dict[Hashable, Arrays] = {}
+        self._sizes: list[tuple[int, ...]] = []  # largest sizes of examples so far
+        if isinstance(clients, FeatureClients):
+            self.ids, self.on_features = list(clients), True
+            self._features: dict[Hashable, Any] = dict(clients)
+            self._cache: FeatureCache | None = None
+            return
         self._population = Population(clients, model)
         self._population.check()
         self.ids = self._population.ids
-        self._spec: Any = None
-        self._kept: dict[Hashable, Arrays] = {}
         for client in self.ids:
             if self._population.holds(client):
                 self._kept[client] = self._checked(client)
@@ -53,8 +66,7 @@ class Source(contextlib.AbstractContextManager["Source", None]):
             on_features = _features_wanted(model, in_memory=len(self._kept) == len(self.ids))
         self.on_features = on_features
         self._cache = FeatureCache(model, verbose=0) if self.on_features else None
-        self._features: dict[Hashable, Any] = {}
-        self._sizes: list[tuple[int, ...]] = []  # largest sizes of examples so far
+        self._features = {}
 
     def load(self, client: Hashable) -> Arrays:
         """Returns the arrays of a client, with features as inputs if `on_features`."""
@@ -64,6 +76,10 @@ class Source(contextlib.AbstractContextManager["Source", None]):
                 return data
             self._features[client] = replace_inputs(self._cache, data)
         return self._features[client]
+
+    def features(self) -> FeatureClients:
+        """Returns all clients with features as inputs, if `on_features`."""
+        return FeatureClients({client: self.load(client) for client in self.ids})
 
     def waiting(self, clients: Sequence[Hashable]) -> int:
         """Returns how many clients take time to load: from their source, or for features."""
