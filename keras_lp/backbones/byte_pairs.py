@@ -26,8 +26,8 @@ def train_pieces(texts: Iterator[str], size: int) -> list[str]:
         size: largest number of pieces, with padding and unknown tokens.
 
     Raises:
-        ValueError: if there are fewer than one text with letters, or `size` is smaller than the
-            number of different characters.
+        ValueError: if there is no text, or `size` is smaller than the number of different
+            characters.
     """
     sentencepiece = _sentencepiece()
     model = io.BytesIO()

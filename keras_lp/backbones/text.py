@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, get_args
@@ -75,11 +76,6 @@ class TextEncoder:
         self.vocabulary = tokens
         self.level = level
         self.length = int(length)
-        self._layer: Callable[[Any], Any]
-        if level == "byte_pair":
-            self._layer = byte_pair_tokenizer(tokens, self.length)
-        else:
-            self._layer = _vectorization(level, self.length, vocabulary=list(tokens))
 
     @classmethod
     def fit(
@@ -114,7 +110,7 @@ class TextEncoder:
         batches = _batches(texts, level)
         if level == "byte_pair":
             rows = batches.unbatch().as_numpy_iterator()
-            found = train_pieces((row.decode() for row in rows), size)
+            found = train_pieces((row.decode(errors="replace") for row in rows), size)
         else:
             layer = _vectorization(level, length, max_tokens=max(size, len(_RESERVED) + 1))
             layer.adapt(batches)
@@ -159,6 +155,12 @@ class TextEncoder:
     def get_config(self) -> dict[str, Any]:
         """Returns the arguments of the constructor."""
         return {"vocabulary": list(self.vocabulary), "level": self.level, "length": self.length}
+
+    @functools.cached_property
+    def _layer(self) -> Callable[[Any], Any]:
+        if self.level == "byte_pair":
+            return byte_pair_tokenizer(self.vocabulary, self.length)
+        return _vectorization(self.level, self.length, vocabulary=list(self.vocabulary))
 
     @property
     def tokens(self) -> list[str]:

@@ -171,7 +171,7 @@ def _listed(folder: str) -> list[str]:
     Files of other known formats are among them, as they are reported.
     """
     found = []
-    for place, folders, files in os.walk(folder, followlinks=True):
+    for place, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if name[0] != "."]
         found += [
             os.path.join(place, name)

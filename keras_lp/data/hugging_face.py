@@ -12,6 +12,7 @@ import tensorflow as tf
 from keras_lp.data.dataset import ClassNames, by_name
 from keras_lp.data.roles import Feature, find_roles, numbers_of_rank
 from keras_lp.utils.arguments import check_choice
+from keras_lp.utils.interop import HUGGING_FACE, is_instance
 
 _PREFIX = "hf:"
 _SAVED = ("dataset_dict.json", "state.json")  # what `save_to_disk` writes
@@ -21,7 +22,7 @@ def is_hugging_face(name: Any) -> bool:
     """Whether a name begins with `hf:`, or is a data set of Hugging Face."""
     if isinstance(name, str):
         return name.startswith(_PREFIX)
-    return type(name).__module__.partition(".")[0] == "datasets"
+    return is_instance(name, "datasets", HUGGING_FACE)
 
 
 def read_hugging_face(
@@ -45,6 +46,9 @@ def read_hugging_face(
         found = _with_channels(found, input_name)
     found = found.with_format("numpy")
     spec = {key: _spec(found, key) for key in found.features}
+    for one in roles:
+        if kinds[one.feature].kind in ("number", "vector"):  # a missing one is NaN
+            spec[one.feature] = tf.TensorSpec(spec[one.feature].shape, tf.float32)
 
     def examples() -> Any:
         for row in found:
@@ -158,7 +162,13 @@ def _with_channels(found: Any, name: str) -> Any:
     """Decodes all images in grey or in colour, as the first one is."""
     import datasets
 
-    grey = found[0][name].mode in ("1", "L", "I", "F", "I;16")
+    mode = found[0][name].mode
+    if mode in ("I", "F", "I;16"):
+        raise ValueError(
+            f"Images must have 8 bits per channel. Received: {name!r} with images of mode "
+            f"{mode!r}. Map them to 8 bits first."
+        )
+    grey = mode in ("1", "L")
     return found.cast_column(name, datasets.Image(mode="L" if grey else "RGB"))
 
 
@@ -182,6 +192,8 @@ def _shaped(value: Any, spec: tf.TensorSpec) -> Any:
     """Returns a value with a last axis for grey images; absent values are missing labels."""
     if spec.dtype == tf.string:
         return "" if value is None else str(value)
+    if value is None and spec.dtype.is_floating:
+        value = np.full([size or 0 for size in spec.shape], np.nan)
     array = np.asarray(np.nan if value is None else value)
     if spec.dtype.is_integer and array.dtype.kind == "f":
         array = np.nan_to_num(array, nan=-1)

@@ -69,7 +69,7 @@ def load_dataset(
             label). A larger number contains the examples of a smaller one. Defaults to None: all
             examples.
         data_dir: folder of the TFDS data. Defaults to None: the environment variable
-            `TFDS_DATA_DIR`, else TFDS's own folder.
+            `TFDS_DATA_DIR`, else TFDS's own folder. For `"hf:..."`: the folder of the cache.
         batch_size: a number returns batches, as `fit` takes them. None returns single examples,
             as `lp.partition` and `lp.mix` take them. -1 returns the whole split as a pair of
             NumPy arrays, as in TFDS. Defaults to 32.
@@ -88,7 +88,8 @@ def load_dataset(
         ValueError: if the name, the split or a feature is unknown, the input or labels cannot be
             told, or a class has too few examples.
         ConnectionError: if a data set has to be downloaded and there is no network.
-        ImportError: if a package of the extra `data` is not installed.
+        ImportError: if a package of the extra `data`, or `interop` for Hugging Face, is not
+            installed.
 
     Example:
 

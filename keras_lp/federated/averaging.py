@@ -71,8 +71,8 @@ al., 2021 (arXiv:2003.00295) |
     Args:
         model: a compiled Keras model, for example from any builder of keras_lp. Clients train with
             its optimizer: SGD, Adam, AdamW, RMSprop, Adagrad, Adadelta, Adamax or Lion.
-        clients_per_round: number of clients sampled per round, without replacement. Defaults to
-            None: all clients.
+        clients_per_round: number of clients sampled per round, without replacement; with `privacy`
+            the expected number. Defaults to None: all clients.
         local_epochs: number of passes over the data of a client per round. Defaults to 1.
         batch_size: number of examples per local step; None uses all examples of a client in one
             step. Defaults to 20.
@@ -119,8 +119,9 @@ al., 2021 (arXiv:2003.00295) |
     sum, and the sum is divided by the expected number of clients. The number of sampled clients
     varies (`sampling="poisson"`). Statistics of the clients are not sent, so features are not
     scaled (train once on public examples, and they are), and the training loss and metrics are
-    withheld: pass `validation_data` that are not the clients'. The `History` has `epsilon`, the
-    budget spent, and `clip`. Training stops before the budget would be passed, and a resumed
+    withheld: pass `validation_data` that are not the clients'. Sampling, shuffling and noise use
+    secret random numbers, and not `seed`, so a run cannot be repeated. The `History` has `epsilon`,
+    the budget spent, and `clip`. Training stops before the budget would be passed, and a resumed
     training continues the account; `privacy_report()` states the guarantee and what it does not
     cover. Many clients are needed: the noise is divided by `clients_per_round`.
 
@@ -474,14 +475,14 @@ al., 2021 (arXiv:2003.00295) |
 
     def _run(self, source: Source, label: str, bar: Verbose) -> dict[str, Any]:
         """Runs the next round and returns its logs."""
-        private = None
         if self._private is None:
-            sample = self._sample(source)
+            sample, rng, private = self._sample(source), self._random(), None
         else:
             shapes = [variable.shape for variable in self.model.trainable_variables]
             sample, private = self._private.next_round(source.ids, shapes)
+            rng, bar = private.random, 0  # the bar would tell how many were sampled
         with self._rounds.progress(label, source, sample, bar) as progress:
-            logs = self._rounds.run(source, sample, self._random(), progress, private)
+            logs = self._rounds.run(source, sample, rng, progress, private)
         if self._private is not None and private is not None:
             counted = len(sample) if private.counts else 0
             logs = {**self._private.end_round(logs.pop("within"), counted), **logs}

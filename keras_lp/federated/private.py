@@ -5,6 +5,7 @@ McMahan et al., 2018, Learning Differentially Private Recurrent Language Models 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Hashable, Sequence
@@ -42,13 +43,19 @@ class PrivateClients:
         """Prepares a call of `fit`; the noise is chosen in the first one.
 
         Raises:
-            ValueError: if the number of clients changed, or the model needs statistics of the
-                clients.
+            ValueError: if the number of clients changed, the model needs statistics of the clients,
+                or its weights have half precision.
         """
         if class_balance.waiting_heads(heads(model)):
             raise ValueError(
                 'class_weight="balanced" counts the labels of the clients, without noise. '
                 "Received: such a model with `privacy`. Pass the weights as a dict."
+            )
+        rounded = [v.path for v in model.trainable_variables if v.dtype in ("float16", "bfloat16")]
+        if rounded:
+            raise ValueError(
+                "Private updates must be summed in float32. Received: the weights "
+                f"{rounded[:3]} with half precision. Build the model with float32 weights."
             )
         if self._mechanism is None:
             sample = self._clients_per_round or population
@@ -62,12 +69,20 @@ class PrivateClients:
 
     def check_budget(self) -> None:
         """Raises `ValueError` unless the budget allows a round."""
-        if not self._known.allows():
+        known = self._known
+        if known.allows():
+            return
+        if known.releases == 0:
             raise ValueError(
-                "Another round would pass the privacy budget. Received: "
-                f"epsilon={self._settings.epsilon}, of which {self._known.epsilon():.3f} is spent "
-                f"after {self._known.releases} rounds. The model can be used as it is."
+                "The privacy budget must allow a round. Received: "
+                f"epsilon={self._settings.epsilon} with "
+                f"noise_multiplier={known.account.noise_multiplier:.3g}. Raise one of them."
             )
+        raise ValueError(
+            "Another round would pass the privacy budget. Received: "
+            f"epsilon={self._settings.epsilon}, of which {known.epsilon():.3f} is spent "
+            f"after {known.releases} rounds. The model can be used as it is."
+        )
 
     def allows(self) -> bool:
         """Whether the budget allows another round."""
@@ -84,7 +99,7 @@ class PrivateClients:
         known.start()
         if self._ledger is not None:
             with whole_file(self._ledger) as file:
-                file.write(json.dumps({"releases": known.releases}).encode())
+                file.write(json.dumps({**self._about(), **known.state()}).encode())
         chosen = known.sample()
         sampled = [ids[i] for i in chosen] or [ids[0]]
         expected = known.account.sample
@@ -95,6 +110,7 @@ class PrivateClients:
             expected=expected,
             capacity=max(capacity, len(sampled)),
             counts=bool(len(chosen)),
+            random=known.generator(),
         )
 
     def end_round(self, within: int, sampled: int) -> dict[str, float]:
@@ -120,13 +136,32 @@ class PrivateClients:
         Args:
             folder: the folder.
             state: `state` of a checkpoint, None without one.
+
+        Raises:
+            ValueError: if the folder has another account.
         """
         self._ledger = folder / _LEDGER
-        if state is not None:
-            self._known.restore(state)
-        if self._ledger.exists():
-            begun = json.loads(self._ledger.read_text())["releases"]
-            self._known.releases = max(self._known.releases, begun)
+        ledger = json.loads(self._ledger.read_text()) if self._ledger.exists() else None
+        known, found = self._known, state or ledger
+        if found is None:
+            return
+        if known.releases == 0:
+            known.restore(found)
+        others = {**found, **(ledger or {})}
+        about = {**self._about(), "noise_multiplier": known.account.noise_multiplier}
+        wrong = sorted(name for name in about if others.get(name, about[name]) != about[name])
+        if wrong:
+            raise ValueError(
+                "A folder of checkpoints must hold the account of this federation. Received: "
+                f"{folder}, which was written with other {wrong}. Use another `checkpoint_dir`."
+            )
+        known.releases = max(known.releases, int(others["releases"]))
+
+    def _about(self) -> dict[str, Any]:
+        """Returns what an account is about, JSON values by name."""
+        account = self._known.account
+        settings = dataclasses.asdict(self._settings)
+        return {"settings": settings, "population": account.population, "sample": account.sample}
 
     def report(self) -> PrivacyReport:
         """Returns the report of the rounds so far."""

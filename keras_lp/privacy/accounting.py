@@ -12,6 +12,7 @@ from typing import Any
 from keras_lp.privacy.differential_privacy import Accounting, Sampling
 
 _INTERVAL = 1e-3  # between the losses of a distribution; larger intervals are still upper bounds
+_LEAST_NOISE = 0.2  # with less, epsilon means little, and its computation needs much memory
 _INSTALL = "Differential privacy needs dp-accounting. Install it: pip install 'keras_lp[privacy]'"
 
 
@@ -46,7 +47,7 @@ class Account:
 
 
 def noise_for(epsilon: float, releases: int, account: Account) -> float:
-    """Returns the least noise multiplier with which some releases stay within epsilon.
+    """Returns the least noise multiplier, from 0.2, with which releases stay within epsilon.
 
     Args:
         epsilon: the budget.
@@ -57,7 +58,9 @@ def noise_for(epsilon: float, releases: int, account: Account) -> float:
     def spent(noise: float) -> float:
         return dataclasses.replace(account, noise_multiplier=noise).epsilon(releases)
 
-    low, high = 0.0, 1.0
+    if spent(_LEAST_NOISE) <= epsilon:
+        return _LEAST_NOISE
+    low, high = _LEAST_NOISE, 1.0
     while spent(high) > epsilon:
         low, high = high, 2 * high
     while high - low > 1e-3 * high:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Literal, get_args
 
 import numpy as np
@@ -65,19 +66,21 @@ class DifferentialPrivacy:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        check_positive("delta", self.delta)
+        for name in ("delta", "epsilon", "noise_multiplier", "clip"):
+            value = getattr(self, name)
+            if value is None or value == "adaptive":
+                continue
+            check_positive(name, value)
+            if not math.isfinite(value):
+                raise ValueError(f"`{name}` must be finite. Received: {name}={value!r}.")
+            object.__setattr__(self, name, float(value))
         if self.delta >= 1:
             raise ValueError(f"`delta` must be below 1. Received: delta={self.delta!r}.")
-        for name in ("epsilon", "noise_multiplier"):
-            if getattr(self, name) is not None:
-                check_positive(name, getattr(self, name))
         if self.epsilon is None and self.noise_multiplier is None:
             raise ValueError(
                 "`epsilon` or `noise_multiplier` must be given. Received: neither. Pass for "
                 "example epsilon=8."
             )
-        if self.clip != "adaptive":
-            check_positive("clip", self.clip)
         check_choice("sampling", self.sampling, get_args(Sampling))
         if self.accountant is not None:
             check_choice("accountant", self.accountant, get_args(Accounting))
@@ -86,5 +89,10 @@ class DifferentialPrivacy:
                 "Privacy loss distributions do not support samples of a fixed size. Received: "
                 'accountant="pld", sampling="fixed". Pass accountant="rdp" or sampling="poisson".'
             )
-        if self.seed is not None and not isinstance(self.seed, (int, np.integer)):
-            raise ValueError(f"`seed` must be None or an integer. Received: seed={self.seed!r}.")
+        if self.seed is None:
+            return
+        if not isinstance(self.seed, (int, np.integer)) or self.seed < 0:
+            raise ValueError(
+                f"`seed` must be None or an integer of 0 or more. Received: seed={self.seed!r}."
+            )
+        object.__setattr__(self, "seed", int(self.seed))

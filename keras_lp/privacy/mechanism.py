@@ -98,6 +98,15 @@ class Mechanism:
             return np.sort(np.argsort(chances)[: self.account.sample])
         return np.flatnonzero(chances < self.account.sample / self.account.population)
 
+    def generator(self) -> np.random.Generator:
+        """Returns random numbers for the work of the units in this release.
+
+        They must be secret too: seeds that others know, given out by place, would tie the updates
+        of some units to the presence of another.
+        """
+        seed = self.settings.seed
+        return np.random.default_rng(None if seed is None else (seed, self.releases, 4))
+
     def noise(self, shapes: Sequence[Sequence[int]]) -> list[np.ndarray]:
         """Returns the noise of this release for a sum of updates, float32."""
         random, deviation = self._randomness(2), self._update_noise() * self.clip

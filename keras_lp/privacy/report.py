@@ -84,9 +84,11 @@ class PrivacyReport(ShownAsText):
 
     def _not_covered(self) -> list[str]:
         return [
-            "The choice of settings by several trainings on the same data: each counts.",
+            "Other trainings on the same data, also to choose settings: their epsilons add up.",
             f"Whatever else is computed from the {self.unit}s' data, such as `evaluate`.",
-            "The data with which the network was trained before.",
+            "What the model had before: pretrained weights, a feature scale, class weights and the "
+            "mean of labels must be public.",
+            f"The number of {self.unit}s, the time that it takes, and errors about the data.",
         ]
 
 

@@ -212,7 +212,8 @@ def _solve_privately(
             f"{examples.features.shape[1:]} per example. Pool them: `transfer_model(..., pooling="
             '"avg")`.'
         )
-    if class_weight == "balanced" or class_balance.waiting_heads(known):
+    waiting = class_weight is None and class_balance.waiting_heads(known)
+    if class_weight == "balanced" or waiting:
         raise ValueError(
             'class_weight="balanced" counts the labels, without noise. Received: it with `privacy`.'
             " Pass the weights as a dict."

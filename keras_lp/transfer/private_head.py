@@ -38,16 +38,26 @@ def train_privately(
         labels: the labels of each head.
         l2: strength of the penalty on the kernels, 0 or more.
         settings: the settings of the privacy.
+
+    Raises:
+        ValueError: if the budget does not allow a step.
     """
     count, columns = features.shape
     shapes = [(columns + 1, one.outputs) for one in labels.values()]
     mechanism = Mechanism(
         settings, "example", count, count, STEPS, first_clip=_FIRST_CLIP * math.sqrt(columns)
     )
+    rate = _RATE / math.sqrt(columns)
     weights = [np.zeros(shape) for shape in shapes]
     velocities = [np.zeros(shape) for shape in shapes]
     means = [np.zeros(shape) for shape in shapes]
     averaged = 0
+    if not mechanism.allows():
+        raise ValueError(
+            "The privacy budget must allow a step. Received: "
+            f"epsilon={settings.epsilon} with noise_multiplier={settings.noise_multiplier}. Raise "
+            "one of them."
+        )
     while mechanism.releases < STEPS and mechanism.allows():
         mechanism.start()
         clip = mechanism.clip
@@ -55,10 +65,9 @@ def train_privately(
         noise = mechanism.noise(shapes)
         mechanism.adapt(within, count)
         for i, (total, extra) in enumerate(zip(sums, noise, strict=True)):
-            gradient = (total + extra) / (count * clip)
-            gradient[:-1] += l2 * weights[i][:-1]
-            velocities[i] = _MOMENTUM * velocities[i] + gradient
-            weights[i] = weights[i] - _RATE / math.sqrt(columns) * velocities[i]
+            velocities[i] = _MOMENTUM * velocities[i] + (total + extra) / (count * clip)
+            weights[i] = weights[i] - rate * velocities[i]
+            weights[i][:-1] /= 1 + rate * l2 / (clip * (1 - _MOMENTUM))  # stable for any l2
         if mechanism.releases > STEPS // 2:
             averaged += 1
             means = [m + (w - m) / averaged for m, w in zip(means, weights, strict=True)]
@@ -84,6 +93,8 @@ def clipped_sums(
     for start in range(0, len(features), ROWS):
         rows = slice(start, start + ROWS)
         block = np.asarray(features[rows], "float32")
+        finite = np.isfinite(block).all(1)  # other examples do not count
+        block = np.where(finite[:, None], block, 0)
         slopes, squares = [], np.zeros(len(block))
         for one, weight in zip(labels.values(), weights, strict=True):
             logits = block @ weight[:-1].astype("float32") + weight[-1]
@@ -94,10 +105,11 @@ def clipped_sums(
             squares += np.einsum("no,no->n", slope, slope)
         length = np.einsum("nc,nc->n", block, block, dtype="float64") + 1
         norms = np.sqrt(squares * length)
-        within += int((norms <= clip).sum())
-        factors = np.minimum(1, clip / np.maximum(norms, 1e-30))[:, None]
+        counts = finite & np.isfinite(norms)
+        within += int((counts & (norms <= clip)).sum())
+        factors = np.where(counts, np.minimum(1, clip / np.maximum(norms, 1e-30)), 0)[:, None]
         for total, slope in zip(sums, slopes, strict=True):
-            scaled = (slope * factors).astype("float32")
+            scaled = (np.where(counts[:, None], slope, 0) * factors).astype("float32")
             total[:-1] += block.T @ scaled
             total[-1] += scaled.sum(0)
     return sums, within

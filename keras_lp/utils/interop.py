@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
+
+HUGGING_FACE = ("Dataset", "DatasetDict", "IterableDataset", "IterableDatasetDict")
+_LOADERS = ("MapDataset", "IterDataset", "DataLoader", "DatasetIterator")
+_COLUMNS = ("Series", "Index")
 
 
 def plain(data: Any, *, batched: bool = True) -> Any:
@@ -20,9 +25,9 @@ def plain(data: Any, *, batched: bool = True) -> Any:
     Raises:
         TypeError: for a `Dataset` of Hugging Face, which does not tell inputs from labels.
     """
-    if _package(data) == "grain":
+    if is_instance(data, "grain", _LOADERS):
         return _from_grain(data, batched)
-    if _package(data) == "datasets":
+    if is_instance(data, "datasets", HUGGING_FACE):
         raise TypeError(
             "A data set of Hugging Face must be loaded first, so that inputs and labels are known. "
             f"Received: {type(data).__name__}. Pass `lp.load_dataset(dataset)`, which yields "
@@ -35,7 +40,7 @@ def plain(data: Any, *, batched: bool = True) -> Any:
 
 def plain_parts(x: Any, y: Any = None, sample_weight: Any = None) -> tuple[Any, Any, Any]:
     """Returns the arguments of `fit` in the forms of NumPy and `tf.data`."""
-    x = plain(x) if _package(x) in ("grain", "datasets") else plain_inputs(x)
+    x = plain_inputs(x if isinstance(x, (tuple, list)) else plain(x))
     return x, plain_labels(y), plain_labels(sample_weight)
 
 
@@ -45,14 +50,14 @@ def plain_inputs(x: Any) -> Any:
         return _matrix(x)
     if isinstance(x, Mapping):
         return {name: plain_inputs(part) for name, part in x.items()}
-    return _column(x) if _package(x) == "pandas" else x
+    return _column(x) if is_instance(x, "pandas", _COLUMNS) else x
 
 
 def plain_labels(y: Any) -> Any:
     """Returns labels or weights with pandas columns as arrays; a `DataFrame` is a dict by task."""
     if _is_frame(y) or isinstance(y, Mapping):
         return {name: plain_labels(y[name]) for name in y}
-    return _column(y) if _package(y) == "pandas" else y
+    return _column(y) if is_instance(y, "pandas", _COLUMNS) else y
 
 
 def without_column(x: Any, name: str) -> tuple[Any, Any]:
@@ -70,13 +75,15 @@ def without_column(x: Any, name: str) -> tuple[Any, Any]:
     return x.drop(columns=name), x[name]
 
 
-def _package(data: Any) -> str:
-    """Returns the package of an object, without importing it."""
-    return type(data).__module__.partition(".")[0]
+def is_instance(data: Any, package: str, names: Sequence[str]) -> bool:
+    """Whether an object is of one of some classes of a package, which is not imported for it."""
+    module = sys.modules.get(package)
+    kinds = tuple(getattr(module, name) for name in names if hasattr(module, name))
+    return isinstance(data, kinds)
 
 
 def _is_frame(data: Any) -> bool:
-    return _package(data) == "pandas" and hasattr(data, "columns")
+    return is_instance(data, "pandas", ["DataFrame"])
 
 
 def _column(values: Any) -> np.ndarray:
@@ -85,6 +92,8 @@ def _column(values: Any) -> np.ndarray:
     if array.dtype.kind in "biuf":
         return array
     absent = np.asarray(values.isna())
+    if not absent.any() and isinstance(array[0], (list, tuple, np.ndarray)):
+        return np.stack([np.asarray(cell) for cell in array])
     if absent.all() or isinstance(array[~absent][0], (str, bytes)):
         return np.where(absent, "", array.astype(object))
     kind = np.asarray(array[~absent].tolist()).dtype
@@ -94,6 +103,11 @@ def _column(values: Any) -> np.ndarray:
 
 
 def _matrix(frame: Any) -> np.ndarray:
+    if not frame.columns.is_unique:
+        raise ValueError(
+            "The columns of a DataFrame must have different names. Received: "
+            f"{list(frame.columns)[:10]}."
+        )
     columns = {name: _column(frame[name]) for name in frame}
     texts = [name for name, values in columns.items() if values.dtype.kind not in "biuf"]
     if texts and len(columns) > 1:
@@ -107,6 +121,11 @@ def _matrix(frame: Any) -> np.ndarray:
 
 def _from_grain(data: Any, batched: bool) -> tf.data.Dataset:
     """Returns a `tf.data.Dataset` of a `MapDataset`, an `IterDataset` or a `DataLoader`."""
+    if iter(data) is data:
+        raise TypeError(
+            "A loader must be readable more than once. Received: an iterator of type "
+            f"{type(data).__name__}. Pass the data set that it reads."
+        )
     first = next(iter(data), None)
     if first is None:
         raise ValueError(
@@ -135,4 +154,4 @@ def _from_grain(data: Any, batched: bool) -> tf.data.Dataset:
     return dataset.apply(tf.data.experimental.assert_cardinality(count)).prefetch(tf.data.AUTOTUNE)
 
 
-_ENDLESS = 2**62  # the length of a MapDataset that repeats
+_ENDLESS = 2**40  # a MapDataset that repeats has a length near 2**63, its batches less

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 import keras_lp as lp
-from tests.conftest import with_random_heads
+from tests.conftest import Batches, with_random_heads
 
 CLASSES = [str(digit) for digit in range(10)]
 
@@ -133,6 +133,10 @@ class TestPandas:
         assert columns["class"].tolist() == ["no", "yes", "no"]
         np.testing.assert_array_equal(plain_inputs(table[["all"]]), [[1], [2], [3]])
         assert plain_inputs({"text": table["text"]})["text"].shape == (3,)
+        lists = pandas.Series([[1.0, 2.0], [3.0, 4.0]])
+        np.testing.assert_array_equal(plain_inputs(lists), [[1, 2], [3, 4]])
+        with pytest.raises(ValueError, match="must have different names"):
+            plain_inputs(table[["all", "all"]])
         with pytest.raises(TypeError, match=r"with the columns \['text', 'class'\] that are not"):
             plain_inputs(table)
 
@@ -180,8 +184,12 @@ class TestGrain:
         model = lp.transfer_model(mlp(), CLASSES)
         endless = loaders("MapDataset", 32).repeat()
         assert len(model.fit(endless, steps_per_epoch=3, verbose=0).epoch) == 1
-        with pytest.raises(TypeError, match="Limit a data set that repeats"):
-            lp.fit_head(model, endless)
+        examples = loaders("MapDataset")
+        for one in (endless, examples.repeat().batch(32)):
+            with pytest.raises(TypeError, match="Limit a data set that repeats"):
+                lp.fit_head(model, one)
+        with pytest.raises(TypeError, match="Received: an iterator"):
+            model.fit(iter(loaders("IterDataset", 32)), verbose=0)
         with pytest.raises(ValueError, match="Received: SourceMapDataset without any"):
             model.fit(grain.MapDataset.source([]), verbose=0)
 
@@ -250,6 +258,24 @@ class TestHuggingFace:
         ((_, score),) = lp.load_dataset(table, labels="score")
         np.testing.assert_array_equal(score, np.float32([0.5, np.nan, 1.5]))
 
+    def test_absent_numbers_are_nan_whatever_their_type(self):
+        datasets = pytest.importorskip("datasets")
+        columns = {
+            "text": ["a", "b", "c"],
+            "age": [3, None, 5],
+            "place": [[0.0, 1.0], None, [2.0, 3.0]],
+        }
+        features = {
+            "text": datasets.Value("string"),
+            "age": datasets.Value("int64"),
+            "place": datasets.List(datasets.Value("float32"), length=2),
+        }
+        table = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+        given = {"inputs": "text", "labels": ["age", "place"]}
+        ((_, labels),) = lp.load_dataset(table, **given)
+        np.testing.assert_array_equal(labels["age"], np.float32([3, np.nan, 5]))
+        assert np.isnan(labels["place"][1]).all()
+
     def test_files_and_saved_data_sets_load_by_name(self, table, tmp_path):
         datasets = pytest.importorskip("datasets")
         datasets.disable_progress_bars()
@@ -288,6 +314,12 @@ class TestHuggingFace:
             lp.load_dataset(table.to_iterable_dataset(), split="train")
         with pytest.raises(ValueError, match="a first label that is one class"):
             lp.load_dataset(table, labels="score", examples_per_class=1)
+
+
+def test_a_users_own_module_may_have_any_name(digits, mlp):
+    own = type("Batches", (Batches,), {"__module__": "datasets"})
+    model = lp.transfer_model(mlp(), CLASSES)
+    assert model.fit(own(*digits), verbose=0).epoch == [0]
 
 
 class TestDataService:

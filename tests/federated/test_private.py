@@ -11,6 +11,7 @@ import keras_lp as lp
 from keras_lp.federated.clients.source import Source
 from keras_lp.federated.engine import installation
 from keras_lp.federated.engine.rounds import PrivateRound
+from keras_lp.federated.private import PrivateClients
 from keras_lp.utils.progress import Progress
 
 pytestmark = pytest.mark.skipif(
@@ -66,10 +67,10 @@ def run_round(clients, clip, expected=10, counts=True, noise=None):
     model = make()
     federated = lp.FederatedAveraging(model, batch_size=None)
     shapes = [weight.shape for weight in model.get_weights()]
-    noise = noise or [np.zeros(shape, "float32") for shape in shapes]
-    private = PrivateRound(clip, noise, expected, max(12, len(clients)), counts)
+    noise, rng = noise or [np.zeros(shape, "float32") for shape in shapes], np.random.default_rng(0)
+    private = PrivateRound(clip, noise, expected, max(12, len(clients)), counts, rng)
     with Source(model, clients) as source:
-        rng, progress = np.random.default_rng(0), Progress("", len(clients), 0)
+        progress = Progress("", len(clients), 0)
         logs = federated._rounds.run(source, source.ids, rng, progress, private)
     return flat(model) - START, logs["within"]
 
@@ -180,8 +181,9 @@ def test_a_resumed_training_continues_the_account(tmp_path):
 def test_a_round_that_was_begun_and_lost_counts(tmp_path):
     federation().fit(CLIENTS, 2, checkpoint_dir=tmp_path, verbose=0)
     ledger = tmp_path / "privacy.json"
-    assert json.loads(ledger.read_text()) == {"releases": 2}
-    ledger.write_text('{"releases": 3}')  # killed in the third round
+    found = json.loads(ledger.read_text())
+    assert found["releases"] == 2
+    ledger.write_text(json.dumps({**found, "releases": 3}))  # killed in the third round
     again = federation()
     again.fit(CLIENTS, 2, checkpoint_dir=tmp_path, verbose=0)
     again.fit(CLIENTS, 1, checkpoint_dir=tmp_path, verbose=0)
@@ -189,6 +191,44 @@ def test_a_round_that_was_begun_and_lost_counts(tmp_path):
     assert again.privacy_report().releases == 4
     with pytest.raises(ValueError, match="privacy="):
         federation(clip=0.4).fit(CLIENTS, 2, checkpoint_dir=tmp_path, verbose=0)
+
+
+def test_rounds_lost_before_the_first_checkpoint_count_with_their_noise(tmp_path):
+    settings = {"epsilon": 8.0, "noise_multiplier": None}
+    federation(**settings).fit(CLIENTS, 3, checkpoint_dir=tmp_path, checkpoint_freq=100, verbose=0)
+    for path in tmp_path.glob("round_*"):
+        path.unlink()
+    again = federation(**settings)  # more rounds would mean more noise
+    with pytest.raises(ValueError, match=r"epsilon=8.0, of which 7\.9.* spent after 3 rounds"):
+        again.fit(CLIENTS, 100, checkpoint_dir=tmp_path, verbose=0)
+    other = federation(epsilon=9.0, noise_multiplier=None)
+    with pytest.raises(ValueError, match=r"written with other \['settings'\]"):
+        other.fit(CLIENTS, 3, checkpoint_dir=tmp_path, verbose=0)
+    begun = federation(**settings)
+    begun.fit(CLIENTS, 5, verbose=0, callbacks=StopAfter(1))
+    with pytest.raises(ValueError, match=r"other \['noise_multiplier'\]"):
+        begun.fit(CLIENTS, 1, checkpoint_dir=tmp_path, verbose=0)
+
+
+class StopAfter(keras.callbacks.Callback):
+    def __init__(self, rounds):
+        super().__init__()
+        self.rounds = rounds
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.model.stop_training = epoch + 1 >= self.rounds
+
+
+def test_random_numbers_of_clients_are_secret():
+    for seed, same in ((0, True), (None, False)):
+        draws = []
+        for _ in range(2):
+            private = PrivateClients(
+                lp.DifferentialPrivacy(noise_multiplier=1, delta=1e-3, seed=seed), None
+            )
+            private.begin(make(), 40, 1)
+            draws.append(private.next_round(list(CLIENTS), [(3,)])[1].random.random(3))
+        assert np.array_equal(*draws) == same
 
 
 def test_private_clients_learn():
@@ -213,6 +253,12 @@ def test_what_cannot_be_private_is_refused(mlp, digits):
         lp.FederatedAveraging(make(), weighting="examples", privacy=private)
     with pytest.raises(ValueError, match="`delta` must be below 1 / clients"):
         federation(delta=0.5).fit(CLIENTS, 1)
+    with pytest.raises(ValueError, match="must allow a round"):
+        federation(epsilon=0.01).fit(CLIENTS, 1)
+    half = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1, dtype="bfloat16")])
+    half.compile("sgd", "mse")
+    with pytest.raises(ValueError, match="with half precision"):
+        federation(half).fit(CLIENTS, 1)
     with pytest.raises(ValueError, match="needs a federation with differential privacy"):
         lp.FederatedAveraging(make()).privacy_report()
     with pytest.raises(ValueError, match="a federation that has begun"):

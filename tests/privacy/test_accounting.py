@@ -71,6 +71,10 @@ def test_the_noise_for_a_budget_is_the_least(epsilon, accountant):
     assert account(noise / 1.01, accountant=accountant).epsilon(30) > epsilon
 
 
+def test_a_large_budget_gives_the_least_noise():
+    assert noise_for(1e6, 2, account()) == 0.2
+
+
 def test_an_absent_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "dp_accounting", None)
     with pytest.raises(ImportError, match=r"pip install 'keras_lp\[privacy\]'"):

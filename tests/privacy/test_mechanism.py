@@ -1,5 +1,7 @@
 """Noise, samples, adaptive clipping and the report of the Gaussian mechanism."""
 
+import dataclasses
+import json
 import math
 
 import numpy as np
@@ -156,11 +158,21 @@ def test_an_attacker_is_no_better_than_epsilon_allows(population, sample, noise)
         ({"epsilon": 1, "sampling": "posson"}, "Did you mean 'poisson'"),
         ({"epsilon": 1, "sampling": "fixed", "accountant": "pld"}, 'Pass accountant="rdp"'),
         ({"epsilon": 1, "seed": "a"}, "`seed` must be None or an integer"),
+        ({"epsilon": 1, "seed": -1}, "`seed` must be None or an integer of 0 or more"),
+        ({"epsilon": math.inf}, "`epsilon` must be finite"),
+        ({"epsilon": 1, "clip": math.inf}, "`clip` must be finite"),
     ],
 )
 def test_wrong_settings(arguments, message):
     with pytest.raises(ValueError, match=message):
         lp.DifferentialPrivacy(**{"delta": 1e-3, **arguments})
+
+
+def test_settings_of_numpy_can_be_written():
+    given = lp.DifferentialPrivacy(
+        delta=np.float32(0.01), epsilon=np.float32(8), clip=np.int64(1), seed=np.int64(3)
+    )
+    json.dumps(dataclasses.asdict(given))
 
 
 def test_settings_that_do_not_fit_the_population():

@@ -72,6 +72,28 @@ def test_sums_of_clipped_gradients_are_those_of_tensorflow(kinds):
     assert distance <= clip * (1 + 1e-4)
 
 
+def test_features_that_are_not_finite_do_not_count():
+    rng = np.random.default_rng(0)
+    x, labels = rng.normal(size=(9, 5)), {"a": labels_of("softmax", rng, 9)}
+    weights = [rng.normal(size=(6, 3))]
+    expected, within = clipped_sums(x[1:], {"a": rest(labels["a"])}, weights, 0.5)
+    for value in (np.inf, np.nan, 1e38):
+        x[0, 2] = value
+        found, same = clipped_sums(x, labels, weights, 0.5)
+        assert np.linalg.norm(found[0] - expected[0]) <= 0.5 + 1e-5
+        assert same == within
+
+
+@pytest.mark.parametrize("l2", [1.0, 1e4])
+def test_a_penalty_makes_the_weights_small(l2, model, data):
+    norms = []
+    for strength in ("auto", l2):
+        lp.fit_head(model, data[0], l2=strength, privacy=private(seed=0), verbose=0)
+        (head,) = heads(model).values()
+        norms.append(np.linalg.norm(head.kernel))
+    assert norms[1] < 0.8 * norms[0]
+
+
 def rest(labels):
     return Labels(
         labels.kind, labels.values[1:], labels.weights[1:], labels.outputs, labels.smoothing
@@ -166,6 +188,10 @@ def test_what_cannot_be_private_is_refused(mlp, data):
     ):
         with pytest.raises(ValueError, match="counts the labels, without noise"):
             lp.fit_head(model, (x, y), privacy=private(), **arguments)
+    with pytest.raises(ValueError, match="must allow a step"):
+        lp.fit_head(balanced, (x, y), class_weight={0: 2.0}, privacy=private(
+            epsilon=0.01, noise_multiplier=1.0
+        ))  # fmt: skip
     model = lp.transfer_model(mlp(), lp.Regression())
     with pytest.raises(ValueError, match="needs `mean` and `std`"):
         lp.fit_head(model, (x, x.mean(1)), privacy=private())

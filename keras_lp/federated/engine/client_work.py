@@ -27,7 +27,7 @@ from keras_lp.utils.keras_internals import loss_metrics, loss_tracker, rate_of, 
 
 Tensors = tuple[tf.Tensor, ...]
 _EVALUATION_BATCH = 256
-_BELOW = 1 - 1e-6  # a clipped update is not longer than the norm, whatever the rounding
+_BELOW = 1 - 1e-6  # of the clipping norm, so that float32 does not round beyond it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,8 +191,9 @@ def train_block(
             ]
             norm = tf.linalg.global_norm([tf.cast(u, tf.float32) for u in updates])
             finite = tf.math.is_finite(norm)
-            within = norm <= block["clip"]
-            factor = tf.where(within, 1.0, _BELOW * block["clip"] / norm)
+            limit = _BELOW * block["clip"]
+            within = norm <= limit
+            factor = tf.where(within, 1.0, limit / norm)
             updates = [tf.cast(factor, u.dtype) * u for u in updates]
             with tf.control_dependencies([norm]):
                 last = done.write(block["number"], i + 1, last)

@@ -53,6 +53,7 @@ class PrivateRound:
         expected: the number of clients by which the sum is divided.
         capacity: the largest number of clients; rounds with the same one share a computation.
         counts: whether the updates count; False if nobody was sampled.
+        random: random numbers for the shuffling and Dropout of the clients.
     """
 
     clip: float
@@ -60,6 +61,7 @@ class PrivateRound:
     expected: int
     capacity: int
     counts: bool
+    random: np.random.Generator
 
 
 class Rounds:
