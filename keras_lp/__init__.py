@@ -34,10 +34,13 @@ if TYPE_CHECKING:  # for editors; imported on first use, see below
     from keras_lp.data import load_dataset, load_folder
     from keras_lp.federated import (
         FederatedAveraging,
+        PersonalModels,
         Quantize,
         TopK,
         describe_clients,
         partition,
+        personalize,
+        split_clients,
     )
     from keras_lp.tflite import (
         DeviceTrainer,
@@ -60,10 +63,13 @@ __version__ = "0.1.0"
 # Imported on first use: they need heavy or optional packages.
 _LAZY = {
     "FederatedAveraging": "keras_lp.federated",
+    "PersonalModels": "keras_lp.federated",
     "Quantize": "keras_lp.federated",
     "TopK": "keras_lp.federated",
     "describe_clients": "keras_lp.federated",
     "partition": "keras_lp.federated",
+    "personalize": "keras_lp.federated",
+    "split_clients": "keras_lp.federated",
     "DeviceTrainer": "keras_lp.tflite",
     "TFLiteMetadata": "keras_lp.tflite",
     "aggregate_device_updates": "keras_lp.tflite",
@@ -94,6 +100,7 @@ __all__ = [
     "Model",
     "MultiLabel",
     "MultitaskHyperModel",
+    "PersonalModels",
     "Quantize",
     "Regression",
     "TFLiteMetadata",
@@ -122,8 +129,10 @@ __all__ = [
     "mix",
     "multitask_model",
     "partition",
+    "personalize",
     "plain_model",
     "save_adapters",
+    "split_clients",
     "trainable_report",
     "transfer_model",
     "tune",

@@ -36,5 +36,5 @@ def test_a_result_is_its_table(result):
 def test_all_results_are_shown_so():
     kinds = {*ShownAsText.__subclasses__()}
     named = {lp.Comparison, LearningRates, ClientLabels, ExportReport, TrainableReport, DeviceRound}
-    named |= {lp.TuningResult, PrivacyReport}
+    named |= {lp.TuningResult, PrivacyReport, lp.PersonalModels}
     assert kinds == named

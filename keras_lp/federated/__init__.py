@@ -4,5 +4,15 @@ from keras_lp.federated.averaging import FederatedAveraging
 from keras_lp.federated.clients.describe import describe_clients
 from keras_lp.federated.clients.partition import partition
 from keras_lp.federated.engine.compression import Quantize, TopK
+from keras_lp.federated.personalize import PersonalModels, personalize, split_clients
 
-__all__ = ["FederatedAveraging", "Quantize", "TopK", "describe_clients", "partition"]
+__all__ = [
+    "FederatedAveraging",
+    "PersonalModels",
+    "Quantize",
+    "TopK",
+    "describe_clients",
+    "partition",
+    "personalize",
+    "split_clients",
+]

@@ -31,7 +31,7 @@ def summary(
         if not len(values):
             values = np.array([np.nan])
         figures[f"mean_{name}"] = float(np.mean(values))
-        direction = _better(model, name)
+        direction = better(model, name)
         if direction:
             count = max(1, round(len(values) / 10))
             ranked = np.sort(values * direction)  # the worst first
@@ -39,7 +39,7 @@ def summary(
     return figures
 
 
-def _better(model: keras.Model, name: str) -> int:
+def better(model: keras.Model, name: str) -> int:
     """Returns 1 if higher is better, -1 if lower is better, and 0 if unknown."""
     if name == "loss" or name.endswith("_loss"):
         return -1

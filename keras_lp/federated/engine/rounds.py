@@ -249,11 +249,11 @@ class Rounds:
 
     def arrays(self) -> list[np.ndarray]:
         """Returns the state after a round: weights that change, then the optimizer state."""
-        return [*(variable.numpy() for variable in self._changing()), *(self._slots or ())]
+        return [*(variable.numpy() for variable in changing(self._model)), *(self._slots or ())]
 
     def restore(self, arrays: Sequence[np.ndarray]) -> None:
         """Restores the state that `arrays` returned."""
-        variables = self._changing()
+        variables = changing(self._model)
         for variable, value in zip(variables, arrays, strict=False):
             variable.assign(value)
         self._slots = tuple(arrays[len(variables) :])
@@ -267,13 +267,6 @@ class Rounds:
 
     def _compiled(self) -> Any:
         return compile_config(self._model)  # a new object with each `compile`
-
-    def _changing(self) -> list[Any]:
-        known = heads(self._model).values()
-        return [
-            *self._model.trainable_variables,
-            *(variable for head in known for variable in head.set_by_fit().values()),
-        ]
 
     def _trainable(self) -> list[int]:
         return [id(variable) for variable in self._model.trainable_variables]
@@ -332,6 +325,15 @@ class Rounds:
         self._model.reset_metrics()
         merging = find_merging(self._model, data)
         return StatelessModel(self._model, self._folder, on_features, merging)
+
+
+def changing(model: keras.Model) -> list[Any]:
+    """Returns the variables that training changes: weights, and the scales that `fit` sets."""
+    known = heads(model).values()
+    return [
+        *model.trainable_variables,
+        *(variable for head in known for variable in head.set_by_fit().values()),
+    ]
 
 
 class _Built:
