@@ -45,7 +45,7 @@ from lib.timing import in_turn, ratio
 import keras_lp as lp
 from keras_lp.privacy.mechanism import Mechanism
 from keras_lp.transfer.head_solver import Labels
-from keras_lp.transfer.private_head import clipped_sums
+from keras_lp.transfer.private_head import clipped_sums, prepared
 
 EPSILONS: tuple[float | None, ...] = (None, 8, 4, 2, 1)
 XRAY, FASHION, MNIST = "pneumonia_mnist", "fashion_mnist", "mnist"
@@ -131,6 +131,7 @@ def times(given: Any) -> Run:
         {name: functools.partial(one.fit, clients, 5, verbose=0) for name, one in made.items()}, 11
     )
     (x, y), _ = features(given.mobilenet, FASHION, given.data_dir)
+    x, squares = prepared(x)
     labels = {"only": Labels("softmax", y, np.ones(len(y)), 10)}
     weights = [np.zeros((x.shape[1] + 1, 10))]
     mechanism = Mechanism(
@@ -139,7 +140,7 @@ def times(given: Any) -> Run:
 
     def private() -> None:
         mechanism.start()
-        clipped_sums(x, labels, weights, mechanism.clip)
+        clipped_sums(x, squares, labels, weights, mechanism.clip)
         mechanism.noise([weights[0].shape])
 
     def plain() -> None:
@@ -207,11 +208,13 @@ def plot(path: Path, runs: list[Run]) -> None:
                 mean = np.array([np.mean(one) for one in found])
                 spread = np.array([np.std(one) for one in found])
                 colour, style = next(styles)
-                axis.plot(places, mean, style, color=colour, label=name)
+                axis.plot(places, mean, style, color=colour)
+                axis.annotate(
+                    name, (places[2], mean[2]), (0, 8), textcoords="offset points", color=colour
+                )
                 axis.fill_between(places, mean - spread, mean + spread, color=colour, alpha=0.15)
             axis.set(title=title, xlabel="epsilon", ylabel="test accuracy, %")
             axis.set_xticks(places, ["∞", *(str(e) for e in EPSILONS[1:])])
-            axis.legend(frameon=False)
 
 
 def main() -> None:

@@ -44,6 +44,7 @@ def train_privately(
     """
     count, columns = features.shape
     shapes = [(columns + 1, one.outputs) for one in labels.values()]
+    features, squares = prepared(features)
     mechanism = Mechanism(
         settings, "example", count, count, STEPS, first_clip=_FIRST_CLIP * math.sqrt(columns)
     )
@@ -61,7 +62,7 @@ def train_privately(
     while mechanism.releases < STEPS and mechanism.allows():
         mechanism.start()
         clip = mechanism.clip
-        sums, within = clipped_sums(features, labels, weights, clip)
+        sums, within = clipped_sums(features, squares, labels, weights, clip)
         noise = mechanism.noise(shapes)
         mechanism.adapt(within, count)
         for i, (total, extra) in enumerate(zip(sums, noise, strict=True)):
@@ -75,8 +76,21 @@ def train_privately(
     return {name: (one[:-1], one[-1]) for name, one in zip(labels, found, strict=True)}, mechanism
 
 
+def prepared(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns features in float32 and the squared length of each example's features and bias.
+
+    Examples with features that are not finite do not count: they get features of 0 and an infinite
+    length.
+    """
+    finite = np.isfinite(features).all(1)
+    features = np.where(finite[:, None], features, 0).astype("float32")
+    squares = np.einsum("nc,nc->n", features, features, dtype="float64") + 1
+    return features, np.where(finite, squares, np.inf)
+
+
 def clipped_sums(
     features: np.ndarray,
+    squares: np.ndarray,
     labels: Mapping[str, Labels],
     weights: list[np.ndarray],
     clip: float,
@@ -84,7 +98,8 @@ def clipped_sums(
     """Returns the sums of the clipped gradients of the examples, and how many were not clipped.
 
     Args:
-        features: `(examples, columns)`.
+        features: output of `prepared`, `(examples, columns)`.
+        squares: output of `prepared`, `(examples,)`.
         labels: the labels of each head.
         weights: kernel and, as the last row, bias of each head.
         clip: the norm to which the gradient of an example, over all heads, is clipped.
@@ -92,24 +107,22 @@ def clipped_sums(
     sums, within = [np.zeros(one.shape) for one in weights], 0
     for start in range(0, len(features), ROWS):
         rows = slice(start, start + ROWS)
-        block = np.asarray(features[rows], "float32")
-        finite = np.isfinite(block).all(1)  # other examples do not count
-        block = np.where(finite[:, None], block, 0)
-        slopes, squares = [], np.zeros(len(block))
+        block = features[rows]
+        slopes, of_outputs = [], np.zeros(len(block))
         for one, weight in zip(labels.values(), weights, strict=True):
             logits = block @ weight[:-1].astype("float32") + weight[-1]
             slope = one.losses(rows, logits[:, None])[1][:, 0]
             own = one.weights[rows]
             slope = slope * own[:, None] if one.kind == "softmax" else slope * own / one.outputs
             slopes.append(slope)
-            squares += np.einsum("no,no->n", slope, slope)
-        length = np.einsum("nc,nc->n", block, block, dtype="float64") + 1
-        norms = np.sqrt(squares * length)
-        counts = finite & np.isfinite(norms)
-        within += int((counts & (norms <= clip)).sum())
+            of_outputs += np.einsum("no,no->n", slope, slope)
+        with np.errstate(invalid="ignore"):  # 0 times infinity
+            norms = np.sqrt(of_outputs * squares[rows])
+        counts = np.isfinite(norms)
+        within += int((norms[counts] <= clip).sum())
         factors = np.where(counts, np.minimum(1, clip / np.maximum(norms, 1e-30)), 0)[:, None]
         for total, slope in zip(sums, slopes, strict=True):
-            scaled = (np.where(counts[:, None], slope, 0) * factors).astype("float32")
+            scaled = (slope * factors).astype("float32")
             total[:-1] += block.T @ scaled
             total[-1] += scaled.sum(0)
     return sums, within

@@ -8,7 +8,7 @@ import tensorflow as tf
 import keras_lp as lp
 from keras_lp.tasks.heads import heads
 from keras_lp.transfer.head_solver import Labels
-from keras_lp.transfer.private_head import clipped_sums, train_privately
+from keras_lp.transfer.private_head import clipped_sums, prepared, train_privately
 
 CLASSES = [str(digit) for digit in range(10)]
 
@@ -59,15 +59,17 @@ def test_sums_of_clipped_gradients_are_those_of_tensorflow(kinds):
     norms = np.array([np.sqrt(sum((part**2).sum() for part in one)) for one in gradients])
     clip = float(np.median(norms)) * 1.01
     factors = np.minimum(1, clip / np.maximum(norms, 1e-30))
-    sums, within = clipped_sums(x, labels, weights, clip)
+    sums, within = clipped_sums(*prepared(x), labels, weights, clip)
     for i, found in enumerate(sums):
         expected = sum(factor * one[i] for factor, one in zip(factors, gradients, strict=True))
         np.testing.assert_allclose(found, expected, atol=1e-4)
     assert within == (norms <= clip).sum()
     # One example more or less moves the sums, as one vector, by at most the clipping norm.
     x[0] *= 1e6
-    moved, _ = clipped_sums(x[1:], {n: rest(one) for n, one in labels.items()}, weights, clip)
-    whole, _ = clipped_sums(x, labels, weights, clip)
+    moved, _ = clipped_sums(
+        *prepared(x[1:]), {n: rest(one) for n, one in labels.items()}, weights, clip
+    )
+    whole, _ = clipped_sums(*prepared(x), labels, weights, clip)
     distance = np.sqrt(sum(((a - b) ** 2).sum() for a, b in zip(whole, moved, strict=True)))
     assert distance <= clip * (1 + 1e-4)
 
@@ -76,10 +78,10 @@ def test_features_that_are_not_finite_do_not_count():
     rng = np.random.default_rng(0)
     x, labels = rng.normal(size=(9, 5)), {"a": labels_of("softmax", rng, 9)}
     weights = [rng.normal(size=(6, 3))]
-    expected, within = clipped_sums(x[1:], {"a": rest(labels["a"])}, weights, 0.5)
+    expected, within = clipped_sums(*prepared(x[1:]), {"a": rest(labels["a"])}, weights, 0.5)
     for value in (np.inf, np.nan, 1e38):
         x[0, 2] = value
-        found, same = clipped_sums(x, labels, weights, 0.5)
+        found, same = clipped_sums(*prepared(x), labels, weights, 0.5)
         assert np.linalg.norm(found[0] - expected[0]) <= 0.5 + 1e-5
         assert same == within
 
