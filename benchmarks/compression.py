@@ -2,7 +2,7 @@ r"""How much smaller can the updates of clients be, and what does it cost in acc
 
     TFDS_DATA_DIR=... python benchmarks/compression.py
 
-fashion_mnist on 100 clients of 600 examples, 20 per round, 60 rounds, one local epoch, SGD with
+fashion_mnist on 100 clients of 600 examples, 20 per round, 30 rounds, one local epoch, SGD with
 learning rate 0.1, a small convolutional network from scratch. Test accuracy after the last round,
 and how many times smaller the packed update of a client is. A seed changes the clients, the initial
 weights and the sample. Learning settings are the same for all.
@@ -30,7 +30,7 @@ from lib.scores import VERDICTS, mean_and_deviation, select, verdict
 
 import keras_lp as lp
 
-CLIENTS, PER_ROUND, ROUNDS, RATE = 100, 20, 60, 0.1
+CLIENTS, PER_ROUND, ROUNDS, RATE = 100, 20, 30, 0.1
 NONE = "none"
 WAYS: dict[str, Any] = {
     NONE: None,

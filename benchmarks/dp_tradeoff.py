@@ -197,7 +197,10 @@ def report(results: dict[str, Any]) -> str:
 def plot(path: Path, runs: list[Run]) -> None:
     with panels(path, 2, sharex=True) as axes:
         places = range(len(EPSILONS))
-        groups = ((list(HEADS), "examples are protected"), ([SCRATCH, HEAD], "clients are"))
+        groups = (
+            (list(HEADS), "examples are protected"),
+            ([SCRATCH, HEAD], "clients are protected"),
+        )
         styles = iter(STYLES)
         for axis, (names, title) in zip(axes, groups, strict=True):
             for name in names:
@@ -209,9 +212,7 @@ def plot(path: Path, runs: list[Run]) -> None:
                 spread = np.array([np.std(one) for one in found])
                 colour, style = next(styles)
                 axis.plot(places, mean, style, color=colour)
-                axis.annotate(
-                    name, (places[2], mean[2]), (0, 8), textcoords="offset points", color=colour
-                )
+                axis.annotate(name, (0, mean[0]), (10, 2), textcoords="offset points", color=colour)
                 axis.fill_between(places, mean - spread, mean + spread, color=colour, alpha=0.15)
             axis.set(title=title, xlabel="epsilon", ylabel="test accuracy, %")
             axis.set_xticks(places, ["∞", *(str(e) for e in EPSILONS[1:])])
