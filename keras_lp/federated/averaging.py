@@ -23,6 +23,7 @@ from keras_lp.federated.engine.client_work import LocalTraining
 from keras_lp.federated.engine.compression import Compression
 from keras_lp.federated.engine.model_checks import check_model
 from keras_lp.federated.engine.optimizers import server_optimizer as make_server_optimizer
+from keras_lp.federated.engine.robust import Aggregation
 from keras_lp.federated.engine.rounds import Rounds
 from keras_lp.federated.evaluation import summary
 from keras_lp.federated.head import fit_head
@@ -88,7 +89,13 @@ al., 2021 (arXiv:2003.00295) |
         weighting: `"examples"` weights clients by their number of examples, `"uniform"` weights
             all clients equally. With several tasks, a head is weighted by the labels of its task,
             so clients without such labels do not affect it. Defaults to None: `"examples"`, and
-            `"uniform"` with `privacy`, which allows nothing else.
+            `"uniform"` with `privacy` or a robust `aggregation`, which allow nothing else.
+        aggregation: how updates are combined. `"mean"` lets one bad client move the model as far as
+            it likes. These need the separate updates of all clients of a round in memory, and
+            weight clients equally: `"median"` and `"trimmed_mean"` of each weight (without a fifth
+            at either end; Yin et al., 2018, arXiv:1803.01498), and `"krum"`, the update nearest to
+            the others if a fifth may be bad (Blanchard et al., 2017, arXiv:1703.02757). For models
+            with one task. Defaults to `"mean"`.
         compression: `lp.Quantize` or `lp.TopK`, with which clients send smaller updates. Not with
             `privacy`, whose noise is added on the server. Defaults to None.
         privacy: `lp.DifferentialPrivacy` for the clients, see below. Defaults to None.
@@ -150,6 +157,7 @@ al., 2021 (arXiv:2003.00295) |
         server_optimizer: str | keras.optimizers.Optimizer | None = None,
         proximal_strength: float = 0.0,
         weighting: Weighting | None = None,
+        aggregation: Aggregation = "mean",
         compression: Compression | None = None,
         privacy: DifferentialPrivacy | None = None,
         seed: int = 0,
@@ -161,13 +169,21 @@ al., 2021 (arXiv:2003.00295) |
             check_positive("batch_size", batch_size, integer=True)
         if proximal_strength != 0:
             check_positive("proximal_strength", proximal_strength)
+        check_choice("aggregation", aggregation, get_args(Aggregation))
+        robust = aggregation != "mean"
         if weighting is None:
-            weighting = "examples" if privacy is None else "uniform"
+            weighting = "uniform" if robust or privacy is not None else "examples"
         check_choice("weighting", weighting, get_args(Weighting))
         if privacy is not None and weighting != "uniform":
             raise ValueError(
                 "With `privacy`, all clients must count alike: a client with many examples would "
                 f"be protected less. Received: weighting={weighting!r}. Leave it out."
+            )
+        if robust and (weighting != "uniform" or privacy is not None or len(tasks(model)) > 1):
+            raise ValueError(
+                "A robust aggregation weights clients equally, for one task and without privacy. "
+                f"Received: aggregation={aggregation!r} with weighting={weighting!r}, "
+                f"privacy={privacy!r} and {len(tasks(model)) or 1} tasks."
             )
         if compression is not None and not isinstance(compression, Compression):
             raise TypeError(
@@ -192,7 +208,7 @@ al., 2021 (arXiv:2003.00295) |
             float(proximal_strength),
         )
         server = make_server_optimizer(server_optimizer)
-        self._rounds = Rounds(model, local, server, weighting, compression)
+        self._rounds = Rounds(model, local, server, weighting, compression, aggregation)
         self._private = None if privacy is None else PrivateClients(privacy, clients_per_round)
         self._settings = {
             "clients_per_round": clients_per_round and int(clients_per_round),
@@ -201,6 +217,7 @@ al., 2021 (arXiv:2003.00295) |
             "proximal_strength": local.proximal_strength,
             "server_optimizer": describe_optimizer(server),
             "weighting": weighting,
+            "aggregation": aggregation,
             "compression": compression and repr(compression),
             "privacy": privacy and dataclasses.asdict(privacy),
             "seed": self.seed,

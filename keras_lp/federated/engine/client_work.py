@@ -152,6 +152,7 @@ def train_block(
     read_rows: Callable[[tf.Tensor], Any],
     done: ClientsDone,
     compression: Compression | None = None,
+    separate: bool = False,
 ) -> Callable[[Tensors, Any], Any]:
     """Returns a function that trains the clients of a block: `(weights, block) -> result`.
 
@@ -170,6 +171,8 @@ def train_block(
         read_rows: the result of `blocks.rows_reader`.
         done: counts the clients that are done.
         compression: how updates are compressed. Defaults to None: they are sent as they are.
+        separate: whether `update` has the update of each client, `(count, ...)`, and `shares` is 1
+            for each client that has one, `(count,)`. Defaults to False.
     """
     train, merging = _client_training(stateless, local), stateless.merging
 
@@ -198,18 +201,25 @@ def train_block(
             with tf.control_dependencies([norm]):
                 last = done.write(block["number"], i + 1, last)
             place = tf.one_hot(block["positions"][i], count, on_value=True, off_value=False)
+            counted = tuple(tf.where(finite, u, tf.zeros_like(u)) for u in updates)
+            shares = tf.where(finite, block["shares"][i], 0.0)
+            if separate:
+                row = tf.cast(place & finite, tf.float32)
+                counted = tuple(_in_row(row, u) for u in counted)
+                shares = row
             result = collections.OrderedDict(
-                update=tuple(tf.where(finite, u, tf.zeros_like(u)) for u in updates),
-                shares=tf.where(finite, block["shares"][i], 0.0),
+                update=counted,
+                shares=shares,
                 metrics=merging.part(metrics, place & finite),
                 dropped=tf.cast(place & ~finite, tf.int32),
                 within=tf.cast(within & (block["shares"][i][0] > 0), tf.int32),
             )
             return i + 1, last, tf.nest.map_structure(tf.add, sums, result)
 
+        rows = [count] if separate else []
         nothing = collections.OrderedDict(
-            update=tuple(tf.zeros_like(value) for value in start),
-            shares=tf.zeros_like(block["shares"][0]),
+            update=tuple(tf.zeros([*rows, *value.shape], value.dtype) for value in start),
+            shares=tf.zeros(rows or block["shares"].shape[1:]),
             metrics=merging.nothing(count),
             dropped=tf.zeros([count], tf.int32),
             within=tf.constant(0),
@@ -279,6 +289,12 @@ def evaluate_block(
         return tf.while_loop(lambda i, *_: i < clients, evaluate_next, start_of_loop)[-1]
 
     return _without_captures(evaluate_all, stateless.model)
+
+
+def _in_row(row: tf.Tensor, value: tf.Tensor) -> tf.Tensor:
+    """Returns zeros `(rows, ...)` with a value in the row that is 1."""
+    places = tf.cast(tf.reshape(row, [-1, *[1] * len(value.shape)]), value.dtype)
+    return places * value[None]
 
 
 def scalars(results: dict[str, Any]) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from keras_lp.federated.engine.compression import Compression
 from keras_lp.federated.engine.done import ClientsDone
 from keras_lp.federated.engine.groups import Groups
 from keras_lp.federated.engine.merging import find_merging
+from keras_lp.federated.engine.robust import Aggregation
 from keras_lp.model import class_balance
 from keras_lp.model.scaling import waiting_heads
 from keras_lp.tasks.heads import heads
@@ -75,6 +76,7 @@ class Rounds:
         server_optimizer: the optimizer that applies the mean update.
         weighting: `"examples"` or `"uniform"`.
         compression: how updates are compressed, or None.
+        aggregation: how updates are combined.
 
     Attributes:
         dropped: the clients whose update was not finite in the last round.
@@ -88,12 +90,14 @@ class Rounds:
         server_optimizer: keras.optimizers.Optimizer,
         weighting: str,
         compression: Compression | None = None,
+        aggregation: Aggregation = "mean",
     ) -> None:
         self._model = model
         self._local = local
         self._server_optimizer = server_optimizer
         self._weighting = weighting
         self._compression = compression
+        self._aggregation = aggregation
         self._training = _Built()
         self._evaluation = _Built()
         self._slots: tuple[np.ndarray, ...] | None = None  # of the server optimizer
@@ -291,10 +295,13 @@ class Rounds:
                     rows_reader(self._folder, rows),
                     self._done,
                     self._compression,
+                    separate=self._aggregation != "mean",
                 ),
                 groups.of_variables,
                 self._server_optimizer,
                 private,
+                self._aggregation,
+                count,
             )
             built.state = built.process.initialize()
             built.stateless, built.key = stateless, key

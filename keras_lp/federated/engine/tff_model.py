@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_lp.federated.engine.optimizers import stateless_optimizer
+from keras_lp.federated.engine.robust import Aggregation, robust_mean
 
 
 def build_process(
@@ -26,6 +27,8 @@ def build_process(
     groups: Sequence[int],
     server_optimizer: keras.optimizers.Optimizer,
     private: bool = False,
+    aggregation: Aggregation = "mean",
+    count: int = 0,
 ) -> Any:
     """Returns a `tff.learning.templates.LearningProcess` of federated averaging.
 
@@ -41,6 +44,9 @@ def build_process(
         server_optimizer: the optimizer that applies the mean update.
         private: whether the mean is the sum plus noise, divided by a fixed number of clients. Both
             are the state of the aggregator. Defaults to False.
+        aggregation: how updates are combined. Others than `"mean"` need `separate` updates of
+            `train_block`. Defaults to `"mean"`.
+        count: number of clients of a round, for separate updates.
     """
     learning = tff.learning
     initial_weights, weights_type = _weights(tff, variables)
@@ -65,13 +71,18 @@ def build_process(
         result, measured = tff.federated_map(train_clients, (weights, data))
         return tff.templates.MeasuredProcessOutput(state, result, tff.federated_sum(measured))
 
+    trainable = weights_type.trainable
+    if private:
+        aggregator = _private_mean(tff, trainable, group_count)
+    elif aggregation != "mean":
+        aggregator = _robust_mean(tff, variables, count, aggregation)
+    else:
+        aggregator = _mean(tff, trainable, groups, group_count)
     return learning.templates.compose_learning_process(
         initial_weights,
         learning.templates.build_broadcast_process(weights_type),
         learning.templates.ClientWorkProcess(no_state, client_work),
-        _private_mean(tff, weights_type.trainable, group_count)
-        if private
-        else _mean(tff, weights_type.trainable, groups, group_count),
+        aggregator,
         _server_step(tff, server_optimizer, variables, weights_type),
     )
 
@@ -200,6 +211,36 @@ def _private_mean(tff: Any, update_type: Any, group_count: int) -> Any:
         return tff.templates.MeasuredProcessOutput(state, mean, unmeasured)
 
     return tff.templates.AggregationProcess(initialize, aggregate)
+
+
+def _robust_mean(
+    tff: Any, variables: Sequence[keras.Variable], count: int, aggregation: Aggregation
+) -> Any:
+    """Returns the TFF aggregation: a robust mean of the separate updates of the clients."""
+    update_type = tff.to_type(
+        tuple(tff.TensorType(np.dtype(v.dtype).type, (count, *v.shape)) for v in variables)
+    )
+    present_type = tff.TensorType(np.float32, (count,))
+
+    @tff.tensorflow.computation(update_type, present_type)
+    def combine(updates: Any, present: Any) -> Any:
+        return tuple(robust_mean(list(updates), present > 0, aggregation))
+
+    no_state = _no_state(tff)
+
+    @tff.federated_computation(
+        no_state.type_signature.result,
+        tff.FederatedType(update_type, tff.CLIENTS),
+        tff.FederatedType(present_type, tff.CLIENTS),
+    )
+    def aggregate(state: Any, updates: Any, present: Any) -> Any:
+        total = tff.federated_sum(updates), tff.federated_sum(present)
+        nothing = tff.federated_value((), tff.SERVER)
+        return tff.templates.MeasuredProcessOutput(
+            state, tff.federated_map(combine, total), nothing
+        )
+
+    return tff.templates.AggregationProcess(no_state, aggregate)
 
 
 def _server_step(
