@@ -55,6 +55,15 @@ again: lp.Comparison = compared
 reveal_type(lp.class_names(model))  # dict[str, list[str]]
 reveal_type(lp.plain_model(model))  # keras.src.models.model.Model
 lp.trainable_report(model, print_fn=print)
+privacy = lp.DifferentialPrivacy(epsilon=8, delta=1e-5, clip="adaptive")
+lp.fit_head(model, (x, y), privacy=privacy)
+private = lp.FederatedAveraging(model, privacy=privacy, clients_per_round=2)
+reveal_type(private.privacy_report().epsilon)  # float
+lp.FederatedAveraging(model, compression=lp.Quantize(bits=4), aggregation="krum")
+lp.FederatedAveraging(model, compression=lp.TopK(0.1))
+parts = lp.split_clients(lp.partition((x, y), 2), held_out=0.5)
+personal: lp.PersonalModels = lp.personalize(private, *parts, epochs=2)
+reveal_type(personal.model("client_0"))  # keras.src.models.model.Model
 lp.choose_thresholds(both, (x, y))
 lp.decode_predictions(both, both.predict(x), top=None)
 hyper = lp.TransferHyperModel(backbone, 3, dropout=lambda hp: hp.Float("a", 0, 0.5))

@@ -158,9 +158,10 @@ class TextEncoder:
 
     @functools.cached_property
     def _layer(self) -> Callable[[Any], Any]:
-        if self.level == "byte_pair":
-            return byte_pair_tokenizer(self.vocabulary, self.length)
-        return _vectorization(self.level, self.length, vocabulary=list(self.vocabulary))
+        with tf.init_scope():  # its tables are not part of the graph that first uses it
+            if self.level == "byte_pair":
+                return byte_pair_tokenizer(self.vocabulary, self.length)
+            return _vectorization(self.level, self.length, vocabulary=list(self.vocabulary))
 
     @property
     def tokens(self) -> list[str]:

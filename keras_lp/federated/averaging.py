@@ -217,7 +217,7 @@ al., 2021 (arXiv:2003.00295) |
             "proximal_strength": local.proximal_strength,
             "server_optimizer": describe_optimizer(server),
             "weighting": weighting,
-            "aggregation": aggregation,
+            "aggregation": aggregation if robust else None,
             "compression": compression and repr(compression),
             "privacy": privacy and dataclasses.asdict(privacy),
             "seed": self.seed,

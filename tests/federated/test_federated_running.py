@@ -129,9 +129,10 @@ def test_a_worker_that_dies_in_a_round_is_restarted_and_the_round_repeated(
             continue
         timer = threading.Timer(seconds * 0.2, worker.process.kill)
 
-        def write_blocks(*arguments, start=timer.start):  # the last step before the worker trains
+        # The last step before the worker trains.
+        def write_blocks(*arguments, start=timer.start, **kwargs):
             start()
-            return to_blocks(*arguments)
+            return to_blocks(*arguments, **kwargs)
 
         monkeypatch.setattr(rounds, "to_blocks", write_blocks)
         federated.fit(heavy, 1, verbose=0)
