@@ -107,6 +107,11 @@ def take(dataset: tf.data.Dataset, rows: Sequence[int] | np.ndarray) -> tf.data.
     return kept.apply(tf.data.experimental.assert_cardinality(len(rows)))
 
 
+def class_names_of(names: dict[str, list[str]], tasks: int) -> ClassNames:
+    """Returns the attribute `class_names`: a list for one task, a dict for several, or None."""
+    return next(iter(names.values())) if names and tasks == 1 else names or None
+
+
 def by_name(labels: Mapping[str, Any]) -> Any:
     """Returns the labels of several tasks as a dict, those of one task alone."""
     return dict(labels) if len(labels) > 1 else next(iter(labels.values()))

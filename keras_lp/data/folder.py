@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from keras_lp.backbones.images import check_image_size
-from keras_lp.data.dataset import by_name, finish
+from keras_lp.data.dataset import by_name, class_names_of, finish
 from keras_lp.data.files import (
     IMAGES,
     OTHERS,
@@ -145,7 +145,7 @@ def load_folder(
     sounds = [file.lower().endswith(SOUNDS) for file in files]
     if any(sounds) and not all(sounds):
         raise ValueError(f"Files must be all images or all sounds. Received: both in {path}.")
-    known = by_name(class_names) if len(found) == 1 and class_names else class_names or None
+    known = class_names_of(class_names, len(found))
     if any(sounds):
         waves = [wave_of(file) for file in files]
         rate = common_rate(files, waves)

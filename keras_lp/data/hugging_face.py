@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from keras_lp.data.dataset import ClassNames, by_name
-from keras_lp.data.roles import Feature, find_roles, numbers_of_rank
+from keras_lp.data.dataset import ClassNames, class_names_of
+from keras_lp.data.roles import (
+    Feature,
+    find_roles,
+    first_class_label,
+    numbers_of_rank,
+    read_pair,
+)
 from keras_lp.utils.arguments import check_choice
 from keras_lp.utils.interop import HUGGING_FACE, is_instance
 
@@ -54,29 +60,15 @@ def read_hugging_face(
         for row in found:
             yield {key: _shaped(row[key], spec[key]) for key in spec}
 
-    def pair(example: Mapping[str, Any]) -> tuple[Any, Any]:
-        return example[input_name], by_name(
-            {one.key: one.read(example[one.feature]) for one in roles}
-        )
-
     dataset = tf.data.Dataset.from_generator(examples, output_signature=spec)
-    dataset = dataset.apply(tf.data.experimental.assert_cardinality(len(found))).map(pair)
+    dataset = dataset.apply(tf.data.experimental.assert_cardinality(len(found)))
     names = {one.key: one.names for one in roles if one.names is not None}
 
     def class_numbers() -> np.ndarray:
-        if not roles[0].is_class:
-            raise ValueError(
-                "`examples_per_class` needs a first label that is one class. Received: "
-                f"{roles[0].feature!r} of {title!r}. Pass `labels`."
-            )
-        return np.asarray(found[roles[0].feature])
+        return np.asarray(found[first_class_label(title, roles)])
 
-    return (
-        dataset,
-        by_name(names) if len(roles) == 1 and names else names or None,
-        class_numbers,
-        split,
-    )
+    pairs = dataset.map(read_pair(input_name, roles))
+    return pairs, class_names_of(names, len(roles)), class_numbers, split
 
 
 def _open(

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import tensorflow as tf
 
+from keras_lp.data.dataset import by_name
 from keras_lp.utils.names import near
 
 Kind = Literal[
@@ -110,6 +111,29 @@ def find_roles(
             "as the name of a number."
         )
     return inputs, found
+
+
+def read_pair(inputs: str, roles: Sequence[Label]) -> Callable[[Mapping[str, Any]], Any]:
+    """Returns a function from an example, a dict of features, to `(input, labels)`."""
+
+    def pair(example: Mapping[str, Any]) -> tuple[Any, Any]:
+        return example[inputs], by_name({one.key: one.read(example[one.feature]) for one in roles})
+
+    return pair
+
+
+def first_class_label(name: str, roles: Sequence[Label]) -> str:
+    """Returns the feature that is the first label.
+
+    Raises:
+        ValueError: if it is not one class number.
+    """
+    if not roles[0].is_class:
+        raise ValueError(
+            "`examples_per_class` needs a first label that is one class. Received: "
+            f"{roles[0].feature!r} of {name!r}. Pass `labels`."
+        )
+    return roles[0].feature
 
 
 def _label(name: str, key: str, feature: Feature) -> Label:

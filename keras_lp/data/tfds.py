@@ -15,14 +15,21 @@ import tensorflow as tf
 from keras_lp.backbones.images import check_image_size
 from keras_lp.data.dataset import (
     ClassNames,
-    by_name,
     chosen_per_class,
+    class_names_of,
     finish,
     resize,
     take,
 )
 from keras_lp.data.hugging_face import is_hugging_face, read_hugging_face
-from keras_lp.data.roles import Feature, Label, find_roles, numbers_of_rank
+from keras_lp.data.roles import (
+    Feature,
+    Label,
+    find_roles,
+    first_class_label,
+    numbers_of_rank,
+    read_pair,
+)
 from keras_lp.utils.arguments import check_choice
 from keras_lp.utils.names import near
 
@@ -211,10 +218,8 @@ def _features(features: Any) -> dict[str, Feature]:
 
 
 def _pairs(builder: Any, split: str, inputs: str, roles: Sequence[Label]) -> tf.data.Dataset:
-    def pair(example: dict[str, Any]) -> tuple[Any, Any]:
-        return example[inputs], by_name({one.key: one.read(example[one.feature]) for one in roles})
-
     dataset = builder.as_dataset(split=split, shuffle_files=False)
+    pair = read_pair(inputs, roles)
     return dataset.map(pair, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
 
@@ -227,14 +232,9 @@ def _only(builder: Any, split: str, features: Sequence[str]) -> tf.data.Dataset:
 
 
 def _class_numbers(name: str, builder: Any, split: str, roles: Sequence[Label]) -> np.ndarray:
-    first = roles[0]
-    if not first.is_class:
-        raise ValueError(
-            "`examples_per_class` needs a first label that is one class. Received: "
-            f"{first.feature!r} of {name!r}. Pass `labels`."
-        )
-    examples = _only(builder, split, [first.feature]).batch(4096)
-    return np.concatenate([example[first.feature].numpy() for example in examples])
+    first = first_class_label(name, roles)
+    examples = _only(builder, split, [first]).batch(4096)
+    return np.concatenate([example[first].numpy() for example in examples])
 
 
 def _class_names(builder: Any, split: str, roles: Sequence[Label]) -> ClassNames:
@@ -251,7 +251,7 @@ def _class_names(builder: Any, split: str, roles: Sequence[Label]) -> ClassNames
                 found.update((int(number), text.decode()) for number, text in pairs)
             names[one.key] = [found.get(i, str(i)) for i in range(max(found) + 1)]
     names = {one.key: names[one.key] for one in roles if one.key in names}
-    return by_name(names) if names and len(roles) == 1 else names or None
+    return class_names_of(names, len(roles))
 
 
 def _check_images(name: str, dataset: tf.data.Dataset) -> None:

@@ -13,6 +13,7 @@ from keras_lp.model import checks
 from keras_lp.model.absent import unknown
 from keras_lp.model.linear_heads import can_be_solved
 from keras_lp.utils.arguments import check_positive
+from keras_lp.utils.interop import plain
 
 _COLUMNS = 100  # of the line of a round
 _LAST = ("dropped", "clients", "update_norm", "bytes_up", "bytes_down")  # where there is room
@@ -36,6 +37,7 @@ def validation(
         check_positive("validation_freq", freq, integer=True)
     if data is None:
         return lambda _: ({}, set())
+    data = plain(data)
     if isinstance(data, tf.data.Dataset):
         arguments = {"x": checks.checked_dataset(model, data)}
     else:

@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 
 import keras_lp as lp
+from keras_lp.federated.running import validation
 from tests.conftest import Batches, with_random_heads
 
 CLASSES = [str(digit) for digit in range(10)]
@@ -101,6 +102,13 @@ class TestPandas:
             lp.partition((columns, frame["digit"]), by="author")
         with pytest.raises(ValueError, match="by='writer' for ndarray"):
             lp.partition((x, y), by="writer")
+
+    def test_a_federation_validates_on_columns(self, frame, digits, mlp):
+        model = with_random_heads(lp.transfer_model(mlp(), CLASSES, optimizer="sgd"))
+        columns = frame.filter(like="pixel"), frame["name"]
+        results = [validation(model, data, 1)(1)[0] for data in (digits, columns)]
+        assert set(results[0]) == {"val_loss", "val_accuracy"}
+        assert results[1] == pytest.approx(results[0])
 
     def test_mix(self, frame, digits):
         x, y = digits

@@ -6,7 +6,7 @@ import abc
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import tensorflow as tf
@@ -81,11 +81,7 @@ class TopK(Compression):
         flat = tf.concat([tf.reshape(tf.cast(one, tf.float32), [-1]) for one in update], 0)
         _, places = tf.math.top_k(tf.abs(flat), self._kept(flat.shape[0]), sorted=False)
         kept = tf.scatter_nd(places[:, None], tf.gather(flat, places), [flat.shape[0]])
-        parts = tf.split(kept, [math.prod(one.shape) for one in update])
-        return [
-            tf.cast(tf.reshape(part, one.shape), one.dtype)
-            for part, one in zip(parts, update, strict=True)
-        ]
+        return unflatten(kept, update)
 
     def pack(self, update: Sequence[np.ndarray], seed: int = 0) -> bytes:
         """See `Compression`."""
@@ -187,6 +183,13 @@ class Quantize(Compression):
     @property
     def _steps(self) -> int:
         return 2**self.bits - 1
+
+
+def unflatten(flat: tf.Tensor, like: Sequence[Any]) -> list[tf.Tensor]:
+    """Returns the parts of a flat tensor in the shapes and dtypes of tensors or specs."""
+    parts = tf.split(flat, [one.shape.num_elements() for one in like])
+    pairs = zip(parts, like, strict=True)
+    return [tf.cast(tf.reshape(part, one.shape), one.dtype) for part, one in pairs]
 
 
 def _bits(count: int) -> int:

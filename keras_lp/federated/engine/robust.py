@@ -7,6 +7,8 @@ from typing import Literal
 
 import tensorflow as tf
 
+from keras_lp.federated.engine.compression import unflatten
+
 Aggregation = Literal["mean", "median", "trimmed_mean", "krum"]
 BAD = 0.2  # share of the clients that may be bad
 
@@ -21,7 +23,6 @@ def robust_mean(
         present: whether the update of each client counts, `(clients,)`.
         aggregation: `"median"`, `"trimmed_mean"` or `"krum"`.
     """
-    shapes = [one.shape[1:] for one in updates]
     flat = tf.concat(
         [tf.reshape(tf.cast(one, tf.float32), [one.shape[0], -1]) for one in updates], 1
     )
@@ -29,11 +30,7 @@ def robust_mean(
     nothing = tf.fill([1, flat.shape[1]], float("nan"))
     rows = tf.cond(tf.shape(rows)[0] > 0, lambda: rows, lambda: nothing)
     found = {"median": _median, "trimmed_mean": _trimmed_mean, "krum": _krum}[aggregation](rows)
-    parts = tf.split(found, [shape.num_elements() for shape in shapes])
-    return [
-        tf.cast(tf.reshape(part, shape), one.dtype)
-        for part, shape, one in zip(parts, shapes, updates, strict=True)
-    ]
+    return unflatten(found, [tf.TensorSpec(one.shape[1:], one.dtype) for one in updates])
 
 
 def _median(rows: tf.Tensor) -> tf.Tensor:

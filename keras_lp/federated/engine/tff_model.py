@@ -159,19 +159,7 @@ def _mean(tff: Any, update_type: Any, groups: Sequence[int], group_count: int) -
             for update, group in zip(total, groups, strict=True)
         )
 
-    no_state = _no_state(tff)
-
-    @tff.federated_computation(
-        no_state.type_signature.result,
-        tff.FederatedType(update_type, tff.CLIENTS),
-        tff.FederatedType(shares_type, tff.CLIENTS),
-    )
-    def aggregate(state: Any, updates: Any, shares: Any) -> Any:
-        total = tff.federated_sum(updates), tff.federated_sum(shares)
-        nothing = tff.federated_value((), tff.SERVER)
-        return tff.templates.MeasuredProcessOutput(state, tff.federated_map(divide, total), nothing)
-
-    return tff.templates.AggregationProcess(no_state, aggregate)
+    return _of_sums(tff, update_type, shares_type, divide)
 
 
 def _private_mean(tff: Any, update_type: Any, group_count: int) -> Any:
@@ -226,19 +214,23 @@ def _robust_mean(
     def combine(updates: Any, present: Any) -> Any:
         return tuple(robust_mean(list(updates), present > 0, aggregation))
 
+    return _of_sums(tff, update_type, present_type, combine)
+
+
+def _of_sums(tff: Any, update_type: Any, shares_type: Any, function: Any) -> Any:
+    """Returns the TFF aggregation that applies a function to the sums of updates and shares."""
     no_state = _no_state(tff)
 
     @tff.federated_computation(
         no_state.type_signature.result,
         tff.FederatedType(update_type, tff.CLIENTS),
-        tff.FederatedType(present_type, tff.CLIENTS),
+        tff.FederatedType(shares_type, tff.CLIENTS),
     )
-    def aggregate(state: Any, updates: Any, present: Any) -> Any:
-        total = tff.federated_sum(updates), tff.federated_sum(present)
+    def aggregate(state: Any, updates: Any, shares: Any) -> Any:
+        sums = tff.federated_sum(updates), tff.federated_sum(shares)
         nothing = tff.federated_value((), tff.SERVER)
-        return tff.templates.MeasuredProcessOutput(
-            state, tff.federated_map(combine, total), nothing
-        )
+        mean = tff.federated_map(function, sums)
+        return tff.templates.MeasuredProcessOutput(state, mean, nothing)
 
     return tff.templates.AggregationProcess(no_state, aggregate)
 
