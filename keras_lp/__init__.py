@@ -31,6 +31,7 @@ from keras_lp.transfer.linear_probe import fit_head
 from keras_lp.transfer.transfer import transfer_model
 
 if TYPE_CHECKING:  # for editors; imported on first use, see below
+    from keras_lp.audit import audit_membership, audit_update_leakage
     from keras_lp.data import load_dataset, load_folder
     from keras_lp.federated import (
         FederatedAveraging,
@@ -62,6 +63,8 @@ __version__ = "0.1.0"
 
 # Imported on first use: they need heavy or optional packages.
 _LAZY = {
+    "audit_membership": "keras_lp.audit",
+    "audit_update_leakage": "keras_lp.audit",
     "FederatedAveraging": "keras_lp.federated",
     "PersonalModels": "keras_lp.federated",
     "Quantize": "keras_lp.federated",
@@ -109,6 +112,8 @@ __all__ = [
     "TransferHyperModel",
     "TuningResult",
     "aggregate_device_updates",
+    "audit_membership",
+    "audit_update_leakage",
     "balancing",
     "choose_thresholds",
     "class_names",

@@ -18,7 +18,7 @@ ROOMS_OF = {
     "tflite": ["device", "metadata", "export", "training"],
 }
 # Each imports from itself, from `ROOMS`, and from these.
-AROUND = {"data": [], "tuning": ["federated"]}
+AROUND = {"data": [], "tuning": ["federated"], "audit": ["federated"]}
 # Heavy or optional packages, and the folder or file that alone imports each.
 ALONE = {
     "tensorflow_datasets": "data",
