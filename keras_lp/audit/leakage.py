@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import keras
@@ -110,17 +110,20 @@ class UpdateLeakage(ShownAsText):
         guess = f"Guessing the mean of the other examples: {self.guess:.1f} dB"
         return "\n".join([title, table, guess, "", self.verdict])
 
-    def save(self, path: str | os.PathLike[str], *more: Any) -> None:
-        """Writes a page with the pictures of originals and reconstructions, without links.
+    def save(self, path: str | os.PathLike[str], more: Mapping[str, Any] | None = None) -> None:
+        """Writes a page with the pictures of originals and reconstructions.
+
+        The page needs no other file and no network.
 
         Args:
             path: the HTML file.
-            *more: other audits for the same page, such as that of `lp.audit_membership`.
+            more: other audits for the same page, such as that of `lp.audit_membership`, by title.
         """
-        write_page(path, [self, *more])
+        audits = {"What an update reveals": self, **(more or {})}
+        write_page(path, {title: audit.section() for title, audit in audits.items()})
 
-    def sections(self) -> list[Section]:
-        """Returns the parts of a page."""
+    def section(self) -> Section:
+        """Returns a part of a page."""
         rows = [("original", self.originals)]
         rows += [(name, result.reconstructions) for name, result in self.results.items()]
         low, high = float(self.originals.min()), float(self.originals.max())
@@ -129,7 +132,7 @@ class UpdateLeakage(ShownAsText):
             for name, inputs in rows
             if inputs.ndim == 4
         ]
-        return [Section("What an update reveals", str(self), pictures)]
+        return Section(str(self), pictures)
 
 
 def audit_update_leakage(

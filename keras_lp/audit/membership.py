@@ -19,6 +19,7 @@ from keras_lp.utils.text_table import ShownAsText, text_table
 
 LEAST = 100  # examples of each kind
 FALSE_POSITIVES = 0.01
+LEVEL = 0.025
 _BATCH = 256
 
 
@@ -32,12 +33,15 @@ class MembershipResult:
         true_positives: the share of members found while at most 1 % of the others are taken for
             members.
         true_positives_interval: its 95 % interval (Clopper and Pearson, 1934), for this threshold.
+        tells: whether the attack does better than guessing: the interval of the AUC is above 0.5,
+            or significantly more members than others are found (Fisher's exact test, 2.5 %).
     """
 
     auc: float
     auc_interval: tuple[float, float]
     true_positives: float
     true_positives_interval: tuple[float, float]
+    tells: bool
 
 
 @dataclasses.dataclass(repr=False)
@@ -57,11 +61,7 @@ class MembershipLeakage(ShownAsText):
     @property
     def verdict(self) -> str:
         """What the figures mean, in sentences."""
-        found = [
-            name
-            for name, result in self.results.items()
-            if result.auc_interval[0] > 0.5 or result.true_positives_interval[0] > FALSE_POSITIVES
-        ]
+        found = [name for name, result in self.results.items() if result.tells]
         if found:
             text = f"The model reveals who was in its training data ({' and '.join(found)})."
         else:
@@ -86,9 +86,9 @@ class MembershipLeakage(ShownAsText):
         title = f"Attack on {self.members:,} members and {self.others:,} others; guessing: AUC 0.5"
         return "\n".join([title, text_table(rows, left=1), "", self.verdict])
 
-    def sections(self) -> list[Section]:
-        """Returns the parts of a page."""
-        return [Section("Who was in the training data", str(self))]
+    def section(self) -> Section:
+        """Returns a part of a page."""
+        return Section(str(self))
 
 
 def audit_membership(
@@ -125,7 +125,7 @@ trained without it; needs `train` |
         verbose: as in `FederatedAveraging.evaluate`. Defaults to `"auto"`.
 
     Returns:
-        `MembershipLeakage`: print it. `save(path, ...)` of `lp.audit_update_leakage` takes it too.
+        `MembershipLeakage`: print it; `save` of `lp.audit_update_leakage` puts it on a page.
 
     Raises:
         ValueError: if the model is not compiled, there are too few examples, losses are not finite,
@@ -245,11 +245,17 @@ def _result(scores: np.ndarray, is_member: np.ndarray) -> MembershipResult:
     members, others = scores[is_member], scores[~is_member]
     area, interval = auc(members, others)
     allowed = int(FALSE_POSITIVES * len(others))
-    threshold = np.sort(others)[::-1][allowed]
-    found = stats.binomtest(int((members > threshold).sum()), len(members))
+    count = int((members > np.sort(others)[::-1][allowed]).sum())
+    found = stats.binomtest(count, len(members))
     ends = found.proportion_ci()
+    table = [[count, len(members) - count], [allowed, len(others) - allowed]]
+    more = stats.fisher_exact(table, alternative="greater").pvalue < LEVEL
     return MembershipResult(
-        area, interval, float(found.statistic), (float(ends.low), float(ends.high))
+        auc=area,
+        auc_interval=interval,
+        true_positives=float(found.statistic),
+        true_positives_interval=(float(ends.low), float(ends.high)),
+        tells=bool(interval[0] > 0.5 or more),
     )
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import base64
 import html
 import os
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -30,24 +30,22 @@ class Section(NamedTuple):
     """A part of a page.
 
     Attributes:
-        title: the heading.
         text: printed text.
         pictures: rows of a name and the PNG files of its pictures.
     """
 
-    title: str
     text: str
     pictures: Sequence[tuple[str, Sequence[bytes]]] = ()
 
 
-def write_page(path: str | os.PathLike[str], audits: Sequence[Any]) -> None:
+def write_page(path: str | os.PathLike[str], sections: Mapping[str, Section]) -> None:
     """Writes a page that needs no other file and no network.
 
     Args:
         path: the HTML file.
-        audits: objects with `sections()`.
+        sections: the parts by title.
     """
-    body = "\n".join(_html(section) for audit in audits for section in audit.sections())
+    body = "\n".join(_html(title, section) for title, section in sections.items())
     page = (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -67,7 +65,7 @@ def picture(values: np.ndarray, low: float, high: float) -> bytes:
     return content
 
 
-def _html(section: Section) -> str:
+def _html(title: str, section: Section) -> str:
     rows = []
     for name, pictures in section.pictures:
         cells = "".join(
@@ -77,4 +75,4 @@ def _html(section: Section) -> str:
         )
         rows.append(f'<tr><th scope="row">{html.escape(name)}</th>{cells}</tr>')
     table = f'<div class="pictures"><table>{"".join(rows)}</table></div>' if rows else ""
-    return f"<h2>{html.escape(section.title)}</h2>\n{table}\n<pre>{html.escape(section.text)}</pre>"
+    return f"<h2>{html.escape(title)}</h2>\n{table}\n<pre>{html.escape(section.text)}</pre>"

@@ -358,8 +358,11 @@ def test_the_page_has_the_pictures_and_needs_nothing_else(tmp_path, pictures):
         trained(keras.Sequential([keras.Input((64,)), keras.layers.Dense(9)])),
         x.reshape(6, 64), y,
     )  # fmt: skip
-    columns.save(tmp_path / "columns.html")
-    assert "<img" not in (tmp_path / "columns.html").read_text()
+    columns.save(tmp_path / "columns.html", {"More & more": found})
+    page = (tmp_path / "columns.html").read_text()
+    assert page.index("<h2>What an update reveals") < page.index("<h2>More &amp; more</h2>")
+    assert "<img" not in page[: page.index("<h2>More")]
+    assert page.count("<img") == 18
 
 
 class Same(keras.layers.Layer):

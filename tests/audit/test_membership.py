@@ -80,6 +80,23 @@ def test_true_positives_at_one_percent():
     assert result.true_positives == 0.4
     expected = stats.binomtest(40, 100).proportion_ci(method="exact")
     np.testing.assert_allclose(result.true_positives_interval, [expected.low, expected.high])
+    assert result.tells
+
+
+def test_which_attacks_are_better_than_guessing():
+    def tells(found):
+        """Of 100 members, some have the highest score, as 2 of 200 others; the rest are alike."""
+        members = np.r_[np.full(found, 300.0), np.linspace(0, 195, 100 - found)]
+        others = np.r_[np.full(2, 299.0), np.linspace(0, 195, 198)]
+        return membership._result(np.r_[members, others], np.arange(300) < 100)
+
+    for found, better in {2: False, 5: False, 9: True}.items():
+        result = tells(found)
+        assert result.true_positives == found / 100
+        assert result.auc_interval[0] < 0.5
+        assert result.tells == better
+        p = stats.hypergeom.sf(found - 1, 300, 2 + found, 100)
+        assert better == (p < 0.025)
 
 
 def test_each_example_is_in_half_of_the_shadow_models():
