@@ -95,6 +95,9 @@ class UpdateLeakage(ShownAsText):
         return "\n".join(parts)
 
     def __str__(self) -> str:
+        return f"{self._table()}\n\n{self.verdict}"
+
+    def _table(self) -> str:
         header = ["defence", "read", "PSNR", "highest", "SSIM", "inputs of the layer", "labels"]
         rows = [header]
         for name, result in self.results.items():
@@ -108,7 +111,7 @@ class UpdateLeakage(ShownAsText):
         table = text_table([[row[i] for i in kept] for row in rows], left=1)
         title = f"Attack on updates ({self.attack.replace('_', ' ')}); read: PSNR of 20 dB or more"
         guess = f"Guessing the mean of the other examples: {self.guess:.1f} dB"
-        return "\n".join([title, table, guess, "", self.verdict])
+        return "\n".join([title, table, guess])
 
     def save(self, path: str | os.PathLike[str], more: Mapping[str, Any] | None = None) -> None:
         """Writes a page with the pictures of originals and reconstructions.
@@ -125,14 +128,19 @@ class UpdateLeakage(ShownAsText):
     def section(self) -> Section:
         """Returns a part of a page."""
         rows = [("original", self.originals)]
-        rows += [(name, result.reconstructions) for name, result in self.results.items()]
+        rows += [
+            ("no defence" if name == "none" else name, result.reconstructions)
+            for name, result in self.results.items()
+        ]
         low, high = float(self.originals.min()), float(self.originals.max())
         pictures = [
             (name, [picture(one, low, high) for one in inputs[:_SHOWN]])
             for name, inputs in rows
             if inputs.ndim == 4
         ]
-        return Section(str(self), pictures)
+        about = "The first row shows data of clients, each other row what the attacker reads."
+        verdict = f"{self.verdict}\n{about}" if pictures else self.verdict
+        return Section(verdict, self._table(), pictures)
 
 
 def audit_update_leakage(

@@ -71,6 +71,13 @@ class MembershipLeakage(ShownAsText):
         return text
 
     def __str__(self) -> str:
+        return f"{self._table()}\n\n{self.verdict}"
+
+    def section(self) -> Section:
+        """Returns a part of a page."""
+        return Section(self.verdict, self._table())
+
+    def _table(self) -> str:
         rows = [["attack", "AUC", "95 % interval", "found at 1 % false positives", "interval"]]
         for name, one in self.results.items():
             auc, found = one.auc_interval, one.true_positives_interval
@@ -84,11 +91,7 @@ class MembershipLeakage(ShownAsText):
                 ]
             )
         title = f"Attack on {self.members:,} members and {self.others:,} others; guessing: AUC 0.5"
-        return "\n".join([title, text_table(rows, left=1), "", self.verdict])
-
-    def section(self) -> Section:
-        """Returns a part of a page."""
-        return Section(str(self))
+        return "\n".join([title, text_table(rows, left=1)])
 
 
 def audit_membership(

@@ -30,11 +30,13 @@ class Section(NamedTuple):
     """A part of a page.
 
     Attributes:
-        text: printed text.
+        verdict: sentences, one per line.
+        table: a table as text.
         pictures: rows of a name and the PNG files of its pictures.
     """
 
-    text: str
+    verdict: str
+    table: str
     pictures: Sequence[tuple[str, Sequence[bytes]]] = ()
 
 
@@ -75,4 +77,7 @@ def _html(title: str, section: Section) -> str:
         )
         rows.append(f'<tr><th scope="row">{html.escape(name)}</th>{cells}</tr>')
     table = f'<div class="pictures"><table>{"".join(rows)}</table></div>' if rows else ""
-    return f"<h2>{html.escape(title)}</h2>\n{table}\n<pre>{html.escape(section.text)}</pre>"
+    verdict = "".join(f"<p>{html.escape(line)}</p>\n" for line in section.verdict.splitlines())
+    return (
+        f"<h2>{html.escape(title)}</h2>\n{verdict}{table}\n<pre>{html.escape(section.table)}</pre>"
+    )

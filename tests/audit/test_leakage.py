@@ -347,7 +347,7 @@ def test_the_page_has_the_pictures_and_needs_nothing_else(tmp_path, pictures):
     page = (tmp_path / "audit.html").read_text()
     encoded = re.findall(r'alt="([^"]+)" src="data:image/png;base64,([^"]+)"', page)
     assert [name for name, _ in encoded[::6]] == [
-        f"{name}, example 1" for name in ("original", "none", "Quantize(bits=8)")
+        f"{name}, example 1" for name in ("original", "no defence", "Quantize(bits=8)")
     ]
     images = np.array([tf.io.decode_png(base64.b64decode(code)).numpy() for _, code in encoded])
     np.testing.assert_array_equal(images[:6], np.round(255 * x))
