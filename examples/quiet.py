@@ -16,7 +16,8 @@ import sys
 LINES = "|".join(
     [
         "WARNING: All log messages before absl::InitializeLog",
-        r"[IWE]\d{4} \S+ +\d+ (cudart_stub|computation_placer)\.cc:",  # no GPU; linked twice
+        # No GPU, linked twice, oneDNN.
+        r"[IWE]\d{4} \S+ +\d+ (cudart_stub|computation_placer|port)\.cc:",
         "INFO: Created TensorFlow Lite XNNPACK delegate for CPU",
     ]
 )

@@ -74,9 +74,9 @@ def test_the_quickstart_prints_the_table_of_the_readme_and_nothing_else(tmp_path
     assert list(measured) == list(told)
     for name, (accuracy, *counts) in told.items():
         assert measured[name][1:] == tuple(counts)
-        # The seed is fixed; processors differ by up to 3 of the 180 pictures.
+        # The seed is fixed; processors differ by up to 4 of the 180 images.
         assert accuracy == round(round(accuracy * 1.8) / 1.8, 1)
-        assert abs(measured[name][0] - accuracy) <= 1.7
+        assert abs(measured[name][0] - accuracy) <= 2.3
     accuracies = {name: accuracy for name, (accuracy, *_) in measured.items()}
     assert accuracies["transfer"] > accuracies["from scratch"]
     assert accuracies["fine-tuning"] > accuracies["from scratch"]

@@ -6,9 +6,10 @@ McMahan et al., 2017, Communication-Efficient Learning of Deep Networks from Dec
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -23,14 +24,17 @@ from keras_lp.federated.engine.client_work import LocalTraining
 from keras_lp.federated.engine.compression import Compression
 from keras_lp.federated.engine.model_checks import check_model
 from keras_lp.federated.engine.optimizers import server_optimizer as make_server_optimizer
+from keras_lp.federated.engine.personal import PersonalLayers
 from keras_lp.federated.engine.robust import Aggregation
 from keras_lp.federated.engine.rounds import Rounds
 from keras_lp.federated.evaluation import summary
 from keras_lp.federated.head import fit_head
+from keras_lp.federated.personal_clients import PersonalClients
 from keras_lp.federated.private import PrivateClients
 from keras_lp.federated.running import print_restarts, print_round, validation
 from keras_lp.model import checks
 from keras_lp.model.absent import with_unknown_hidden
+from keras_lp.model.plain import plain_model_with
 from keras_lp.privacy.differential_privacy import DifferentialPrivacy
 from keras_lp.privacy.report import PrivacyReport
 from keras_lp.tasks.heads import tasks
@@ -63,6 +67,8 @@ class FederatedAveraging:
 (arXiv:1909.06335) |
     | FedAdam, FedYogi, FedAdagrad | `server_optimizer="adam"`, `"yogi"`, `"adagrad"` | Reddi et \
 al., 2021 (arXiv:2003.00295) |
+    | FedPer | `personal_layers="head"` | Arivazhagan et al., 2019 (arXiv:1912.00818) |
+    | FedBN | `personal_layers="normalization"` | Li et al., 2021 (arXiv:2102.07623) |
     | DP-FedAvg | `privacy=lp.DifferentialPrivacy(epsilon=8, delta=1e-5)` | McMahan et al., 2018 \
 (arXiv:1710.06963) |
 
@@ -98,14 +104,17 @@ al., 2021 (arXiv:2003.00295) |
             with one task. Defaults to `"mean"`.
         compression: `lp.Quantize` or `lp.TopK`, with which clients send smaller updates. Not with
             `privacy`, whose noise is added on the server. Defaults to None.
+        personal_layers: the layers that stay on the clients, see below: `"head"` (with its hidden
+            layers), `"normalization"`, or a list of layer names. Defaults to None: all trainable
+            layers are shared.
         privacy: `lp.DifferentialPrivacy` for the clients, see below. Defaults to None.
         seed: random seed of the sampling, the local shuffling and Dropout, 0 or more. Defaults to
             0.
 
     Raises:
-        ValueError: the model is not compiled, has trainable BatchNormalization (its statistics are
-            not averaged) or a custom `train_step`, its optimizer cannot run on clients (Nadam, EMA,
-            gradient accumulation, loss scaling), or a number is out of range.
+        ValueError: the model is not compiled, has trainable BatchNormalization that is shared (its
+            statistics are not averaged) or a custom `train_step`, its optimizer cannot run on
+            clients (Nadam, EMA, gradient accumulation, loss scaling), or a number is out of range.
         TypeError: `model` is not a Keras model.
         ImportError: raised by `fit` if TensorFlow Federated, or dp-accounting for `privacy`, is not
             installed. The message explains how to install it.
@@ -121,6 +130,12 @@ al., 2021 (arXiv:2003.00295) |
     statistics for this: their number of examples, the sum of their features and the sum of the
     squares. They are neither encrypted nor noised, so a client with one example reveals its
     features. With `cache_features=False` features are not scaled, and nothing is sent.
+
+    Each client has its own weights of `personal_layers`, which are not sent. They begin with the
+    values in `model`, which do not change, and are kept between rounds in files: in the folder
+    `clients` of `checkpoint_dir`, else in a temporary folder. `evaluate` uses them, and
+    `client_model` returns the model of a client. The statistics of personal BatchNormalization
+    train as in `fit` of the model.
 
     With `privacy`, the update of each client is clipped as one vector, noise is added once to the
     sum, and the sum is divided by the expected number of clients. The number of sampled clients
@@ -159,6 +174,7 @@ al., 2021 (arXiv:2003.00295) |
         weighting: Weighting | None = None,
         aggregation: Aggregation = "mean",
         compression: Compression | None = None,
+        personal_layers: PersonalLayers = None,
         privacy: DifferentialPrivacy | None = None,
         seed: int = 0,
     ) -> None:
@@ -197,18 +213,21 @@ al., 2021 (arXiv:2003.00295) |
             )
         if not isinstance(seed, (int, np.integer)) or seed < 0:
             raise ValueError(f"`seed` must be an integer of 0 or more. Received: seed={seed!r}.")
-        check_model(model)
+        check_model(model, personal_layers)
         self.model = model
         self.clients_per_round = clients_per_round
         self.seed = int(seed)
         self.rounds_done = 0
-        local = LocalTraining(
+        self._local = local = LocalTraining(
             int(local_epochs),
             None if batch_size is None else int(batch_size),
             float(proximal_strength),
         )
         server = make_server_optimizer(server_optimizer)
-        self._rounds = Rounds(model, local, server, weighting, compression, aggregation)
+        self._personal = PersonalClients(model, personal_layers)
+        self._rounds = Rounds(
+            model, local, server, weighting, compression, aggregation, personal_layers
+        )
         self._private = None if privacy is None else PrivateClients(privacy, clients_per_round)
         self._settings = {
             "clients_per_round": clients_per_round and int(clients_per_round),
@@ -219,6 +238,11 @@ al., 2021 (arXiv:2003.00295) |
             "weighting": weighting,
             "aggregation": aggregation if robust else None,
             "compression": compression and repr(compression),
+            "personal_layers": (
+                list(personal_layers)
+                if personal_layers and not isinstance(personal_layers, str)
+                else personal_layers
+            ),
             "privacy": privacy and dataclasses.asdict(privacy),
             "seed": self.seed,
             "learning_rate": float(model.optimizer.learning_rate),
@@ -295,7 +319,13 @@ al., 2021 (arXiv:2003.00295) |
         check_positive("rounds", rounds, integer=True)
         check_positive("checkpoint_freq", checkpoint_freq, integer=True)
         checks.check_trainable_unchanged(self.model)
-        check_model(self.model)
+        check_model(self.model, self.personal_layers)
+        if validation_data is not None and self.personal_layers is not None:
+            raise ValueError(
+                "With personal layers, each client has a model of its own. Received: "
+                f"`validation_data` and personal_layers={self.personal_layers!r}. Call "
+                "`evaluate(clients)` after `fit`."
+            )
         validate = validation(self.model, validation_data, validation_freq)
         with Source(self.model, clients) as source:
             self._check_sample(source)
@@ -317,11 +347,16 @@ al., 2021 (arXiv:2003.00295) |
                 print_restarts(self.model)
             bar = bar_only(verbose)  # the lines of the rounds are below
             compiled = compile_config(self.model)  # a new object with each `compile`
-            try:
+            takes_part = rounds * (self.clients_per_round or len(source.ids)) / len(source.ids)
+            statistics = self._personal.fast_statistics(source, takes_part, self._local)
+            with contextlib.ExitStack() as stack:
+                stack.enter_context(statistics)
+                stack.callback(self._end_call, last)
                 while self.rounds_done < last and not self.model.stop_training:
                     self._check_compiled(compiled)
                     history.on_epoch_begin(self.rounds_done)
-                    logs = self._run(source, f"Round {self.rounds_done + 1}/{last}", bar)
+                    label = f"Round {self.rounds_done + 1}/{last}"
+                    logs = self._run(source, label, bar, checkpoints)
                     self.rounds_done += 1
                     self._warn_of_dropped(logs)
                     validated, unknown = validate(self.rounds_done)
@@ -334,8 +369,6 @@ al., 2021 (arXiv:2003.00295) |
                     history.on_epoch_end(self.rounds_done - 1, logs)
                     self._stop_if_spent(last, verbose)
                     self._save(checkpoints, checkpoint_freq, last)
-            finally:
-                self._end_call(last)
             history.on_train_end(self._logs[-1] if self._logs else {})
         return self.model.history
 
@@ -417,6 +450,11 @@ al., 2021 (arXiv:2003.00295) |
         Reference: Fanì et al., 2024, Accelerating Heterogeneous Federated Learning with
         Closed-form Classifiers (Fed3R, arXiv:2402.05098), for ridge regression.
         """
+        if self.personal_layers is not None:
+            raise ValueError(
+                "`fit_head` solves heads that all clients share. Received: a federation with "
+                f"personal_layers={self.personal_layers!r}. Use `fit`."
+            )
         if self._private is not None:
             raise ValueError(
                 "The sums that solve a head are exact, without noise. Received: `fit_head` of a "
@@ -455,12 +493,30 @@ al., 2021 (arXiv:2003.00295) |
         Reference: worst decile as in Li et al., 2020, Fair Resource Allocation in Federated
         Learning (arXiv:1905.10497).
         """
-        check_model(self.model)
+        check_model(self.model, self.personal_layers)
         with Source(self.model, clients) as source:
             tff_runtime.load_tff()
             with self._rounds.progress("Evaluation", source, source.ids, verbose) as progress:
-                results = self._rounds.evaluate(source, progress)
+                results = self._rounds.evaluate(source, progress, self._personal.values)
         return {**summary(self.model, *results), "clients": len(source.ids)}
+
+    def client_model(self, client: Hashable) -> keras.Model:
+        """Returns the model of a client, a plain Keras model (see `lp.plain_model`).
+
+        Its personal layers have the client's weights.
+
+        Args:
+            client: the id of a client that took part in a round.
+
+        Raises:
+            ValueError: the federation has no `personal_layers`, or the client has no weights yet.
+        """
+        return plain_model_with(self.model, *self._personal.of_client(client))
+
+    @property
+    def personal_layers(self) -> PersonalLayers:
+        """The layers that stay on the clients."""
+        return self._personal.layers
 
     def privacy_report(self) -> PrivacyReport:
         """Returns the guarantee of the rounds so far: print it.
@@ -490,16 +546,22 @@ al., 2021 (arXiv:2003.00295) |
                 "callback. Recompile it between two calls of `fit`."
             )
 
-    def _run(self, source: Source, label: str, bar: Verbose) -> dict[str, Any]:
+    def _run(
+        self, source: Source, label: str, bar: Verbose, checkpoints: Checkpoints | None
+    ) -> dict[str, Any]:
         """Runs the next round and returns its logs."""
         if self._private is None:
             sample, rng, private = self._sample(source), self._random(), None
         else:
-            shapes = [variable.shape for variable in self.model.trainable_variables]
+            shapes = [variable.shape for variable in self._rounds.personal_variables().shared]
             sample, private = self._private.next_round(source.ids, shapes)
             rng, bar = private.random, 0  # the bar would tell how many were sampled
         with self._rounds.progress(label, source, sample, bar) as progress:
-            logs = self._rounds.run(source, sample, rng, progress, private)
+            own = [self._personal.values(client) for client in sample]
+            logs = self._rounds.run(source, sample, rng, progress, private, own)
+        if private is None or private.counts:
+            number = self.rounds_done + 1
+            self._personal.keep(sample, self._rounds.personal, number, checkpoints)
         if self._private is not None and private is not None:
             counted = len(sample) if private.counts else 0
             logs = {**self._private.end_round(logs.pop("within"), counted), **logs}
@@ -562,6 +624,7 @@ al., 2021 (arXiv:2003.00295) |
     ) -> Checkpoints | None:
         """Opens the checkpoint folder and restores the newest checkpoint if it is ahead."""
         if directory is None:
+            self._personal.open(None, self.rounds_done)
             return None
         settings = {**self._settings, **describe_model(self.model)}
         settings["clients"] = digest([repr(client) for client in source.ids])
@@ -575,6 +638,7 @@ al., 2021 (arXiv:2003.00295) |
             self._ends, self._logs = about["ends"], about["logs"]
             if about["learning_rate"] is not None:
                 self.model.optimizer.learning_rate = about["learning_rate"]
+        self._personal.open(Path(directory), self.rounds_done)
         return checkpoints
 
     def _save(self, checkpoints: Checkpoints | None, every: int, last: int) -> None:

@@ -68,6 +68,11 @@ class Checkpoints:
         for old in (*outdated, *self._directory.glob("*.partial")):
             old.unlink(missing_ok=True)
 
+    def earliest(self) -> int:
+        """Returns the round of the oldest checkpoint, 0 if there is none."""
+        files = self._files()
+        return int(files[0].stem.split("_")[1]) if files else 0
+
     def load(self) -> State | None:
         """Returns the newest undamaged `(round_number, arrays, about)`, None if there is none.
 

@@ -20,7 +20,7 @@ from keras_lp.federated.clients.clients import Clients, Population
 from keras_lp.federated.clients.source import Source
 from keras_lp.federated.engine.rounds import changing
 from keras_lp.federated.evaluation import better
-from keras_lp.model.plain import plain_model
+from keras_lp.model.plain import plain_model_with, set_values
 from keras_lp.tasks.heads import tasks
 from keras_lp.utils.arguments import Verbose, check_choice, check_positive
 from keras_lp.utils.progress import Progress
@@ -178,8 +178,8 @@ def personalize(
         `PersonalModels`: print it; `model(client)` returns the model of a client.
 
     Raises:
-        ValueError: if the ids differ, the metric is unknown, or clients are refused as in
-            `FederatedAveraging.fit`.
+        ValueError: if the ids differ, the metric is unknown, the federation has personal layers, or
+            clients are refused as in `FederatedAveraging.fit`.
 
     Example:
 
@@ -199,6 +199,12 @@ def personalize(
     """
     check_positive("epochs", epochs, integer=True)
     check_positive("batch_size", batch_size, integer=True)
+    if federated.personal_layers is not None:
+        raise ValueError(
+            "`personalize` takes a federation whose layers are all shared. Received: one with "
+            f"personal_layers={federated.personal_layers!r}, whose clients have models of their "
+            "own. Use its `evaluate` and `client_model`."
+        )
     model: Any = federated.model
     with Source(model, clients) as source, Source(model, held_out) as judges:
         if set(source.ids) != set(judges.ids):
@@ -216,7 +222,7 @@ def personalize(
             with Progress("Personal models", len(source.ids), verbose) as progress:
                 for i, client in enumerate(source.ids):
                     own, judge = source.load(client), judges.load(client)
-                    _set(variables, start)
+                    set_values(variables, start)
                     before = _evaluate(model, judge)
                     order = np.random.default_rng((seed, i)).permutation(count_examples(own))
                     shuffled = tf.nest.map_structure(lambda array, o=order: array[o], own)
@@ -225,16 +231,11 @@ def personalize(
                     results[client] = before, _evaluate(model, judge)
                     progress.step(1)
         finally:
-            _set(variables, start)
+            set_values(variables, start)
     name = _metric(model, metric, next(iter(results.values()))[0])
 
     def make(own: list[np.ndarray]) -> keras.Model:
-        before = [variable.numpy() for variable in changing(model)]
-        try:
-            _set(changing(model), own)
-            return plain_model(model)
-        finally:
-            _set(changing(model), before)
+        return plain_model_with(model, changing(model), own)
 
     return PersonalModels(
         name,
@@ -244,11 +245,6 @@ def personalize(
         weights,
         make,
     )
-
-
-def _set(variables: Any, values: Any) -> None:
-    for variable, value in zip(variables, values, strict=True):
-        variable.assign(value)
 
 
 def _fit(model: Any, data: Arrays, epochs: int, batch_size: int) -> None:

@@ -22,7 +22,7 @@ from keras_lp.model.compiled import has_own_losses, loss_weights
 from keras_lp.model.data import as_numbers, as_weights, check_labels, checked
 from keras_lp.model.linear_heads import can_be_solved
 from keras_lp.model.scaling import scale_features
-from keras_lp.model.short_runs import fast_statistics, unfinished
+from keras_lp.model.short_runs import fast_statistics, steps_of, unfinished
 from keras_lp.tasks.heads import heads, tasks
 from keras_lp.tasks.regression import label_batches, standardize
 from keras_lp.tasks.task import ClassWeight
@@ -165,7 +165,8 @@ class Model(keras.Model):
         balance_classes(heads(self), label_batches(arguments))
         if self._is_extended():
             return super().fit(**_with_own_callbacks(self, arguments))
-        with fast_statistics(self, arguments), computed_once(self, arguments) as arguments:
+        steps = steps_of(arguments)
+        with fast_statistics(self, steps), computed_once(self, arguments) as arguments:
             scale_features(self, arguments["x"])
             history = super().fit(**_with_own_callbacks(self, arguments))
         line = unfinished(history, can_be_solved(self)) if verbose not in (0, False) else None

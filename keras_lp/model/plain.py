@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -101,6 +101,24 @@ def plain_model(model: keras.Model) -> keras.Model:
     if getattr(model, "compiled", False) and has_own_losses(model):
         _compile(model, result)
     return result
+
+
+def plain_model_with(
+    model: keras.Model, variables: Sequence[Any], values: Sequence[np.ndarray]
+) -> keras.Model:
+    """Returns `plain_model` of a model in which some variables have other values."""
+    before = [variable.numpy() for variable in variables]
+    try:
+        set_values(variables, values)
+        return plain_model(model)
+    finally:
+        set_values(variables, before)
+
+
+def set_values(variables: Sequence[Any], values: Sequence[Any]) -> None:
+    """Sets variables to values."""
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(value)
 
 
 def class_names(model: keras.Model) -> dict[str, list[str]]:

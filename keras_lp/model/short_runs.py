@@ -17,7 +17,7 @@ FALLING = 0.05  # relative decrease of the loss in the last epoch that suggests 
 
 
 @contextlib.contextmanager
-def fast_statistics(model: keras.Model, arguments: Mapping[str, Any]) -> Iterator[None]:
+def fast_statistics(model: keras.Model, steps: int | None) -> Iterator[None]:
     """Limits the memory of BatchNormalization to a tenth of the steps during training.
 
     With a momentum of 0.99, a moving average remembers 100 steps. After a few hundred steps, in
@@ -26,9 +26,8 @@ def fast_statistics(model: keras.Model, arguments: Mapping[str, Any]) -> Iterato
 
     Args:
         model: the model.
-        arguments: the arguments of `fit`.
+        steps: number of steps, None if it is unknown.
     """
-    steps = _steps(arguments)
     layers = [
         layer
         for layer in sublayers(model)
@@ -53,7 +52,7 @@ def fast_statistics(model: keras.Model, arguments: Mapping[str, Any]) -> Iterato
         model.train_function = None
 
 
-def _steps(arguments: Mapping[str, Any]) -> int | None:
+def steps_of(arguments: Mapping[str, Any]) -> int | None:
     """Returns the number of steps of `fit` with these arguments, None if it is unknown."""
     x, steps = arguments["x"], arguments["steps_per_epoch"]
     if steps is None and isinstance(x, tf.data.Dataset):

@@ -33,11 +33,13 @@ class Work:
         data: its arrays.
         shares: its weight in the mean of each group.
         seed: two integers for shuffling and Dropout.
+        personal: its personal values, `(size,)`. Defaults to none.
     """
 
     data: Arrays
     shares: np.ndarray
     seed: np.ndarray
+    personal: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, "float32"))
 
 
 def rows_spec(data: Arrays) -> Any:
@@ -47,13 +49,19 @@ def rows_spec(data: Arrays) -> Any:
     )
 
 
-def block_spec(groups: int) -> Any:
-    """Returns the `tf.TensorSpec`s of a block without its rows."""
+def block_spec(groups: int, personal: int = 0) -> Any:
+    """Returns the `tf.TensorSpec`s of a block without its rows.
+
+    Args:
+        groups: number of groups of weights.
+        personal: number of personal values of a client. Defaults to 0.
+    """
     return collections.OrderedDict(
         number=tf.TensorSpec((), tf.int32),
         examples=tf.TensorSpec((None,), tf.int32),
         shares=tf.TensorSpec((None, groups), tf.float32),
         seeds=tf.TensorSpec((None, 2), tf.int32),
+        personal=tf.TensorSpec((None, personal), tf.float32),
         positions=tf.TensorSpec((None,), tf.int32),
         learning_rate=tf.TensorSpec((), tf.float32),
         clip=tf.TensorSpec((), tf.float32),
@@ -82,6 +90,7 @@ def to_blocks(
             examples=np.array([count_examples(client.data) for client in part], "int32"),
             shares=np.stack([client.shares for client in part]),
             seeds=np.stack([client.seed for client in part]),
+            personal=np.stack([client.personal for client in part]),
             positions=np.arange(first, last, dtype="int32"),
             learning_rate=np.float32(learning_rate),
             clip=np.float32(clip),

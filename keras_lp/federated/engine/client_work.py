@@ -17,11 +17,12 @@ import keras
 import tensorflow as tf
 
 from keras_lp.backbones import features
-from keras_lp.federated.engine.compression import Compression
+from keras_lp.federated.engine.compression import Compression, unflatten
 from keras_lp.federated.engine.done import ClientsDone
 from keras_lp.federated.engine.files import read_tensor, write_tensor
 from keras_lp.federated.engine.merging import Merging
 from keras_lp.federated.engine.optimizers import stateless_optimizer
+from keras_lp.federated.engine.personal import Personal, flat
 from keras_lp.model.absent import seen
 from keras_lp.utils.keras_internals import loss_metrics, loss_tracker, rate_of, sublayers
 
@@ -53,15 +54,23 @@ class StatelessModel:
         folder: the folder in which `write_frozen` stores the non-trainable weights.
         on_features: whether the inputs are features of the frozen backbone.
         merging: merges the metric states of several clients.
+        personal: which variables stay on the clients.
     """
 
     def __init__(
-        self, model: keras.Model, folder: Path, on_features: bool, merging: Merging
+        self,
+        model: keras.Model,
+        folder: Path,
+        on_features: bool,
+        merging: Merging,
+        personal: Personal,
     ) -> None:
         self.model = model
+        self.personal = personal
         self._random = [v for v in model.non_trainable_variables if _is_random(v)]
         below = features.feature_model(model).variables if on_features else []
-        unused = {id(variable) for variable in (*below, *self._random)}
+        self._states = [*self._random, *personal.states]
+        unused = {id(variable) for variable in (*below, *self._states)}
         self._frozen = [v for v in model.non_trainable_variables if id(v) not in unused]
         self._folder = folder
         self.merging = merging
@@ -83,23 +92,37 @@ class StatelessModel:
             for i, variable in enumerate(self._frozen)
         )
 
-    def random_start(self, seed: tf.Tensor) -> Tensors:
-        """Returns the initial states of seed generators (Dropout, augmentation) for a client."""
-        return tuple(
+    def start(self, shared: Tensors, own: tf.Tensor, seed: tf.Tensor) -> tuple[Tensors, Tensors]:
+        """Returns the trainable weights of a client, and the states that its training changes.
+
+        Args:
+            shared: the weights that the server sent.
+            own: the values of the personal variables, `(size,)`.
+            seed: two integers for the seed generators (Dropout, augmentation).
+        """
+        parts = unflatten(own, self.personal.variables)
+        trained = len(self.personal.trainable)
+        random = [
             tf.cast(seed, v.dtype) + tf.cast([0, i], v.dtype) for i, v in enumerate(self._random)
-        )
+        ]
+        return self.personal.merge(shared, parts[:trained]), (*random, *parts[trained:])
+
+    def end(self, weights: Tensors, states: Tensors) -> tuple[list[tf.Tensor], tf.Tensor]:
+        """Returns the shared weights and the personal values of a client, as `start` takes them."""
+        shared, own = self.personal.split(weights)
+        return shared, flat([*own, *states[len(self._random) :]])
 
     def forward(
-        self, weights: Tensors, frozen: Tensors, random: Tensors, metrics: Tensors,
+        self, weights: Tensors, frozen: Tensors, states: Tensors, metrics: Tensors,
         data: Tensors, training: bool,
     ) -> tuple[tf.Tensor, Tensors, Tensors]:  # fmt: skip
-        """Runs a Keras training step without gradients; returns loss, random states and metrics."""
+        """Runs a Keras training step without gradients; returns loss, new states and metrics."""
         model: Any = self.model
         x, y, sample_weight = (*data, None)[:3]
         mapping = [
             *zip(model.trainable_variables, weights, strict=True),
             *zip(self._frozen, frozen, strict=True),
-            *zip(self._random, random, strict=True),
+            *zip(self._states, states, strict=True),
             *zip(model.metrics_variables, metrics, strict=True),
         ]
         with keras.StatelessScope(state_mapping=mapping, collect_losses=True) as scope:
@@ -110,7 +133,7 @@ class StatelessModel:
             loss_tracker(model).update_state(loss, sample_weight=_count(data))
             model.compute_metrics(x, y, y_pred, sample_weight)
             self._check_still(before, scope)
-        states = tuple(scope.get_current_value(v) for v in self._random)
+        states = tuple(scope.get_current_value(v) for v in self._states)
         return loss, states, tuple(scope.get_current_value(v) for v in model.metrics_variables)
 
     def results(self, metrics: Sequence[Any]) -> dict[str, Any]:
@@ -159,7 +182,8 @@ def train_block(
     The result has `update`, the sum of the updates (weights sent minus weights trained) times the
     shares of the clients; `shares`, the sum of the shares; `metrics`, the sum of `Merging.part`;
     and `dropped` `(count,)`, 1 for each client whose update or its norm is not finite (the norm
-    overflows at 1.8e19). The update, shares and metrics of these clients are left out. `within` is
+    overflows at 1.8e19). The update, shares and metrics of these clients are left out. `personal`
+    `(count, size)` has the personal values of the clients, those of others are 0. `within` is
     the number of clients whose update was at most as long as the clipping norm of the block; longer
     ones are shortened to it.
 
@@ -180,20 +204,24 @@ def train_block(
         frozen, rows_of_all = stateless.read_frozen(), read_rows(block["number"])
         ends = tf.cumsum(block["examples"])
 
-        def train_next(i: tf.Tensor, last: tf.Tensor, sums: Any) -> Any:
+        def train_next(i: tf.Tensor, last: tf.Tensor, own: tf.TensorArray, sums: Any) -> Any:
             data = tf.nest.map_structure(
                 lambda rows: rows[ends[i] - block["examples"][i] : ends[i]], rows_of_all
             )
-            weights, metrics = train(start, frozen, data, block["seeds"][i], block["learning_rate"])
-            updates = [before - after for before, after in zip(start, weights, strict=True)]
+            seed, before = block["seeds"][i], block["personal"][i]
+            weights, values, metrics = train(
+                start, before, frozen, data, seed, block["learning_rate"]
+            )
+            updates = [sent - trained for sent, trained in zip(start, weights, strict=True)]
             if compression is not None:
-                updates = compression.restored(updates, block["seeds"][i])
+                updates = compression.restored(updates, seed)
             updates = [
                 tf.cast(block["shares"][i][group], u.dtype) * u
                 for group, u in zip(groups, updates, strict=True)
             ]
             norm = tf.linalg.global_norm([tf.cast(u, tf.float32) for u in updates])
-            finite = tf.math.is_finite(norm)
+            finite = tf.reduce_all(tf.math.is_finite(tf.concat([norm[None], values], 0)))
+            own = own.write(i, tf.where(finite, values, before))
             limit = _BELOW * block["clip"]
             within = norm <= limit
             factor = tf.where(within, 1.0, limit / norm)
@@ -214,7 +242,7 @@ def train_block(
                 dropped=tf.cast(place & ~finite, tf.int32),
                 within=tf.cast(within & (block["shares"][i][0] > 0), tf.int32),
             )
-            return i + 1, last, tf.nest.map_structure(tf.add, sums, result)
+            return i + 1, last, own, tf.nest.map_structure(tf.add, sums, result)
 
         rows = [count] if separate else []
         nothing = collections.OrderedDict(
@@ -224,9 +252,14 @@ def train_block(
             dropped=tf.zeros([count], tf.int32),
             within=tf.constant(0),
         )
-        clients = tf.shape(ends)[0]
-        start_of_loop = (tf.constant(0), tf.timestamp(), nothing)
-        return tf.while_loop(lambda i, *_: i < clients, train_next, start_of_loop)[-1]
+        clients, size = tf.shape(ends)[0], block["personal"].shape[1]
+        own = tf.TensorArray(tf.float32, clients, element_shape=[size])
+        start_of_loop = (tf.constant(0), tf.timestamp(), own, nothing)
+        *_, own, sums = tf.while_loop(lambda i, *_: i < clients, train_next, start_of_loop)
+        first = block["positions"][0]  # they are consecutive
+        sums["personal"] = tf.pad(own.stack(), [[first, count - first - clients], [0, 0]])
+        sums["personal"].set_shape([count, size])
+        return sums
 
     return _without_captures(train_all, stateless.model)
 
@@ -245,14 +278,13 @@ def evaluate_block(
     """
     merging = stateless.merging
 
-    def evaluate(weights: Tensors, frozen: Tensors, data: Any, seed: tf.Tensor) -> Any:
-        random = stateless.random_start(seed)
+    def evaluate(weights: Tensors, states: Tensors, frozen: Tensors, data: Any) -> Any:
         examples = _count(data)
 
         def step(first: tf.Tensor, metrics: Tensors) -> Any:
             last = tf.minimum(first + _EVALUATION_BATCH, examples)
             batch = tf.nest.map_structure(lambda rows: rows[first:last], data)
-            *_, metrics = stateless.forward(weights, frozen, random, metrics, batch, False)
+            *_, metrics = stateless.forward(weights, frozen, states, metrics, batch, False)
             return last, metrics
 
         return tf.while_loop(lambda i, _: i < examples, step, (tf.constant(0), merging.start()))[1]
@@ -266,7 +298,8 @@ def evaluate_block(
             data = tf.nest.map_structure(
                 lambda rows: rows[ends[i] - block["examples"][i] : ends[i]], rows_of_all
             )
-            own = evaluate(weights, frozen, data, block["seeds"][i])
+            start = stateless.start(weights, block["personal"][i], block["seeds"][i])
+            own = evaluate(*start, frozen, data)
             results, labels = stateless.results(own), stateless.seen(own)
             place = tf.one_hot(block["positions"][i], count, on_value=True, off_value=False)
             weighed = _any_weight(data)
@@ -305,15 +338,19 @@ def scalars(results: dict[str, Any]) -> dict[str, Any]:
 def _client_training(stateless: StatelessModel, local: LocalTraining) -> Callable[..., Any]:
     """Returns a function that trains a client.
 
-    Its form is `(weights, frozen, data, seed, rate) -> (weights, metrics)`. The optimizer restarts
-    with the learning rate of the round. The seed determines shuffling and Dropout.
+    Its form is `(shared, own, frozen, data, seed, rate) -> (shared, own, metrics)`, with shared
+    weights and personal values as in `StatelessModel.start`. The optimizer restarts with the
+    learning rate of the round. The seed determines shuffling and Dropout.
     """
     model = stateless.model
     optimizer = stateless_optimizer(model.optimizer, model.trainable_variables)
     optimizer_start = [variable.numpy() for variable in optimizer.variables]
     is_rate = [variable is rate_of(optimizer) for variable in optimizer.variables]
 
-    def train(start: Tensors, frozen: Tensors, data: Any, seed: tf.Tensor, rate: tf.Tensor) -> Any:
+    def train(
+        shared: Tensors, own: tf.Tensor, frozen: Tensors, data: Any, seed: tf.Tensor, rate: Any
+    ) -> Any:
+        start, states = stateless.start(shared, own, seed)
         examples = _count(data)
         batch = examples if local.batch_size is None else tf.constant(local.batch_size)
         steps = -(-examples // batch)
@@ -321,7 +358,7 @@ def _client_training(stateless: StatelessModel, local: LocalTraining) -> Callabl
         order = tf.argsort(keys, axis=-1)
 
         def step(i: tf.Tensor, weights: Tensors, slots: Tensors, *rest: Tensors) -> Any:
-            random, metrics = rest
+            states, metrics = rest
             xs = data
             if local.batch_size is not None:
                 first = (i % steps) * batch
@@ -329,8 +366,8 @@ def _client_training(stateless: StatelessModel, local: LocalTraining) -> Callabl
                 xs = tf.nest.map_structure(lambda rows: tf.gather(rows, chosen), data)
             with tf.GradientTape() as tape:
                 tape.watch(weights)
-                loss, random, metrics = stateless.forward(
-                    weights, frozen, random, metrics, xs, True
+                loss, states, metrics = stateless.forward(
+                    weights, frozen, states, metrics, xs, True
                 )
             gradients = tape.gradient(
                 loss, weights, unconnected_gradients=tf.UnconnectedGradients.ZERO
@@ -338,21 +375,23 @@ def _client_training(stateless: StatelessModel, local: LocalTraining) -> Callabl
             gradients = [tf.convert_to_tensor(g) for g in gradients]  # may be sparse (embeddings)
             if local.proximal_strength:
                 gradients = [
-                    g + tf.cast(local.proximal_strength, g.dtype) * (w - s)
-                    for g, w, s in zip(gradients, weights, start, strict=True)
+                    g if own else g + tf.cast(local.proximal_strength, g.dtype) * (w - s)
+                    for g, w, s, own in zip(
+                        gradients, weights, start, stateless.personal.is_own, strict=True
+                    )
                 ]
             weights, slots = optimizer.stateless_apply(list(slots), gradients, list(weights))
-            return i + 1, tuple(weights), tuple(slots), random, metrics
+            return i + 1, tuple(weights), tuple(slots), states, metrics
 
         slots = tuple(
             tf.cast(rate, value.dtype) if own else tf.constant(value)
             for value, own in zip(optimizer_start, is_rate, strict=True)
         )
         metrics = stateless.merging.start()
-        state = (tf.constant(0), start, slots, stateless.random_start(seed), metrics)
+        state = (tf.constant(0), start, slots, states, metrics)
         total = steps * local.epochs
-        _, weights, _, _, metrics = tf.while_loop(lambda i, *_: i < total, step, state)
-        return weights, metrics
+        _, weights, _, states, metrics = tf.while_loop(lambda i, *_: i < total, step, state)
+        return *stateless.end(weights, states), metrics
 
     return train
 

@@ -187,7 +187,8 @@ class Quantize(Compression):
 
 def unflatten(flat: tf.Tensor, like: Sequence[Any]) -> list[tf.Tensor]:
     """Returns the parts of a flat tensor in the shapes and dtypes of tensors or specs."""
-    parts = tf.split(flat, [one.shape.num_elements() for one in like])
+    sizes = [math.prod(one.shape) for one in like]
+    parts = tf.split(flat, sizes) if sizes else []
     pairs = zip(parts, like, strict=True)
     return [tf.cast(tf.reshape(part, one.shape), one.dtype) for part, one in pairs]
 

@@ -8,12 +8,16 @@ import keras
 
 from keras_lp.balancing.ways import balancing_of
 from keras_lp.federated.engine.optimizers import check_client_optimizer
+from keras_lp.federated.engine.personal import PersonalLayers, untrainable_statistics
 from keras_lp.model.model import Model
-from keras_lp.utils.keras_internals import sublayers
 
 
-def check_model(model: Any) -> None:
+def check_model(model: Any, personal_layers: PersonalLayers = None) -> None:
     """Raises if clients cannot train a model, or would silently train it differently.
+
+    Args:
+        model: the model.
+        personal_layers: the layers that stay on the clients. Defaults to None.
 
     Raises:
         ValueError: the model is not built and compiled, is not Functional or Sequential, has a
@@ -54,16 +58,13 @@ def check_model(model: Any) -> None:
             "FederatedAveraging takes a model with trainable weights. Received: model "
             f"{model.name!r} without any."
         )
-    training = [
-        layer.name
-        for layer in sublayers(model)
-        if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
-    ]
+    training = untrainable_statistics(model, personal_layers)
     if training:
         raise ValueError(
-            "Clients cannot train BatchNormalization, because its statistics are not averaged. "
-            f"Received: model {model.name!r} with the trainable layers {training[:5]}. Freeze "
-            "them (every builder freezes those of a pretrained backbone), or build the model "
-            "with GroupNormalization."
+            "Clients cannot share BatchNormalization that trains, because its statistics are not "
+            f"averaged. Received: model {model.name!r} with the trainable layers {training[:5]}. "
+            "Freeze them (every builder freezes those of a pretrained backbone), keep them on the "
+            'clients with personal_layers="normalization", or build the model with '
+            "GroupNormalization."
         )
     check_client_optimizer(model.optimizer)

@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import time
 import weakref
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from keras_lp.federated.engine.compression import Compression
 from keras_lp.federated.engine.done import ClientsDone
 from keras_lp.federated.engine.groups import Groups
 from keras_lp.federated.engine.merging import find_merging
+from keras_lp.federated.engine.personal import Personal, PersonalLayers
 from keras_lp.federated.engine.robust import Aggregation
 from keras_lp.model import class_balance
 from keras_lp.model.scaling import waiting_heads
@@ -77,8 +78,10 @@ class Rounds:
         weighting: `"examples"` or `"uniform"`.
         compression: how updates are compressed, or None.
         aggregation: how updates are combined.
+        personal_layers: the layers that stay on the clients.
 
     Attributes:
+        personal: the personal values of the clients of the last round, `(clients, size)`.
         dropped: the clients whose update was not finite in the last round.
         unknown: the names of logs of the last round without labels, which are NaN.
     """
@@ -91,8 +94,11 @@ class Rounds:
         weighting: str,
         compression: Compression | None = None,
         aggregation: Aggregation = "mean",
+        personal_layers: PersonalLayers = None,
     ) -> None:
         self._model = model
+        self._personal_layers = personal_layers
+        self.personal = np.zeros((0, 0), "float32")
         self._local = local
         self._server_optimizer = server_optimizer
         self._weighting = weighting
@@ -125,6 +131,7 @@ class Rounds:
         rng: np.random.Generator,
         progress: Progress,
         private: PrivateRound | None = None,
+        own: Sequence[np.ndarray | None] | None = None,
     ) -> dict[str, Any]:
         """Runs a round and returns its logs.
 
@@ -137,6 +144,8 @@ class Rounds:
             rng: the random generator for their shuffling and Dropout.
             progress: the result of `progress` for these clients.
             private: what a private round needs. Defaults to None: the round is not private.
+            own: the personal values of each client, `(size,)`, or None. Defaults to None: those of
+                the model.
         """
         start = time.perf_counter()
         seeds = rng.integers(2**31 - 1, size=(len(clients), 2), dtype=np.int32)
@@ -149,16 +158,23 @@ class Rounds:
             sent = balance_classes(self._model, data, self._folder)
             up, down = up + sent[0], down + sent[1]
         fixed = None if private is None else np.full(len(groups), private.counts, "float32")
+        personal = self.personal_variables()
+        default = personal.values()
         work = [
-            Work(arrays, groups.shares(arrays) if fixed is None else fixed, seed)
-            for arrays, seed in zip(data, seeds, strict=True)
+            Work(
+                arrays,
+                groups.shares(arrays) if fixed is None else fixed,
+                seed,
+                default if values is None else values,
+            )
+            for arrays, seed, values in zip(data, seeds, own or [None] * len(data), strict=True)
         ]
         count = len(clients) if private is None else private.capacity
         with worker.load_worker().watch():
             process, state = self._prepare(
                 data[0], count, source.on_features, private=private is not None
             )
-        weights = tuple(variable.numpy() for variable in self._model.trainable_variables)
+        weights = tuple(variable.numpy() for variable in personal.shared)
         sent = state.global_model_weights._replace(trainable=weights)
         state = state._replace(global_model_weights=sent, finalizer=self._slots)
         if private is not None:
@@ -172,9 +188,10 @@ class Rounds:
             output = process.next(state, blocks)
         self._slots = tuple(output.state.finalizer)
         after = output.state.global_model_weights.trainable
-        for variable, value in zip(self._model.trainable_variables, after, strict=True):
+        for variable, value in zip(personal.shared, after, strict=True):
             variable.assign(value)
         measured = output.metrics["client_work"]
+        self.personal = np.asarray(measured["personal"])[: len(clients)]
         size = sum(array.nbytes for array in weights)
         if private is not None:
             self.dropped, self.unknown = [], set()
@@ -216,7 +233,7 @@ class Rounds:
         return logs
 
     def evaluate(
-        self, source: Source, progress: Progress
+        self, source: Source, progress: Progress, own: Callable[[Hashable], np.ndarray | None]
     ) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, np.ndarray]]:
         """Returns the results over all examples, the results per client, and which of them exist.
 
@@ -226,17 +243,25 @@ class Rounds:
         Args:
             source: the source of the client data.
             progress: the result of `progress` for all clients.
+            own: function that returns the personal values of a client, None if it has none.
         """
+        personal = self.personal_variables()
+        default = personal.values()
         count = min(_EVALUATED_AT_ONCE, len(source.ids))
         groups, tables, seen, parts = self._groups(), [], [], []
         for first in range(0, len(source.ids), count):
-            data = source.load_all(source.ids[first : first + count], progress)
+            ids = source.ids[first : first + count]
+            data = source.load_all(ids, progress)
             with worker.load_worker().watch():
                 computation = self._prepare_evaluation(data[0], count, source.on_features)
             seed = np.zeros(2, "int32")
-            work = [Work(arrays, groups.shares(arrays), seed) for arrays in data]
+            values = [default if (kept := own(client)) is None else kept for client in ids]
+            work = [
+                Work(arrays, groups.shares(arrays), seed, value)
+                for arrays, value in zip(data, values, strict=True)
+            ]
             blocks = to_blocks(work, 0.0, self._folder)
-            weights = tuple(variable.numpy() for variable in self._model.trainable_variables)
+            weights = tuple(variable.numpy() for variable in personal.shared)
             with worker.load_worker().watch():
                 result = computation(weights, blocks)
             tables.append(np.asarray(result["clients"])[: len(data)])
@@ -278,26 +303,28 @@ class Rounds:
     def _prepare(self, data: Arrays, count: int, on_features: bool, private: bool) -> Any:
         """Returns the TFF process and its state, rebuilt if the model or data specs change."""
         built, groups = self._training, self._groups()
-        spec, rows = block_spec(len(groups)), rows_spec(data)
+        personal = self.personal_variables()
+        spec, rows = block_spec(len(groups), len(personal.values())), rows_spec(data)
         trainable = self._trainable()
         key = (repr(rows), trainable, self._compiled(), count, on_features, private)
         if key != built.key:
             stateless = self._stateless(data, on_features)
+            of_variables, _ = personal.split(groups.of_variables)
             built.process = tff_model.build_process(
                 tff_runtime.load_tff(),
-                self._model.trainable_variables,
+                personal.shared,
                 spec,
                 train_block(
                     stateless,
                     self._local,
-                    groups.of_variables,
+                    of_variables,
                     count,
                     rows_reader(self._folder, rows),
                     self._done,
                     self._compression,
                     separate=self._aggregation != "mean",
                 ),
-                groups.of_variables,
+                of_variables,
                 self._server_optimizer,
                 private,
                 self._aggregation,
@@ -312,13 +339,15 @@ class Rounds:
 
     def _prepare_evaluation(self, data: Arrays, count: int, on_features: bool) -> Any:
         built = self._evaluation
-        spec, rows = block_spec(len(self._groups())), rows_spec(data)
+        personal = self.personal_variables()
+        size = len(personal.values())
+        spec, rows = block_spec(len(self._groups()), size), rows_spec(data)
         key = (repr(rows), self._trainable(), self._compiled(), count, on_features)
         if key != built.key:
             stateless = self._stateless(data, on_features)
             built.process = tff_model.build_sum(
                 tff_runtime.load_tff(),
-                [tf.TensorSpec(v.shape, v.dtype) for v in self._model.trainable_variables],
+                [tf.TensorSpec(v.shape, v.dtype) for v in personal.shared],
                 spec,
                 evaluate_block(stateless, count, rows_reader(self._folder, rows), self._done),
             )
@@ -331,7 +360,12 @@ class Rounds:
         self._model.test_on_batch(*tf.nest.map_structure(lambda array: array[:1], data))
         self._model.reset_metrics()
         merging = find_merging(self._model, data)
-        return StatelessModel(self._model, self._folder, on_features, merging)
+        personal = self.personal_variables()
+        return StatelessModel(self._model, self._folder, on_features, merging, personal)
+
+    def personal_variables(self) -> Personal:
+        """Returns which variables stay on the clients."""
+        return Personal(self._model, self._personal_layers)
 
 
 def changing(model: keras.Model) -> list[Any]:

@@ -32,12 +32,12 @@ def build_process(
 ) -> Any:
     """Returns a `tff.learning.templates.LearningProcess` of federated averaging.
 
-    The measurements of its client work are `metrics`, `dropped` and `within`; that of its finalizer
-    is the L2 norm of the mean update.
+    The measurements of its client work are `metrics`, `dropped`, `within` and `personal`; that of
+    its finalizer is the L2 norm of the mean update.
 
     Args:
         tff: the module.
-        variables: the trainable variables, which are the model weights of the process.
+        variables: the shared trainable variables, the model weights of the process.
         block_spec: the `tf.TensorSpec`s of a block.
         train: the result of `client_work.train_block`.
         groups: the index of the group of each variable.
@@ -56,7 +56,7 @@ def build_process(
     @tff.tensorflow.computation(weights_type, data_type)
     def train_clients(weights: Any, data: tf.data.Dataset) -> Any:
         result = train(tuple(weights.trainable), data.get_single_element())
-        names = ("metrics", "dropped", "within")
+        names = ("metrics", "dropped", "within", "personal")
         measured = collections.OrderedDict((name, result[name]) for name in names)
         return learning.templates.ClientResult(result["update"], result["shares"]), measured
 

@@ -1,0 +1,105 @@
+"""Keeps the personal weights of clients in files, one version per round.
+
+A file consists of its SHA-256 and a NumPy array. It is written under a temporary name and then
+renamed, so a killed program leaves no half-written file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import shutil
+import tempfile
+import weakref
+from collections.abc import Hashable
+from pathlib import Path
+
+import numpy as np
+
+from keras_lp.federated.checkpoints import digest
+from keras_lp.utils.files import named_errors
+
+
+class ClientStore:
+    """Personal weights by client.
+
+    Memory does not grow with the number of clients. A client has one file, and one more for each
+    later checkpoint to which training could still return.
+    """
+
+    def __init__(self) -> None:
+        self._folder: Path | None = None
+
+    def open(self, folder: Path | None, round_number: int) -> None:
+        """Uses a folder, and forgets what was written after a round.
+
+        Args:
+            folder: the folder; None keeps the present one, which at first is a temporary folder
+                that is deleted with this object.
+            round_number: the number of completed rounds.
+        """
+        if folder is None and self._folder is None:
+            folder = Path(tempfile.mkdtemp(prefix="keras_lp_"))
+            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        if folder is not None and folder != self._folder:
+            folder.mkdir(parents=True, exist_ok=True)
+            if self._folder is not None:
+                shutil.copytree(self._folder, folder, dirs_exist_ok=True)
+            self._folder = folder
+        for path in self._opened.glob("*.*"):
+            if path.suffix == ".partial" or _round(path) > round_number:
+                path.unlink()
+
+    def read(self, client: Hashable) -> np.ndarray | None:
+        """Returns the newest weights of a client, None if it has none.
+
+        Raises:
+            ValueError: if the file is damaged.
+        """
+        paths = self._versions(client)
+        if not paths:
+            return None
+        content = paths[-1].read_bytes()
+        if hashlib.sha256(content[32:]).digest() != content[:32]:
+            raise ValueError(
+                f"Personal weights must be as they were written. Received: {paths[-1]}, which is "
+                f"damaged. Delete it: client {client!r} goes on from older weights."
+            )
+        values: np.ndarray = np.load(io.BytesIO(content[32:]), allow_pickle=False)
+        return values
+
+    def write(self, client: Hashable, values: np.ndarray, round_number: int, earliest: int) -> None:
+        """Writes the weights of a client after a round, and deletes older ones.
+
+        Args:
+            client: the id of the client.
+            values: its weights.
+            round_number: the round.
+            earliest: the first completed round to which training could return.
+        """
+        buffer = io.BytesIO()
+        np.save(buffer, values)
+        content = buffer.getvalue()
+        path = self._opened / f"{digest(repr(client))}.{round_number:07d}"
+        partial = path.with_suffix(".partial")
+        with named_errors(path), partial.open("wb") as file:
+            file.write(hashlib.sha256(content).digest() + content)
+        os.replace(partial, path)
+        kept = [old for old in self._versions(client) if _round(old) <= earliest]
+        for old in kept[:-1]:
+            old.unlink()
+
+    def _versions(self, client: Hashable) -> list[Path]:
+        return sorted(self._opened.glob(f"{digest(repr(client))}.[0-9]*"))
+
+    @property
+    def _opened(self) -> Path:
+        if self._folder is None:
+            self.open(None, 0)
+        assert self._folder is not None
+        return self._folder
+
+
+def _round(path: Path) -> int:
+    return int(path.suffix[1:])
