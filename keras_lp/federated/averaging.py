@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -20,6 +20,7 @@ from keras_lp.federated import tff_runtime
 from keras_lp.federated.checkpoints import Checkpoints, describe_model, describe_optimizer, digest
 from keras_lp.federated.clients.clients import Clients
 from keras_lp.federated.clients.source import Source
+from keras_lp.federated.engine.adapters import ALL_RANKS, LoRAAveraging, check_lora
 from keras_lp.federated.engine.client_work import LocalTraining
 from keras_lp.federated.engine.compression import Compression
 from keras_lp.federated.engine.model_checks import check_model
@@ -69,6 +70,8 @@ class FederatedAveraging:
 al., 2021 (arXiv:2003.00295) |
     | FedPer | `personal_layers="head"` | Arivazhagan et al., 2019 (arXiv:1912.00818) |
     | FedBN | `personal_layers="normalization"` | Li et al., 2021 (arXiv:2102.07623) |
+    | FedEx-LoRA | `lora_averaging="exact"`, the default with `lp.LoRA` | Singhal et al., 2024 \
+(arXiv:2410.09432) |
     | DP-FedAvg | `privacy=lp.DifferentialPrivacy(epsilon=8, delta=1e-5)` | McMahan et al., 2018 \
 (arXiv:1710.06963) |
 
@@ -107,6 +110,14 @@ al., 2021 (arXiv:2003.00295) |
         personal_layers: the layers that stay on the clients, see below: `"head"` (with its hidden
             layers), `"normalization"`, or a list of layer names. Defaults to None: all trainable
             layers are shared.
+        lora_averaging: how the adapters of `lp.LoRA` are averaged. The mean of the products A B is
+            not the product of the means. `"exact"` adds the rest to the frozen kernels, which
+            clients must then receive: the mean model is that of all clients if the server optimizer
+            is the default. Save the whole model afterwards, as `lp.save_adapters` leaves the
+            kernels out. `"separate"` averages A and B. Defaults to None: `"exact"` where possible,
+            which is not with `privacy`, a robust `aggregation` or adapters in personal layers.
+        lora_ranks: ranks of the clients with smaller adapters, by id: they train the first entries
+            of A and B along the rank. Defaults to None: all train the rank of the model.
         privacy: `lp.DifferentialPrivacy` for the clients, see below. Defaults to None.
         seed: random seed of the sampling, the local shuffling and Dropout, 0 or more. Defaults to
             0.
@@ -175,6 +186,8 @@ al., 2021 (arXiv:2003.00295) |
         aggregation: Aggregation = "mean",
         compression: Compression | None = None,
         personal_layers: PersonalLayers = None,
+        lora_averaging: LoRAAveraging | None = None,
+        lora_ranks: Mapping[Hashable, int] | None = None,
         privacy: DifferentialPrivacy | None = None,
         seed: int = 0,
     ) -> None:
@@ -225,8 +238,11 @@ al., 2021 (arXiv:2003.00295) |
         )
         server = make_server_optimizer(server_optimizer)
         self._personal = PersonalClients(model, personal_layers)
+        possible = not robust and privacy is None
+        exact = check_lora(model, personal_layers, lora_averaging, lora_ranks, possible)
+        self._lora_ranks = dict(lora_ranks or {})
         self._rounds = Rounds(
-            model, local, server, weighting, compression, aggregation, personal_layers
+            model, local, server, weighting, compression, aggregation, personal_layers, exact
         )
         self._private = None if privacy is None else PrivateClients(privacy, clients_per_round)
         self._settings = {
@@ -243,6 +259,8 @@ al., 2021 (arXiv:2003.00295) |
                 if personal_layers and not isinstance(personal_layers, str)
                 else personal_layers
             ),
+            "lora_averaging": "exact" if exact else None,
+            "lora_ranks": lora_ranks and sorted([repr(k), int(v)] for k, v in lora_ranks.items()),
             "privacy": privacy and dataclasses.asdict(privacy),
             "seed": self.seed,
             "learning_rate": float(model.optimizer.learning_rate),
@@ -558,7 +576,8 @@ al., 2021 (arXiv:2003.00295) |
             rng, bar = private.random, 0  # the bar would tell how many were sampled
         with self._rounds.progress(label, source, sample, bar) as progress:
             own = [self._personal.values(client) for client in sample]
-            logs = self._rounds.run(source, sample, rng, progress, private, own)
+            ranks = [self._lora_ranks.get(client, ALL_RANKS) for client in sample]
+            logs = self._rounds.run(source, sample, rng, progress, private, own, ranks)
         if private is None or private.counts:
             number = self.rounds_done + 1
             self._personal.keep(sample, self._rounds.personal, number, checkpoints)
@@ -626,7 +645,7 @@ al., 2021 (arXiv:2003.00295) |
         if directory is None:
             self._personal.open(None, self.rounds_done)
             return None
-        settings = {**self._settings, **describe_model(self.model)}
+        settings = {**self._settings, **describe_model(self.model, self._rounds.folded())}
         settings["clients"] = digest([repr(client) for client in source.ids])
         checkpoints = Checkpoints(directory, settings)
         found = checkpoints.load()

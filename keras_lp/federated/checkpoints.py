@@ -11,7 +11,7 @@ import io
 import json
 import os
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,12 +115,17 @@ class Checkpoints:
             )
 
 
-def describe_model(model: keras.Model) -> dict[str, str]:
+def describe_model(model: keras.Model, changing: Sequence[Any] = ()) -> dict[str, str]:
     """Returns digests that identify a model after a restart.
 
     They do not include names, which Keras numbers differently in each process, trainable weights,
     and label thresholds, which training does not use.
+
+    Args:
+        model: the model.
+        changing: other variables that training changes. Defaults to none.
     """
+    left_out = {id(variable) for variable in changing}
     layers = sublayers(model, include_self=False)
     shapes = [
         (tuple(v.shape), keras.backend.standardize_dtype(v.dtype), v.trainable)
@@ -131,7 +136,7 @@ def describe_model(model: keras.Model) -> dict[str, str]:
     structure = json.dumps(_without_names(model.get_config(), names), default=str, sort_keys=True)
     frozen = hashlib.sha256()
     for variable in model.non_trainable_variables:
-        if variable.name not in _OF_TRAINING:
+        if variable.name not in _OF_TRAINING and id(variable) not in left_out:
             frozen.update(np.ascontiguousarray(variable.numpy()).tobytes())
     return {
         "model": digest([structure, shapes]),

@@ -17,6 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_lp.federated.clients.arrays import Arrays, count_examples
+from keras_lp.federated.engine.adapters import ALL_RANKS
 from keras_lp.federated.engine.files import read_rows, write_rows
 
 # The worker starts a TensorFlow session for each concurrent block, which takes about 15 ms.
@@ -34,12 +35,14 @@ class Work:
         shares: its weight in the mean of each group.
         seed: two integers for shuffling and Dropout.
         personal: its personal values, `(size,)`. Defaults to none.
+        rank: the rank of its adapters. Defaults to all.
     """
 
     data: Arrays
     shares: np.ndarray
     seed: np.ndarray
     personal: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, "float32"))
+    rank: int = ALL_RANKS
 
 
 def rows_spec(data: Arrays) -> Any:
@@ -62,6 +65,7 @@ def block_spec(groups: int, personal: int = 0) -> Any:
         shares=tf.TensorSpec((None, groups), tf.float32),
         seeds=tf.TensorSpec((None, 2), tf.int32),
         personal=tf.TensorSpec((None, personal), tf.float32),
+        ranks=tf.TensorSpec((None,), tf.int32),
         positions=tf.TensorSpec((None,), tf.int32),
         learning_rate=tf.TensorSpec((), tf.float32),
         clip=tf.TensorSpec((), tf.float32),
@@ -91,6 +95,7 @@ def to_blocks(
             shares=np.stack([client.shares for client in part]),
             seeds=np.stack([client.seed for client in part]),
             personal=np.stack([client.personal for client in part]),
+            ranks=np.array([client.rank for client in part], "int32"),
             positions=np.arange(first, last, dtype="int32"),
             learning_rate=np.float32(learning_rate),
             clip=np.float32(clip),

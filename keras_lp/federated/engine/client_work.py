@@ -17,6 +17,7 @@ import keras
 import tensorflow as tf
 
 from keras_lp.backbones import features
+from keras_lp.federated.engine.adapters import Adapters
 from keras_lp.federated.engine.compression import Compression, unflatten
 from keras_lp.federated.engine.done import ClientsDone
 from keras_lp.federated.engine.files import read_tensor, write_tensor
@@ -67,6 +68,7 @@ class StatelessModel:
     ) -> None:
         self.model = model
         self.personal = personal
+        self.adapters = Adapters(model, personal)
         self._random = [v for v in model.non_trainable_variables if _is_random(v)]
         below = features.feature_model(model).variables if on_features else []
         self._states = [*self._random, *personal.states]
@@ -176,6 +178,7 @@ def train_block(
     done: ClientsDone,
     compression: Compression | None = None,
     separate: bool = False,
+    exact: bool = False,
 ) -> Callable[[Tensors, Any], Any]:
     """Returns a function that trains the clients of a block: `(weights, block) -> result`.
 
@@ -197,6 +200,8 @@ def train_block(
         compression: how updates are compressed. Defaults to None: they are sent as they are.
         separate: whether `update` has the update of each client, `(count, ...)`, and `shares` is 1
             for each client that has one, `(count,)`. Defaults to False.
+        exact: whether the result also has `adapters`, the sums of `Adapters.part`. Defaults to
+            False.
     """
     train, merging = _client_training(stateless, local), stateless.merging
 
@@ -210,14 +215,18 @@ def train_block(
             )
             seed, before = block["seeds"][i], block["personal"][i]
             weights, values, metrics = train(
-                start, before, frozen, data, seed, block["learning_rate"]
+                start, before, frozen, data, seed, block["learning_rate"], block["ranks"][i]
             )
             updates = [sent - trained for sent, trained in zip(start, weights, strict=True)]
             if compression is not None:
                 updates = compression.restored(updates, seed)
+            own_shares = [block["shares"][i][group] for group in groups]
+            adapters = ()
+            if exact:
+                read = [sent - update for sent, update in zip(start, updates, strict=True)]
+                adapters = stateless.adapters.part(read, own_shares)
             updates = [
-                tf.cast(block["shares"][i][group], u.dtype) * u
-                for group, u in zip(groups, updates, strict=True)
+                tf.cast(share, u.dtype) * u for share, u in zip(own_shares, updates, strict=True)
             ]
             norm = tf.linalg.global_norm([tf.cast(u, tf.float32) for u in updates])
             finite = tf.reduce_all(tf.math.is_finite(tf.concat([norm[None], values], 0)))
@@ -241,6 +250,9 @@ def train_block(
                 metrics=merging.part(metrics, place & finite),
                 dropped=tf.cast(place & ~finite, tf.int32),
                 within=tf.cast(within & (block["shares"][i][0] > 0), tf.int32),
+                adapters=tf.nest.map_structure(
+                    lambda one: tf.where(finite, one, tf.zeros_like(one)), adapters
+                ),
             )
             return i + 1, last, own, tf.nest.map_structure(tf.add, sums, result)
 
@@ -251,6 +263,10 @@ def train_block(
             metrics=merging.nothing(count),
             dropped=tf.zeros([count], tf.int32),
             within=tf.constant(0),
+            adapters=tf.nest.map_structure(
+                tf.zeros_like,
+                stateless.adapters.part(start, [tf.constant(0.0)] * len(start)) if exact else (),
+            ),
         )
         clients, size = tf.shape(ends)[0], block["personal"].shape[1]
         own = tf.TensorArray(tf.float32, clients, element_shape=[size])
@@ -338,9 +354,10 @@ def scalars(results: dict[str, Any]) -> dict[str, Any]:
 def _client_training(stateless: StatelessModel, local: LocalTraining) -> Callable[..., Any]:
     """Returns a function that trains a client.
 
-    Its form is `(shared, own, frozen, data, seed, rate) -> (shared, own, metrics)`, with shared
-    weights and personal values as in `StatelessModel.start`. The optimizer restarts with the
-    learning rate of the round. The seed determines shuffling and Dropout.
+    Its form is `(shared, own, frozen, data, seed, rate, rank) -> (shared, own, metrics)`, with
+    shared weights and personal values as in `StatelessModel.start`. The optimizer restarts with the
+    learning rate of the round. The seed determines shuffling and Dropout. Adapters train up to the
+    rank.
     """
     model = stateless.model
     optimizer = stateless_optimizer(model.optimizer, model.trainable_variables)
@@ -348,8 +365,9 @@ def _client_training(stateless: StatelessModel, local: LocalTraining) -> Callabl
     is_rate = [variable is rate_of(optimizer) for variable in optimizer.variables]
 
     def train(
-        shared: Tensors, own: tf.Tensor, frozen: Tensors, data: Any, seed: tf.Tensor, rate: Any
-    ) -> Any:
+        shared: Tensors, own: tf.Tensor, frozen: Tensors, data: Any, seed: tf.Tensor, rate: Any,
+        rank: tf.Tensor,
+    ) -> Any:  # fmt: skip
         start, states = stateless.start(shared, own, seed)
         examples = _count(data)
         batch = examples if local.batch_size is None else tf.constant(local.batch_size)
@@ -380,8 +398,10 @@ def _client_training(stateless: StatelessModel, local: LocalTraining) -> Callabl
                         gradients, weights, start, stateless.personal.is_own, strict=True
                     )
                 ]
-            weights, slots = optimizer.stateless_apply(list(slots), gradients, list(weights))
-            return i + 1, tuple(weights), tuple(slots), states, metrics
+            trained, slots = optimizer.stateless_apply(list(slots), gradients, list(weights))
+            variables = model.trainable_variables
+            kept = stateless.adapters.within_rank(variables, start, trained, rank)
+            return i + 1, tuple(kept), tuple(slots), states, metrics
 
         slots = tuple(
             tf.cast(rate, value.dtype) if own else tf.constant(value)

@@ -20,6 +20,7 @@ from keras_lp.federated import tff_runtime
 from keras_lp.federated.clients.arrays import Arrays
 from keras_lp.federated.clients.source import Source
 from keras_lp.federated.engine import tff_model, worker
+from keras_lp.federated.engine.adapters import ALL_RANKS, Adapters
 from keras_lp.federated.engine.before_rounds import balance_classes, scale_features
 from keras_lp.federated.engine.blocks import Work, block_spec, rows_reader, rows_spec, to_blocks
 from keras_lp.federated.engine.client_work import (
@@ -79,6 +80,7 @@ class Rounds:
         compression: how updates are compressed, or None.
         aggregation: how updates are combined.
         personal_layers: the layers that stay on the clients.
+        exact: whether the product of adapters is averaged exactly.
 
     Attributes:
         personal: the personal values of the clients of the last round, `(clients, size)`.
@@ -95,9 +97,11 @@ class Rounds:
         compression: Compression | None = None,
         aggregation: Aggregation = "mean",
         personal_layers: PersonalLayers = None,
+        exact: bool = False,
     ) -> None:
         self._model = model
         self._personal_layers = personal_layers
+        self._exact = exact
         self.personal = np.zeros((0, 0), "float32")
         self._local = local
         self._server_optimizer = server_optimizer
@@ -132,6 +136,7 @@ class Rounds:
         progress: Progress,
         private: PrivateRound | None = None,
         own: Sequence[np.ndarray | None] | None = None,
+        ranks: Sequence[int] | None = None,
     ) -> dict[str, Any]:
         """Runs a round and returns its logs.
 
@@ -146,6 +151,7 @@ class Rounds:
             private: what a private round needs. Defaults to None: the round is not private.
             own: the personal values of each client, `(size,)`, or None. Defaults to None: those of
                 the model.
+            ranks: the rank of the adapters of each client. Defaults to None: that of the model.
         """
         start = time.perf_counter()
         seeds = rng.integers(2**31 - 1, size=(len(clients), 2), dtype=np.int32)
@@ -166,8 +172,15 @@ class Rounds:
                 groups.shares(arrays) if fixed is None else fixed,
                 seed,
                 default if values is None else values,
+                rank,
             )
-            for arrays, seed, values in zip(data, seeds, own or [None] * len(data), strict=True)
+            for arrays, seed, values, rank in zip(
+                data,
+                seeds,
+                own or [None] * len(data),
+                ranks or [ALL_RANKS] * len(data),
+                strict=True,
+            )
         ]
         count = len(clients) if private is None else private.capacity
         with worker.load_worker().watch():
@@ -192,6 +205,10 @@ class Rounds:
             variable.assign(value)
         measured = output.metrics["client_work"]
         self.personal = np.asarray(measured["personal"])[: len(clients)]
+        adapters = Adapters(self._model, personal)
+        if self._exact:
+            adapters.fold(measured["adapters"])
+            down += adapters.bytes_down(len(clients))
         size = sum(array.nbytes for array in weights)
         if private is not None:
             self.dropped, self.unknown = [], set()
@@ -211,16 +228,21 @@ class Rounds:
             "clients": len(clients),
             "dropped": len(self.dropped),
             "update_norm": float(output.metrics["finalizer"]),
-            "bytes_up": len(clients) * (self._sent(weights) + up),
+            "bytes_up": len(clients) * up
+            + sum(self._sent(adapters.shapes(personal.shared, one.rank)) for one in work),
             "bytes_down": len(clients) * (size + down),
             "seconds": time.perf_counter() - start,
         }
 
-    def _sent(self, weights: Sequence[np.ndarray]) -> int:
-        """Returns the bytes of the update that a client sends."""
+    def _sent(self, shapes: Sequence[tuple[int, ...]]) -> int:
+        """Returns the bytes of the update that a client sends, of arrays of these shapes."""
         if self._compression is not None:
-            return self._compression.size([array.shape for array in weights])
-        return sum(array.nbytes for array in weights)
+            return self._compression.size(shapes)
+        variables = self.personal_variables().shared
+        return sum(
+            tf.as_dtype(variable.dtype).size * math.prod(shape)
+            for variable, shape in zip(variables, shapes, strict=True)
+        )
 
     def _results(self, parts: Sequence[Any], all_dropped: bool) -> dict[str, Any]:
         """Returns the logs of a round and stores the names of those without labels."""
@@ -278,15 +300,22 @@ class Rounds:
 
     def arrays(self) -> list[np.ndarray]:
         """Returns the state after a round: weights that change, then the optimizer state."""
-        return [*(variable.numpy() for variable in changing(self._model)), *(self._slots or ())]
+        return [*(variable.numpy() for variable in self._changing()), *(self._slots or ())]
 
     def restore(self, arrays: Sequence[np.ndarray]) -> None:
         """Restores the state that `arrays` returned."""
-        variables = changing(self._model)
+        variables = self._changing()
         for variable, value in zip(variables, arrays, strict=False):
             variable.assign(value)
         self._slots = tuple(arrays[len(variables) :])
         self._slots_of = self._trainable()
+
+    def _changing(self) -> list[Any]:
+        return [*changing(self._model), *self.folded()]
+
+    def folded(self) -> list[Any]:
+        """Returns the frozen kernels that change with the exact averaging of adapters."""
+        return Adapters(self._model, self.personal_variables()).kernels if self._exact else []
 
     def _groups(self) -> Groups:
         if self._training.groups is None or self._training.compiled is not self._compiled():
@@ -323,6 +352,7 @@ class Rounds:
                     self._done,
                     self._compression,
                     separate=self._aggregation != "mean",
+                    exact=self._exact,
                 ),
                 of_variables,
                 self._server_optimizer,

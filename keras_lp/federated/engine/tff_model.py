@@ -32,8 +32,8 @@ def build_process(
 ) -> Any:
     """Returns a `tff.learning.templates.LearningProcess` of federated averaging.
 
-    The measurements of its client work are `metrics`, `dropped`, `within` and `personal`; that of
-    its finalizer is the L2 norm of the mean update.
+    The measurements of its client work are those results of `client_work.train_block` that are not
+    averaged; that of its finalizer is the L2 norm of the mean update.
 
     Args:
         tff: the module.
@@ -56,7 +56,7 @@ def build_process(
     @tff.tensorflow.computation(weights_type, data_type)
     def train_clients(weights: Any, data: tf.data.Dataset) -> Any:
         result = train(tuple(weights.trainable), data.get_single_element())
-        names = ("metrics", "dropped", "within", "personal")
+        names = ("metrics", "dropped", "within", "personal", "adapters")
         measured = collections.OrderedDict((name, result[name]) for name in names)
         return learning.templates.ClientResult(result["update"], result["shares"]), measured
 
