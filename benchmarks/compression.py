@@ -10,8 +10,6 @@ weights and the sample. Learning settings are the same for all.
 
 from __future__ import annotations
 
-import functools
-import itertools
 import os
 from typing import Any
 
@@ -19,14 +17,12 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import numpy as np
-import tensorflow as tf
-from lib.arguments import command, parser
-from lib.journal import Journal, Run
-from lib.machine import machine
+from lib.journal import Run
 from lib.networks import conv_net
 from lib.problems import scaled
-from lib.results import RESULTS, page, table, write
+from lib.results import page, table
 from lib.scores import VERDICTS, mean_and_deviation, select, verdict
+from lib.seeds import run_seeds
 
 import keras_lp as lp
 
@@ -59,7 +55,6 @@ def learn(name: str, seed: int) -> Run:
         "bytes": int(history["bytes_up"][-1]) // PER_ROUND,
         "seconds": float(np.median(history["seconds"])),
     }
-    print(name, seed, run, flush=True)
     return run
 
 
@@ -88,20 +83,7 @@ def report(results: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    given = parser(__doc__, seeds=3, data_dir=True, out=RESULTS / "compression")
-    arguments = given.parse_args()
-    if arguments.data_dir:
-        os.environ["TFDS_DATA_DIR"] = arguments.data_dir
-    tf.get_logger().setLevel("ERROR")
-    journal = Journal(arguments.out.with_suffix(".partial.json"))
-    for seed, name in itertools.product(range(arguments.seeds), WAYS):
-        journal.run(functools.partial(learn, name, seed), name=name, seed=seed)
-    results = {
-        "command": command(__file__, arguments, "seeds"),
-        "machine": machine(),
-        "runs": journal.runs,
-    }
-    write(arguments.out, report(results), results)
+    run_seeds(__file__, __doc__ or "", learn, WAYS, report)
 
 
 if __name__ == "__main__":

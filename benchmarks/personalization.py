@@ -11,8 +11,6 @@ the clients, the initial weights and the sample.
 
 from __future__ import annotations
 
-import functools
-import itertools
 import os
 from typing import Any
 
@@ -20,14 +18,12 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import numpy as np
-import tensorflow as tf
-from lib.arguments import command, parser
-from lib.journal import Journal, Run
-from lib.machine import machine
+from lib.journal import Run
 from lib.networks import conv_net
 from lib.problems import scaled
-from lib.results import RESULTS, page, table, write
+from lib.results import page, table
 from lib.scores import mean_and_deviation, select
+from lib.seeds import run_seeds
 
 import keras_lp as lp
 
@@ -63,7 +59,6 @@ def learn(name: str, seed: int) -> Run:
             for kind, values in (("global", personal.before), ("personal", personal.after))
         },
     }
-    print(name, seed, run, flush=True)
     return run
 
 
@@ -88,20 +83,7 @@ def report(results: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    arguments = parser(__doc__, seeds=3, data_dir=True, out=RESULTS / "personalization")
-    given = arguments.parse_args()
-    if given.data_dir:
-        os.environ["TFDS_DATA_DIR"] = given.data_dir
-    tf.get_logger().setLevel("ERROR")
-    journal = Journal(given.out.with_suffix(".partial.json"))
-    for seed, name in itertools.product(range(given.seeds), PARTS):
-        journal.run(functools.partial(learn, name, seed), name=name, seed=seed)
-    results = {
-        "command": command(__file__, given, "seeds"),
-        "machine": machine(),
-        "runs": journal.runs,
-    }
-    write(given.out, report(results), results)
+    run_seeds(__file__, __doc__ or "", learn, PARTS, report)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import json
 import keras
 import numpy as np
 import pytest
-from scipy.stats import chi2
+from scipy.stats import binomtest, chi2
 
 import keras_lp as lp
 from keras_lp.federated.clients.source import Source
@@ -285,3 +285,40 @@ def test_statistics_of_features_are_not_sent(mlp, digits):
     federated.fit(lp.partition(digits, 20), 1, verbose=0)
     (head,) = [layer for layer in model.layers if layer.name == "predictions"]
     np.testing.assert_array_equal(head.input_scale, np.ones(16))
+
+
+def outcomes(noise, planted, trials):
+    """What an attacker sees of a client in whole federations of one round: a projection."""
+    clients = dict(list(CLIENTS.items())[:7])
+    x = np.full((1, 3), 2.0, "float32")
+    nothing = x @ START[:3].astype("float32") + np.float32(START[3])  # an update of 0
+    clients["planted"] = x, nothing + np.float32(50 * planted)
+    direction = clipped(update(*clients["planted"]), 1) if planted else None
+    model, found = make(), []
+    private = federation(model, 4, noise_multiplier=noise, delta=1e-2, seed=int(planted))
+    for _ in range(trials):
+        model.layers[0].set_weights([START[:3, None], START[3:]])
+        private.fit(clients, rounds=1, verbose=0)
+        found.append(flat(model) - START)
+        if len(found) == 1:
+            epsilon = private.privacy_report().epsilon
+    return np.array(found), direction, epsilon
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("noise", "trials"), [(0.7, 500), (0.05, 100)])
+def test_an_attacker_of_whole_federations_is_no_better_than_epsilon_allows(noise, trials):
+    there, direction, epsilon = outcomes(noise, True, trials)
+    absent, _, same = outcomes(noise, False, trials)
+    assert epsilon == same
+    scores, others = there @ direction, absent @ direction
+    grid = np.quantile(np.r_[scores[::2], others[::2]], np.linspace(0.02, 0.98, 49))
+    share = [[np.mean(one[::2] > t) for t in grid] for one in (scores, others)]
+    best = grid[np.argmax(np.log(np.add(share[0], 0.01) / np.add(share[1], 0.01)))]
+    caught, false = (int((one[1::2] > best).sum()) for one in (scores, others))
+    low = binomtest(caught, trials // 2).proportion_ci(0.95).low
+    high = binomtest(false, trials // 2).proportion_ci(0.95).high
+    bound = np.log(max(low - 1e-2, 1e-9) / high)
+    assert bound <= epsilon
+    if noise < 0.1:  # hardly protected: the attack works
+        assert bound > 1

@@ -148,7 +148,7 @@ class Adapters:
 def check_lora(
     model: keras.Model,
     personal_layers: PersonalLayers,
-    averaging: LoRAAveraging | None,
+    averaging: LoRAAveraging,
     ranks: Mapping[Hashable, int] | None,
     possible: bool,
 ) -> bool:
@@ -166,11 +166,10 @@ def check_lora(
             of range.
     """
     adapters = Adapters(model, Personal(model, personal_layers))
-    if averaging is not None:
-        check_choice("lora_averaging", averaging, get_args(LoRAAveraging))
-    if (averaging is not None or ranks) and not adapters.rank:
+    check_choice("lora_averaging", averaging, get_args(LoRAAveraging))
+    if (averaging == "exact" or ranks) and not adapters.rank:
         raise ValueError(
-            "`lora_averaging` and `lora_ranks` need a model with adapters. Received: model "
+            "`lora_ranks` and exact averaging need a model with adapters. Received: model "
             f"{model.name!r} without any. Build it with lp.finetune_model(..., lora=lp.LoRA())."
         )
     wrong = {
@@ -183,11 +182,10 @@ def check_lora(
             f"`lora_ranks` must be integers from 1 to {adapters.rank}, the rank of the model. "
             f"Received: {dict(list(wrong.items())[:5])}."
         )
-    possible = possible and bool(adapters.pairs)
-    if averaging == "exact" and not possible:
+    if averaging == "exact" and not (possible and adapters.pairs):
         raise ValueError(
             "Exact averaging needs shared adapters, the mean of the updates, and no noise. "
             'Received: lora_averaging="exact" with `privacy`, a robust `aggregation` or personal '
-            'adapters. Pass lora_averaging="separate".'
+            "adapters. Leave it out."
         )
-    return possible and averaging != "separate"
+    return averaging == "exact"
