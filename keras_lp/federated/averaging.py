@@ -238,7 +238,8 @@ al., 2021 (arXiv:2003.00295) |
             float(proximal_strength),
         )
         server = make_server_optimizer(server_optimizer)
-        self._personal = PersonalClients(model, personal_layers)
+        feedback = compression is not None and compression.error_feedback
+        self._personal = PersonalClients(model, personal_layers, feedback)
         possible = not robust and privacy is None
         exact = check_lora(model, personal_layers, lora_averaging, lora_ranks, possible)
         self._lora_ranks = dict(lora_ranks or {})

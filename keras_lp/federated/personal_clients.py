@@ -1,4 +1,4 @@
-"""The personal layers of the clients of a federation between rounds."""
+"""What the clients of a federation keep between rounds."""
 
 from __future__ import annotations
 
@@ -23,35 +23,44 @@ _FOLDER = "clients"  # in the folder of checkpoints
 
 
 class PersonalClients:
-    """Which layers stay on the clients, and the values of each client.
+    """What each client keeps: its personal layers, and with error feedback what it did not send.
 
     Args:
         model: the model.
         layers: the personal layers, or None.
+        error_feedback: whether there is error feedback.
     """
 
-    def __init__(self, model: keras.Model, layers: PersonalLayers) -> None:
+    def __init__(self, model: keras.Model, layers: PersonalLayers, error_feedback: bool) -> None:
         self._model = model
         self.layers = layers
+        self._error_feedback = error_feedback
         self._store = ClientStore()
+
+    @property
+    def _anything(self) -> bool:
+        return self.layers is not None or self._error_feedback
+
+    def _variables(self) -> Personal:
+        return Personal(self._model, self.layers, self._error_feedback)
 
     def open(self, directory: str | Path | None, round_number: int) -> None:
         """Continues after a round, with the values in a folder of checkpoints if there is one."""
-        if self.layers is not None:
+        if self._anything:
             folder = None if directory is None else Path(directory) / _FOLDER
             self._store.open(folder, round_number)
 
     def values(self, client: Hashable) -> np.ndarray | None:
-        """Returns the values of the personal variables of a client, `(size,)`, None without any.
+        """Returns what a client keeps, `(size,)` as in `Personal`, None at first.
 
         Raises:
             ValueError: if they belong to other layers.
         """
-        values = None if self.layers is None else self._store.read(client)
-        size = len(Personal(self._model, self.layers).values())
+        values = self._store.read(client) if self._anything else None
+        size = self._variables().size
         if values is not None and len(values) != size:
             raise ValueError(
-                "The personal layers of a federation must stay the same. Received: "
+                "The trainable layers of clients that keep values must stay the same. Received: "
                 f"{len(values):,} values of client {client!r} for layers with {size:,}. Make a new "
                 "federation."
             )
@@ -65,7 +74,7 @@ class PersonalClients:
         checkpoints: Checkpoints | None,
     ) -> None:
         """Stores the values of clients after a round, `(clients, size)`."""
-        if self.layers is None:
+        if not self._anything:
             return
         earliest = round_number if checkpoints is None else checkpoints.earliest()
         for client, own in zip(clients, values, strict=True):
@@ -88,7 +97,7 @@ class PersonalClients:
                 f"A client has personal weights after its first round. Received: {client!r}, "
                 "which has none."
             )
-        personal = Personal(self._model, self.layers)
+        personal = self._variables()
         return personal.variables, personal.arrays(values)
 
     def fast_statistics(
@@ -101,7 +110,7 @@ class PersonalClients:
             rounds: in how many rounds a client takes part.
             local: the settings of local training.
         """
-        if not Personal(self._model, self.layers).states:
+        if not self._variables().states:
             return contextlib.nullcontext()
         examples = count_examples(source.load(source.ids[0]))
         steps = local.epochs * math.ceil(examples / (local.batch_size or examples))

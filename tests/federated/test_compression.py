@@ -122,6 +122,55 @@ def test_a_round_averages_what_the_server_reads(way):
     assert history["bytes_down"] == [3 * 28]
 
 
+@pytest.mark.skipif(
+    installation.unsupported_platform() is not None, reason="TFF has wheels for Linux x86-64 only"
+)
+def test_error_feedback_sends_later_what_was_not_sent(tmp_path):
+    """Rounds of gradient descent on a linear model in NumPy; training goes on after a restart."""
+    rng, rate, way = np.random.default_rng(3), 0.05, lp.TopK(0.3, error_feedback=True)
+    clients = {
+        name: (rng.normal(size=(n, 6)).astype("float32"), rng.normal(size=n).astype("float32"))
+        for name, n in {"a": 5, "b": 12, "c": 31}.items()
+    }
+
+    def federation():
+        layer = keras.layers.Dense(1)
+        model = keras.Sequential([keras.Input((6,)), layer, keras.layers.Reshape(())])
+        layer.set_weights([np.ones((6, 1)), np.zeros(1)])
+        model.compile(keras.optimizers.SGD(rate), "mse")
+        return lp.FederatedAveraging(model, batch_size=None, compression=way)
+
+    weights, kept = np.r_[np.ones(6), 0.0], {name: np.zeros(7) for name in clients}
+    for _ in range(5):
+        total = 0
+        for name, (x, y) in clients.items():
+            columns = np.column_stack([x, np.ones(len(x))]).astype("float64")
+            whole = rate * 2 * columns.T @ (columns @ weights - y) / len(x) + kept[name]
+            sent = np.where(np.abs(whole) >= np.sort(np.abs(whole))[-2], whole, 0)
+            kept[name] = whole - sent
+            total = total + len(x) * sent
+        weights = weights - total / 48
+    for rounds in (3, 2):
+        federated = federation()
+        federated.fit(clients, 3, checkpoint_dir=tmp_path, verbose=0)
+        if rounds == 2:
+            history = federated.fit(clients, 2, checkpoint_dir=tmp_path, verbose=0)
+    found = np.concatenate([one.ravel() for one in federated.model.get_weights()])
+    np.testing.assert_allclose(found, weights, atol=1e-5)
+    for name, expected in kept.items():
+        np.testing.assert_allclose(federated._personal.values(name), expected, atol=1e-5)
+    assert history.history["bytes_up"] == [3 * way.size([(6, 1), (1,)])] * 2
+    with pytest.raises(ValueError, match="in a federation with personal layers"):
+        federated.client_model("a")
+
+
+def test_settings_are_shown():
+    assert repr(lp.TopK(0.1)) == "TopK(fraction=0.1)"
+    assert repr(lp.TopK(0.1, error_feedback=True)) == "TopK(fraction=0.1, error_feedback=True)"
+    assert repr(lp.Quantize()) == "Quantize(bits=8)"
+    assert not lp.Quantize().error_feedback
+
+
 def test_wrong_settings(mlp):
     with pytest.raises(ValueError, match="`fraction` must be above 0 and at most 1"):
         lp.TopK(0)

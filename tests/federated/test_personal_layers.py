@@ -201,6 +201,7 @@ def test_a_client_with_a_bad_update_keeps_its_layers():
     "arguments",
     [
         {"compression": lp.Quantize(8)},
+        {"compression": lp.TopK(0.5, error_feedback=True)},
         {"aggregation": "median"},
         {"proximal_strength": 0.1},
         {"privacy": lp.DifferentialPrivacy(noise_multiplier=0.5, clip=1.0, delta=1e-3, seed=0)},
@@ -328,5 +329,5 @@ def test_layers_that_change_are_refused():
     federated.fit(CLIENTS, rounds=1, verbose=0)
     model.get_layer("predictions").trainable = False
     model.compile(model.optimizer, model.loss)
-    with pytest.raises(ValueError, match="personal layers of a federation must stay the same"):
+    with pytest.raises(ValueError, match="clients that keep values must stay the same"):
         federated.fit(CLIENTS, rounds=1, verbose=0)

@@ -99,7 +99,7 @@ class StatelessModel:
 
         Args:
             shared: the weights that the server sent.
-            own: the values of the personal variables, `(size,)`.
+            own: the values of the personal variables, `(known,)`.
             seed: two integers for the seed generators (Dropout, augmentation).
         """
         parts = unflatten(own, self.personal.variables)
@@ -214,11 +214,18 @@ def train_block(
                 lambda rows: rows[ends[i] - block["examples"][i] : ends[i]], rows_of_all
             )
             seed, before = block["seeds"][i], block["personal"][i]
+            known = before[: stateless.personal.known]
             weights, values, metrics = train(
-                start, before, frozen, data, seed, block["learning_rate"], block["ranks"][i]
+                start, known, frozen, data, seed, block["learning_rate"], block["ranks"][i]
             )
             updates = [sent - trained for sent, trained in zip(start, weights, strict=True)]
-            if compression is not None:
+            if compression is not None and compression.error_feedback:
+                kept = unflatten(before[stateless.personal.known :], updates)
+                whole = [u + k for u, k in zip(updates, kept, strict=True)]
+                updates = compression.restored(whole, seed)
+                lost = [w - u for w, u in zip(whole, updates, strict=True)]
+                values = tf.concat([values, flat(lost)], 0)
+            elif compression is not None:
                 updates = compression.restored(updates, seed)
             own_shares = [block["shares"][i][group] for group in groups]
             adapters = ()
@@ -314,7 +321,8 @@ def evaluate_block(
             data = tf.nest.map_structure(
                 lambda rows: rows[ends[i] - block["examples"][i] : ends[i]], rows_of_all
             )
-            start = stateless.start(weights, block["personal"][i], block["seeds"][i])
+            known = block["personal"][i][: stateless.personal.known]
+            start = stateless.start(weights, known, block["seeds"][i])
             own = evaluate(*start, frozen, data)
             results, labels = stateless.results(own), stateless.seen(own)
             place = tf.one_hot(block["positions"][i], count, on_value=True, off_value=False)

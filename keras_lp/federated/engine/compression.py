@@ -19,7 +19,12 @@ class Compression(abc.ABC):
 
     `restored` is the update as the server reads it, in the graph of the clients; `pack` and
     `unpack` do the same with bytes, as a fleet would.
+
+    Attributes:
+        error_feedback: whether a client adds to an update what its last one lost.
     """
+
+    error_feedback: bool
 
     @abc.abstractmethod
     def restored(self, update: Sequence[tf.Tensor], seed: tf.Tensor) -> list[tf.Tensor]:
@@ -47,11 +52,11 @@ class Compression(abc.ABC):
 class TopK(Compression):
     """Sends only the entries of an update with the largest absolute values, and their places.
 
-    The other entries are lost: clients keep no state between rounds, so there is no error feedback.
-
     Args:
         fraction: share of the entries, above 0 and up to 1, of all arrays together; at least one
             entry is sent.
+        error_feedback: whether each client keeps the other entries, in a file between rounds as
+            personal layers are, and adds them to its next update. Defaults to False: they are lost.
 
     Raises:
         ValueError: if `fraction` is out of range.
@@ -64,17 +69,23 @@ class TopK(Compression):
     >>> top.unpack(top.pack(update), [(4,)])[0].tolist()
     [0.0, -3.0, 0.0, 0.0]
 
-    Reference: Aji and Heafield, 2017, Sparse Communication for Distributed Gradient Descent
-    (arXiv:1704.05021).
+    References: Aji and Heafield, 2017, Sparse Communication for Distributed Gradient Descent
+    (arXiv:1704.05021); Stich et al., 2018, Sparsified SGD with Memory (arXiv:1809.07599), error
+    feedback.
     """
 
     fraction: float
+    error_feedback: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.fraction, (int, float)) or not 0 < self.fraction <= 1:
             raise ValueError(
                 f"`fraction` must be above 0 and at most 1. Received: fraction={self.fraction!r}."
             )
+
+    def __repr__(self) -> str:
+        feedback = ", error_feedback=True" if self.error_feedback else ""
+        return f"TopK(fraction={self.fraction!r}{feedback})"
 
     def restored(self, update: Sequence[tf.Tensor], seed: tf.Tensor) -> list[tf.Tensor]:
         """See `Compression`."""
@@ -134,6 +145,8 @@ class Quantize(Compression):
     """
 
     bits: Literal[8, 4, 1] = 8
+    # The rounding has no bias.
+    error_feedback: bool = dataclasses.field(default=False, init=False, repr=False)
 
     def __post_init__(self) -> None:
         check_choice("bits", self.bits, [8, 4, 1])

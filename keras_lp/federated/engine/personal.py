@@ -33,6 +33,8 @@ class Personal:
     Args:
         model: a model.
         layers: `"head"`, `"normalization"`, names of layers, or None.
+        error_feedback: whether clients also keep the part of their update that was not sent.
+            Defaults to False.
 
     Attributes:
         is_own: whether each trainable variable of the model stays on the clients.
@@ -45,7 +47,10 @@ class Personal:
         ValueError: if there is no such layer, or nothing is left to send.
     """
 
-    def __init__(self, model: keras.Model, layers: PersonalLayers) -> None:
+    def __init__(
+        self, model: keras.Model, layers: PersonalLayers, error_feedback: bool = False
+    ) -> None:
+        self.error_feedback = error_feedback
         chosen = [] if layers is None else _chosen(model, layers)
         own = {id(variable) for layer in chosen for variable in layer.variables}
         variables = model.trainable_variables
@@ -77,15 +82,30 @@ class Personal:
         """All variables that stay on the clients."""
         return [*self.trainable, *self.states]
 
+    @property
+    def known(self) -> int:
+        """The number of values of `variables`."""
+        return sum(int(np.prod(variable.shape)) for variable in self.variables)
+
+    @property
+    def size(self) -> int:
+        """The number of values that a client keeps."""
+        lost = sum(int(np.prod(variable.shape)) for variable in self.shared)
+        return self.known + (lost if self.error_feedback else 0)
+
     def values(self) -> np.ndarray:
-        """Returns the values of `variables` in the model, float32 `(size,)`."""
+        """Returns what a client keeps at first, float32 `(size,)`.
+
+        These are the values of `variables` in the model, then zeros for what was not sent.
+        """
         parts = [np.ravel(variable.numpy()).astype("float32") for variable in self.variables]
-        return np.concatenate([np.zeros(0, "float32"), *parts])
+        lost = np.zeros(self.size - self.known, "float32")
+        return np.concatenate([*parts, lost])
 
     def arrays(self, values: np.ndarray) -> list[np.ndarray]:
         """Returns the array of each of `variables` from `values`."""
         sizes = [int(np.prod(variable.shape)) for variable in self.variables]
-        parts = np.split(values, np.cumsum(sizes)[:-1]) if sizes else []
+        parts = np.split(values, np.cumsum(sizes))[:-1]
         return [
             part.reshape(variable.shape)
             for part, variable in zip(parts, self.variables, strict=True)

@@ -333,7 +333,7 @@ class Rounds:
         """Returns the TFF process and its state, rebuilt if the model or data specs change."""
         built, groups = self._training, self._groups()
         personal = self.personal_variables()
-        spec, rows = block_spec(len(groups), len(personal.values())), rows_spec(data)
+        spec, rows = block_spec(len(groups), personal.size), rows_spec(data)
         trainable = self._trainable()
         key = (repr(rows), trainable, self._compiled(), count, on_features, private)
         if key != built.key:
@@ -370,8 +370,7 @@ class Rounds:
     def _prepare_evaluation(self, data: Arrays, count: int, on_features: bool) -> Any:
         built = self._evaluation
         personal = self.personal_variables()
-        size = len(personal.values())
-        spec, rows = block_spec(len(self._groups()), size), rows_spec(data)
+        spec, rows = block_spec(len(self._groups()), personal.size), rows_spec(data)
         key = (repr(rows), self._trainable(), self._compiled(), count, on_features)
         if key != built.key:
             stateless = self._stateless(data, on_features)
@@ -395,7 +394,8 @@ class Rounds:
 
     def personal_variables(self) -> Personal:
         """Returns which variables stay on the clients."""
-        return Personal(self._model, self._personal_layers)
+        feedback = self._compression is not None and self._compression.error_feedback
+        return Personal(self._model, self._personal_layers, feedback)
 
 
 def changing(model: keras.Model) -> list[Any]:
