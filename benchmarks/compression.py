@@ -36,6 +36,8 @@ WAYS: dict[str, Any] = {
     "TopK(0.1)": lp.TopK(0.1),
     "TopK(0.02)": lp.TopK(0.02),
     "TopK(0.01)": lp.TopK(0.01),
+    "TopK(0.02), error feedback": lp.TopK(0.02, error_feedback=True),
+    "TopK(0.01), error feedback": lp.TopK(0.01, error_feedback=True),
 }
 
 

@@ -1,6 +1,7 @@
 """What do updates and models reveal about the data? A page of pictures for those who must know.
 
-    python examples/privacy_audit.py    # needs no network; about a minute
+    python examples/privacy_audit.py            # needs no network; about a minute
+    python examples/privacy_audit.py --quick    # fewer examples and shadow models
 
 A network learns handwritten digits. Attacks read the pictures of clients from the updates that they
 would send in a federation, without a defence and behind each. Others tell which pictures a model
@@ -9,6 +10,7 @@ was trained on, with and without differential privacy. The page is `runs/privacy
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 from quiet import hide_machine_notes
@@ -22,8 +24,7 @@ import numpy as np
 import keras_lp as lp
 
 OUT = Path("runs") / "privacy_audit.html"
-CLIENTS = 6
-MEMBERS = 360
+CLIENTS, MEMBERS, SHADOWS = 6, 360, 8
 
 
 def network() -> keras.Model:
@@ -57,19 +58,28 @@ def head(
 
 
 def main() -> None:
+    arguments = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    arguments.add_argument("--quick", action="store_true", help="fewer examples, shadow models")
+    quick = arguments.parse_args().quick
+    clients, count, shadows = (2, 120, 2) if quick else (CLIENTS, MEMBERS, SHADOWS)
     x, y = lp.load_dataset("digits", split="train", batch_size=-1)
     x = x.astype("float32")
-    updates = lp.audit_update_leakage(network(), x[:CLIENTS], y[:CLIENTS], defense="all")
+    updates = lp.audit_update_leakage(network(), x[:clients], y[:clients], defense="all")
     print(updates)
-    members = x[:MEMBERS], y[:MEMBERS]
-    others = x[MEMBERS : 2 * MEMBERS], y[MEMBERS : 2 * MEMBERS]
+    members, others = ((x[start : start + count], y[start : start + count]) for start in (0, count))
     privacy = lp.DifferentialPrivacy(epsilon=4, delta=1e-3, clip=1.0)
-    print(f"\nA head trained on {MEMBERS} examples:")
-    plain = lp.audit_membership(head(*members), members, others, train=head)
+    print(f"\nA head trained on {count} examples:")
+    plain = lp.audit_membership(head(*members), members, others, train=head, shadow_models=shadows)
     print(plain)
     print("\nThe same with differential privacy, epsilon 4:")
     private = lp.audit_membership(
-        head(*members, privacy), members, others, train=lambda x, y: head(x, y, privacy)
+        head(*members, privacy),
+        members,
+        others,
+        train=lambda x, y: head(x, y, privacy),
+        shadow_models=shadows,
     )
     print(private)
     title = "Who was in the training data"

@@ -127,6 +127,7 @@ def weights(tmp_path):
 QUICK = {
     "keyboard.py": "Accuracy of the next character on held-out text",
     "phone.py": "largest difference from FederatedAveraging",
+    "privacy_audit.py": "Without a defence, the attacker reads 2 of 2 examples.",
     "support_assistant.py": "adapters on disk",
     "tune_everything.py": "test accuracy  default    found",
     "text_multitask.py": "Wo ist der Bahnhof?",
@@ -145,7 +146,7 @@ def test_every_example_is_run():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", QUICK)
 def test_the_quick_form_of_an_example_runs_from_any_folder(name, tmp_path, request):
-    if name not in ("phone.py", "tune_everything.py"):
+    if name not in ("phone.py", "privacy_audit.py", "tune_everything.py"):
         request.getfixturevalue("tfds_dir")
     more = ["--weights", request.getfixturevalue("weights")] if name == "xray_transfer.py" else []
     assert QUICK[name] in run(ROOT / "examples" / name, "--quick", *more, folder=tmp_path)
@@ -167,7 +168,7 @@ def test_an_example_without_its_data_ends_with_a_line(tmp_path, monkeypatch, cap
         assert "with ended_without_data():" in (ROOT / "examples" / f"{name}.py").read_text()
 
 
-@pytest.mark.parametrize(("page", "count"), [("README.md", 2), ("docs/guide.md", 21)])
+@pytest.mark.parametrize(("page", "count"), [("README.md", 2), ("docs/guide.md", 24)])
 def test_the_examples_of_the_pages_run_and_print_what_is_shown(page, count, tmp_path):
     text = (ROOT / page).read_text()
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import keras_lp as lp
+from keras_lp.audit import LeakageResult, MembershipLeakage, MembershipResult, UpdateLeakage
 from keras_lp.federated.clients.describe import ClientLabels
 from keras_lp.finetuning.rate_finder import LearningRates
 from keras_lp.privacy.report import PrivacyReport
@@ -20,6 +21,9 @@ def results():
     yield lp.describe_clients({"<x>": (np.zeros((3, 2)), np.array([0, 1, 1]))})
     trials = (TrialResult("0", {"<r": 0.1}, 0.5, 2), TrialResult("1", {"<r": 1.0}, None, 0, "no"))
     yield lp.TuningResult(None, {}, "val_loss", "min", trials, frozenset(), print)
+    known = LeakageResult(np.zeros((1, 2)), np.zeros(1), np.full(1, np.nan), None, None)
+    yield UpdateLeakage("analytic", np.zeros((1, 2)), 3.0, {"<none": known})
+    yield MembershipLeakage(9, 9, {"<loss": MembershipResult(0.5, (0, 1), 0.1, (0, 1), False)})
     yield DeviceRound({}, (0,), {1: "it is < stale"})
 
 
@@ -37,4 +41,5 @@ def test_all_results_are_shown_so():
     kinds = {*ShownAsText.__subclasses__()}
     named = {lp.Comparison, LearningRates, ClientLabels, ExportReport, TrainableReport, DeviceRound}
     named |= {lp.TuningResult, PrivacyReport, lp.PersonalModels}
+    named |= {UpdateLeakage, MembershipLeakage}
     assert kinds == named

@@ -61,6 +61,13 @@ private = lp.FederatedAveraging(model, privacy=privacy, clients_per_round=2)
 reveal_type(private.privacy_report().epsilon)  # float
 lp.FederatedAveraging(model, compression=lp.Quantize(bits=4), aggregation="krum")
 lp.FederatedAveraging(model, compression=lp.TopK(0.1))
+leakage = lp.audit_update_leakage(model, x, y, defense=[None, lp.Quantize(1), "batch"])
+reveal_type(leakage.results["none"].read)  # int
+member = lp.audit_membership(model, (x, y), (x, y), train=lambda x, y: model)
+leakage.save("a.html", {"Members": member})
+kept = lp.FederatedAveraging(model, personal_layers="head", lora_ranks={"client_0": 2})
+reveal_type(kept.client_model("client_0"))  # keras.src.models.model.Model
+lp.FederatedAveraging(model, personal_layers=["a"], lora_averaging="exact")
 parts = lp.split_clients(lp.partition((x, y), 2), held_out=0.5)
 personal: lp.PersonalModels = lp.personalize(private, *parts, epochs=2)
 reveal_type(personal.model("client_0"))  # keras.src.models.model.Model
