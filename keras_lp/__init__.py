@@ -15,6 +15,7 @@ from keras_lp.finetuning.rate_finder import LearningRates, find_learning_rate
 from keras_lp.finetuning.rates import layerwise
 from keras_lp.finetuning.two_phase import fit_two_phase
 from keras_lp.finetuning.unfreezing import GradualUnfreezing
+from keras_lp.model.calibration import Calibration, calibrate
 from keras_lp.model.model import Model
 from keras_lp.model.plain import class_names, plain_model
 from keras_lp.model.report import trainable_report
@@ -90,6 +91,7 @@ _LAZY = {
 
 __all__ = [
     "Balancing",
+    "Calibration",
     "Classification",
     "Comparison",
     "DeviceTrainer",
@@ -115,6 +117,7 @@ __all__ = [
     "audit_membership",
     "audit_update_leakage",
     "balancing",
+    "calibrate",
     "choose_thresholds",
     "class_names",
     "compare_single_tasks",

@@ -7,6 +7,7 @@ import keras_lp as lp
 from keras_lp.audit import LeakageResult, MembershipLeakage, MembershipResult, UpdateLeakage
 from keras_lp.federated.clients.describe import ClientLabels
 from keras_lp.finetuning.rate_finder import LearningRates
+from keras_lp.model.calibration import TaskCalibration
 from keras_lp.privacy.report import PrivacyReport
 from keras_lp.tflite.device.aggregation import DeviceRound
 from keras_lp.tflite.export.report import ExportReport
@@ -24,6 +25,7 @@ def results():
     known = LeakageResult(np.zeros((1, 2)), np.zeros(1), np.full(1, np.nan), None, None)
     yield UpdateLeakage("analytic", np.zeros((1, 2)), 3.0, {"<none": known})
     yield MembershipLeakage(9, 9, {"<loss": MembershipResult(0.5, (0, 1), 0.1, (0, 1), False)})
+    yield lp.Calibration({"<a": TaskCalibration(2.0, 1.0, 0.5, 0.1, 0.0)})
     yield DeviceRound({}, (0,), {1: "it is < stale"})
 
 
@@ -41,5 +43,5 @@ def test_all_results_are_shown_so():
     kinds = {*ShownAsText.__subclasses__()}
     named = {lp.Comparison, LearningRates, ClientLabels, ExportReport, TrainableReport, DeviceRound}
     named |= {lp.TuningResult, PrivacyReport, lp.PersonalModels}
-    named |= {UpdateLeakage, MembershipLeakage}
+    named |= {UpdateLeakage, MembershipLeakage, lp.Calibration}
     assert kinds == named

@@ -72,6 +72,8 @@ parts = lp.split_clients(lp.partition((x, y), 2), held_out=0.5)
 personal: lp.PersonalModels = lp.personalize(private, *parts, epochs=2)
 reveal_type(personal.model("client_0"))  # keras.src.models.model.Model
 lp.choose_thresholds(both, (x, y))
+calibrated: lp.Calibration = lp.calibrate(both, (x, y))
+reveal_type(calibrated.tasks["a"].temperature)  # float
 lp.decode_predictions(both, both.predict(x), top=None)
 hyper = lp.TransferHyperModel(backbone, 3, dropout=lambda hp: hp.Float("a", 0, 0.5))
 found2 = lp.tune(hyper, (x, y), max_trials=3, tuner="random", objective="val_loss", directory="d")

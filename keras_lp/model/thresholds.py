@@ -12,18 +12,14 @@ from typing import Any, cast
 
 import keras
 import numpy as np
-import tensorflow as tf
 
-from keras_lp.model.checks import check_weights
 from keras_lp.model.compiled import metrics_of, trace_again
-from keras_lp.model.data import batches, check_labels, readable
-from keras_lp.model.model import by_task
+from keras_lp.model.outputs import collect
 from keras_lp.tasks.heads import Head, heads, tasks
 from keras_lp.tasks.metrics import MacroF1
 from keras_lp.tasks.multi_label import MultiLabel
 
 _DEFAULT = 0.5
-_BATCH = 32  # batch size for arrays, as in `predict`
 
 
 def choose_thresholds(
@@ -89,7 +85,7 @@ def choose_thresholds(
         )
     found = {
         name: _best_thresholds(*columns)
-        for name, columns in _columns(model, known, validation_data).items()
+        for name, columns in collect(model, known, validation_data, _piece).items()
         if np.any(columns[1:])
     }
     if not found:
@@ -158,37 +154,9 @@ def _best_thresholds(
     return np.array([best_threshold(*column) for column in columns])
 
 
-def _columns(
-    model: keras.Model, known: Mapping[str, Head], data: Any
-) -> dict[str, tuple[np.ndarray, ...]]:
-    """Returns logits and the weights of positives and negatives by task, `(n, labels)` each."""
-    pieces: dict[str, list[tuple[np.ndarray, ...]]] = {name: [] for name in known}
-    for x, y, sample_weight in batches(readable(data, "validation_data"), _BATCH):
-        check_labels(model, x, y, " of validation_data")
-        check_weights(sample_weight, " of validation_data")
-        outputs = model.predict_on_batch(x)
-        for name, head, *example in by_task(model, y, outputs, sample_weight):
-            if name in known:
-                pieces[name].append(_piece(name, head, *example))
-    if not all(pieces.values()):
-        raise ValueError("`validation_data` must have a batch. Received: an empty data set.")
-    return {
-        name: tuple(np.concatenate(parts) for parts in zip(*found, strict=True))
-        for name, found in pieces.items()
-    }
-
-
-def _piece(name: str, head: Head, y: Any, y_pred: Any, sample_weight: Any) -> tuple[Any, ...]:
-    units = head.task.units
-    y, logits, weight = (
-        np.asarray(part, "float64").reshape(-1, units)
-        for part in head.task.mask_missing(y, tf.convert_to_tensor(y_pred), sample_weight)
-    )
-    if np.isnan(logits).any():
-        raise ValueError(
-            f"Outputs must not be NaN to choose thresholds. Received: NaN of the task {name!r}. "
-            "The training may have diverged: try a smaller learning rate."
-        )
+def _piece(head: Head, y: Any, logits: Any, weight: Any) -> tuple[np.ndarray, ...]:
+    """Returns logits and the weights of positives and negatives, `(n, labels)` each."""
+    y, logits, weight = (part.reshape(-1, head.task.units) for part in (y, logits, weight))
     return logits, weight * y, weight * (1 - y)
 
 
