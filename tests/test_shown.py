@@ -22,7 +22,7 @@ def results():
     yield lp.describe_clients({"<x>": (np.zeros((3, 2)), np.array([0, 1, 1]))})
     trials = (TrialResult("0", {"<r": 0.1}, 0.5, 2), TrialResult("1", {"<r": 1.0}, None, 0, "no"))
     yield lp.TuningResult(None, {}, "val_loss", "min", trials, frozenset(), print)
-    known = LeakageResult(np.zeros((1, 2)), np.zeros(1), np.full(1, np.nan), None, None)
+    known = LeakageResult(np.zeros((1, 2)), np.zeros(1), np.full(1, np.nan), 0, None, None)
     yield UpdateLeakage("analytic", np.zeros((1, 2)), 3.0, {"<none": known})
     yield MembershipLeakage(9, 9, {"<loss": MembershipResult(0.5, (0, 1), 0.1, (0, 1), False)})
     yield lp.Calibration({"<a": TaskCalibration(2.0, 1.0, 0.5, 0.1, 0.0)})

@@ -134,7 +134,9 @@ def read_dense_inputs(kernel: np.ndarray, bias: np.ndarray, true: np.ndarray) ->
     if len(true) == 1:
         unit = int(np.argmax(np.abs(bias)))
         return kernel[:, unit][None] / (bias[unit] if bias[unit] else 1.0)
-    used = np.abs(bias) > 1e-6 * np.abs(bias).max()
+    used = np.abs(bias) >= max(1e-6 * np.abs(bias).max(), _TINY)
+    if not used.any():
+        return np.zeros_like(true)
     candidates = (kernel[:, used] / bias[used]).T
     chosen = np.argmax(_cosines(true, candidates), axis=1)
     return candidates[chosen]
@@ -165,7 +167,7 @@ class Inversion:
 
     def __init__(self, twin: Any, layer: Any, low: float, high: float, **options: int) -> None:
         def distance(inputs: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
-            found = input_of(layer, lambda: twin(inputs, training=False))
+            found = input_of(layer, lambda: twin(inputs, training=True))
             error = tf.reduce_sum((tf.reshape(found, tf.shape(target)) - target) ** 2)
             error /= tf.reduce_sum(target**2) + _TINY
             if found.shape.num_elements() < inputs.shape.num_elements():

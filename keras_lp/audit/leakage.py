@@ -13,6 +13,7 @@ import tensorflow as tf
 from scipy import optimize
 
 from keras_lp.audit import attacks
+from keras_lp.audit.labels import check_present
 from keras_lp.audit.page import Section, picture, write_page
 from keras_lp.audit.twin import input_of, twin_of
 from keras_lp.audit.updates import Defense, check_defenses, name_of, update_of
@@ -25,6 +26,7 @@ from keras_lp.utils.text_table import ShownAsText, text_table
 
 Attack = Literal["auto", "analytic", "gradient_matching"]
 READ = 20.0  # dB: the mean squared error is 1 % of the squared range
+BETTER = 6.0  # dB more than a guess: half the error
 _SHOWN = 8  # pictures per row of a page
 _EXACT = 0.99  # cosine similarity
 
@@ -37,6 +39,8 @@ class LeakageResult:
         reconstructions: the inputs that were reconstructed, shaped like the originals.
         psnr: the peak signal-to-noise ratio of each in dB, `(examples,)`.
         ssim: the structural similarity of each, from -1 to 1, NaN for inputs that are not pictures.
+        read: number of examples that were read: their PSNR is at least 20 dB, and 6 dB more than
+            that of a guess.
         features: with the analytic attack, the cosine similarity of the layer inputs that were
             read to the true ones, `(examples,)`; else None.
         labels: the share of labels that were read; None if the task has no classes.
@@ -45,13 +49,9 @@ class LeakageResult:
     reconstructions: np.ndarray
     psnr: np.ndarray
     ssim: np.ndarray
+    read: int
     features: np.ndarray | None
     labels: float | None
-
-    @property
-    def read(self) -> int:
-        """Number of examples that were read: their PSNR is at least 20 dB."""
-        return int((self.psnr >= READ).sum())
 
 
 @dataclasses.dataclass(repr=False)
@@ -61,7 +61,7 @@ class UpdateLeakage(ShownAsText):
     Attributes:
         attack: `"analytic"` or `"gradient_matching"`.
         originals: the inputs of the clients.
-        guess: the PSNR of guessing the mean of the other examples, in dB.
+        guess: the mean PSNR of guessing the mean of the other examples, in dB.
         results: `LeakageResult` by the name of the defence.
     """
 
@@ -88,6 +88,10 @@ class UpdateLeakage(ShownAsText):
             parts.append(f"Examples are read in spite of: {', '.join(reading)}.")
         if stopping:
             parts.append(f"No example is read with: {', '.join(stopping)}.")
+        if any("noise multiplier" in name for name in known):
+            parts.append(
+                "Noise is added to the sum over clients: whoever adds it sees updates without it."
+            )
         parts.append(
             "An attack that fails proves nothing, as others may succeed. Only differential privacy "
             "bounds all of them."
@@ -109,7 +113,10 @@ class UpdateLeakage(ShownAsText):
             rows.append([name, read, *psnr, ssim, features, labels])
         kept = [i for i in range(len(header)) if any(row[i] for row in rows[1:])]
         table = text_table([[row[i] for i in kept] for row in rows], left=1)
-        title = f"Attack on updates ({self.attack.replace('_', ' ')}); read: PSNR of 20 dB or more"
+        title = (
+            f"Attack on updates ({self.attack.replace('_', ' ')}); read: PSNR of 20 dB or more, "
+            "and 6 dB above a guess"
+        )
         guess = f"Guessing the mean of the other examples: {self.guess:.1f} dB"
         return "\n".join([title, table, guess])
 
@@ -161,7 +168,8 @@ def audit_update_leakage(
 
     Each example is the data of one client, which trains one step of SGD with the learning rate of
     the model. The attacker sees the update, as the server of a federation does, and knows the model
-    and the range of the inputs. The model is unchanged.
+    and the range of the inputs, but not the random numbers of Dropout and augmentation. The model
+    is unchanged.
 
     | attack | reads | needs |
     |---|---|---|
@@ -228,7 +236,7 @@ the sum, as for an attacker who knows the updates of all other clients |
     layer = attacks.dense_layer(model)
     if attack == "auto":
         first = layer is not None and attacks.is_first(model, layer)
-        attack = "analytic" if first else "gradient_matching"
+        attack = "analytic" if first and _used_once(model, layer, x) else "gradient_matching"
     if attack == "analytic" and layer is None:
         raise ValueError(
             "The analytic attack needs a trained Dense layer with a bias. Received: model "
@@ -236,25 +244,29 @@ the sum, as for an attacker who knows the updates of all other clients |
         )
     if "batch" in defenses and len(x) < 2:
         raise ValueError('The defence "batch" needs two examples. Received: 1 example.')
-    batch = min(batch_size, len(x))
+    groups = max(1, len(x) // batch_size)
+    batch = len(x) // groups
     attacker = _Attacker(
         model, attack, layer, x, y, restarts=restarts, max_iterations=max_iterations, seed=seed
     )
     rate = float(model.optimizer.learning_rate)
-    results = {}
-    steps = sum(-(-len(x) // (batch if one == "batch" else 1)) for one in defenses)
+    if not rate > 0:
+        raise ValueError(
+            "A client must train: the learning rate must be above 0. Received: model "
+            f"{model.name!r} with learning rate {rate}."
+        )
+    results, guesses = {}, _guesses(x)
+    steps = sum(groups if one == "batch" else len(x) for one in defenses)
     with Progress("Attacks", steps, verbose) as progress:
         for one in defenses:
-            count = batch if one == "batch" else 1
             found = []
-            for start in range(0, len(x), count):
-                rows = slice(start, start + count)
+            for rows in np.array_split(np.arange(len(x)), groups if one == "batch" else len(x)):
                 local = local_steps if one == "local_steps" else 1
-                update = update_of(model, x[rows], y[rows], rate, local, one, seed + start)
+                update = update_of(model, x[rows], y[rows], rate, local, one, seed + int(rows[0]))
                 found.append(attacker.read(update, rows))
                 progress.step(1)
-            results[name_of(one, batch, local_steps)] = _result(found, x)
-    return UpdateLeakage(attack, x, _guess(x), results)
+            results[name_of(one, batch, local_steps)] = _result(found, x, guesses)
+    return UpdateLeakage(attack, x, float(guesses.mean()), results)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -288,7 +300,7 @@ class _Attacker:
         else:
             self._matching = attacks.GradientMatching(self._twin, *bounds, **options)
 
-    def read(self, update: list[np.ndarray], rows: slice) -> _Read:
+    def read(self, update: list[np.ndarray], rows: np.ndarray) -> _Read:
         """Attacks the update of the client with these examples."""
         x, y = self._x[rows], self._y[rows]
         labels, right = y, None
@@ -300,7 +312,7 @@ class _Attacker:
         features = None
         if self._attack == "analytic":
             inputs = tf.constant(x, tf.float64)
-            own = np.asarray(input_of(self._layer, lambda: self._twin(inputs, training=False)))
+            own = np.asarray(input_of(self._layer, lambda: self._twin(inputs, training=True)))
             own = own.reshape(len(x), -1)
             kernel, bias = (update[i] for i in self._weights)
             if own.shape[1] != kernel.shape[0]:
@@ -321,6 +333,11 @@ class _Attacker:
 def _checked(model: Any, x: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
     if not isinstance(model, keras.Model) or not getattr(model, "compiled", False):
         raise ValueError(f"An audit needs a compiled Keras model. Received: {model!r}.")
+    if not getattr(model, "inputs", None):
+        raise ValueError(
+            "An audit needs a Functional or Sequential model. Received: model "
+            f"{model.name!r} of type {type(model).__name__}."
+        )
     known = heads(model)
     if len(known) > 1 or len(model.outputs) > 1 or len(model.inputs) > 1:
         raise ValueError(
@@ -334,10 +351,17 @@ def _checked(model: Any, x: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
     if not keras.backend.is_float_dtype(model.inputs[0].dtype):
         raise ValueError(
             "The attacks reconstruct numbers. Received: a model with inputs of dtype "
-            f"{model.inputs[0].dtype}. Audit the part above its embedding."
+            f"{model.inputs[0].dtype}. Build it with floating-point inputs; of a text model, audit "
+            "the part above the embedding."
         )
     x, y = np.asarray(x), np.asarray(y)
-    if len(x) == 0 or len(x) != len(y) or x.ndim != len(model.inputs[0].shape):
+    if (
+        not x.ndim
+        or not y.ndim
+        or len(x) == 0
+        or len(x) != len(y)
+        or x.ndim != len(model.inputs[0].shape)
+    ):
         raise ValueError(
             "`x` and `y` must have the same number of examples, at least 1, and the rank of the "
             f"model's input. Received: shapes {x.shape} and {y.shape} for input "
@@ -349,7 +373,14 @@ def _checked(model: Any, x: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
     for head in known.values():
         y = head.task.to_numbers(y, "y")
         head.task.check_labels(y)
+    check_present(model, y)
     return x, y
+
+
+def _used_once(model: Any, layer: Any, x: np.ndarray) -> bool:
+    """Whether a `Dense` layer has one input per example."""
+    inputs = input_of(layer, lambda: model(tf.constant(x[:1]), training=False))
+    return bool(tf.size(inputs) == layer.kernel.shape[0])
 
 
 def _has_classes(model: Any, y: np.ndarray) -> bool:
@@ -382,24 +413,26 @@ def _assigned(x: np.ndarray, found: np.ndarray) -> np.ndarray:
     return optimize.linear_sum_assignment(errors)[1]
 
 
-def _result(found: list[_Read], x: np.ndarray) -> LeakageResult:
+def _result(found: list[_Read], x: np.ndarray, guesses: np.ndarray) -> LeakageResult:
     inputs = np.concatenate([one.inputs for one in found])
     parts = [one.features for one in found if one.features is not None]
     labels = [one.labels for one in found if one.labels is not None]
+    reached = psnr(x, inputs, x.max() - x.min())
     return LeakageResult(
         inputs,
-        psnr(x, inputs, x.max() - x.min()),
+        reached,
         ssim(x, inputs, x.max() - x.min()),
+        int(((reached >= READ) & (reached >= guesses + BETTER)).sum()),
         np.concatenate(parts) if parts else None,
         sum(labels) / len(x) if labels else None,
     )
 
 
-def _guess(x: np.ndarray) -> float:
-    """Returns the mean PSNR of the mean of the other examples, of the mid-range without others."""
+def _guesses(x: np.ndarray) -> np.ndarray:
+    """Returns the PSNR of the mean of the other examples, of the mid-range without others."""
     total, count = x.sum(0, dtype="float64"), len(x)
     others = (total - x) / (count - 1) if count > 1 else np.full_like(x, (x.max() + x.min()) / 2)
-    return float(psnr(x, others, x.max() - x.min()).mean())
+    return psnr(x, others, x.max() - x.min())
 
 
 def psnr(x: np.ndarray, other: np.ndarray, span: float) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 from scipy import stats
 
+from keras_lp.audit.labels import check_present
 from keras_lp.audit.page import Section
 from keras_lp.audit.twin import still
 from keras_lp.utils.arguments import Verbose, check_positive
@@ -131,8 +132,9 @@ trained without it; needs `train` |
         `MembershipLeakage`: print it; `save` of `lp.audit_update_leakage` puts it on a page.
 
     Raises:
-        ValueError: if the model is not compiled, there are too few examples, losses are not finite,
-            or `shadow_models` is not even.
+        ValueError: if the model is not compiled, there are too few examples, labels are missing,
+            losses are not finite or below 0, or `shadow_models` is not even.
+        TypeError: if `train` does not return a model.
 
     Example:
 
@@ -157,10 +159,11 @@ trained without it; needs `train` |
             "`shadow_models` must be even, so that each example is in half of the models. "
             f"Received: shadow_models={shadow_models}."
         )
-    counts = [_count(name, data) for name, data in (("members", members), ("others", others))]
-    pool = keras.tree.map_structure(
-        lambda *parts: np.concatenate([np.asarray(part) for part in parts]), members, others
-    )
+    members, others = _arrays("members", members), _arrays("others", others)
+    for data in (members, others):
+        check_present(model, data[1])
+    counts = [len(keras.tree.flatten(data)[0]) for data in (members, others)]
+    pool = keras.tree.map_structure(lambda *parts: np.concatenate(parts), members, others)
     is_member = np.arange(sum(counts)) < counts[0]
     own = confidences(model, *pool)
     results = {"loss threshold": _result(own, is_member)}
@@ -169,7 +172,12 @@ trained without it; needs `train` |
         with Progress("Shadow models", shadow_models, verbose) as progress:
             for chosen in inside:
                 x, y = keras.tree.map_structure(lambda array, c=chosen: array[c], pool)
-                shadows.append(confidences(train(x, y), *pool))
+                shadow = train(x, y)
+                if not isinstance(shadow, keras.Model):
+                    raise TypeError(
+                        f"`train` must return a model. Received: {type(shadow).__name__}."
+                    )
+                shadows.append(confidences(shadow, *pool))
                 progress.step(1)
         ratios = likelihood_ratios(own, np.array(shadows), inside)
         results["likelihood ratio"] = _result(ratios, is_member)
@@ -192,10 +200,21 @@ def confidences(model: Any, x: Any, y: Any) -> np.ndarray:
         rows = slice(start, start + _BATCH)
         batch = keras.tree.map_structure(lambda one, r=rows: tf.convert_to_tensor(one[r]), (x, y))
         outputs = model(batch[0], training=False)
+        if isinstance(outputs, (list, tuple)):
+            raise ValueError(
+                "The outputs of a model with several tasks must be a dict. Received: model "
+                f"{model.name!r} with a list of outputs."
+            )
         # `tf.data` computes in a graph, and does not warn of one graph per model.
         data = tf.data.Dataset.from_tensor_slices((batch[1], outputs)).map(loss)
         batches.append(data.batch(_BATCH).get_single_element().numpy())
-    losses = np.maximum(np.concatenate(batches), 1e-12)
+    losses = np.concatenate(batches)
+    if losses.min() < -1e-5:
+        raise ValueError(
+            "The loss must be 0 or more, as a cross-entropy or a squared error is. Received: "
+            f"losses down to {losses.min():.3g}."
+        )
+    losses = np.maximum(losses, 1e-12)
     if not np.isfinite(losses).all():
         raise ValueError(
             "The loss of each example must be finite. Received: "
@@ -232,16 +251,23 @@ def likelihood_ratios(own: np.ndarray, shadows: np.ndarray, inside: np.ndarray) 
     return np.asarray(logs[0] - logs[1])
 
 
-def _count(name: str, data: Any) -> int:
+def _arrays(name: str, data: Any) -> tuple[Any, Any]:
+    """Returns a pair (x, y) of arrays, or dicts of arrays."""
     if not isinstance(data, tuple) or len(data) != 2:
         raise ValueError(f"`{name}` must be a pair (x, y). Received: {type(data).__name__}.")
-    lengths = {len(one) for one in keras.tree.flatten(data)}
+    x, y = (
+        {key: np.asarray(one) for key, one in part.items()}
+        if isinstance(part, Mapping)
+        else np.asarray(part)
+        for part in data
+    )
+    lengths = {len(one) if one.ndim else 0 for one in keras.tree.flatten((x, y))}
     if len(lengths) != 1 or min(lengths) < LEAST:
         raise ValueError(
             f"`{name}` must have at least {LEAST} examples, as many labels as inputs. Received: "
             f"{sorted(lengths)}."
         )
-    return lengths.pop()
+    return x, y
 
 
 def _result(scores: np.ndarray, is_member: np.ndarray) -> MembershipResult:

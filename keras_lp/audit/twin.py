@@ -13,13 +13,25 @@ import keras
 import tensorflow as tf
 
 from keras_lp.backbones.copying import finalize_normalization
+from keras_lp.backbones.images import Augmentation
+from keras_lp.tasks.heads import Head
 from keras_lp.utils.keras_internals import compile_arguments, sublayers
 
+_RANDOM = (
+    Augmentation,
+    keras.layers.AlphaDropout,
+    keras.layers.Dropout,
+    keras.layers.GaussianDropout,
+    keras.layers.GaussianNoise,
+)
 _FLOATS = ("float16", "bfloat16", "float32", "mixed_float16", "mixed_bfloat16")
 
 
 def twin_of(model: keras.Model) -> Any:
-    """Returns a compiled copy of a model in float64.
+    """Returns a compiled copy of a model in float64, whose Dropout and augmentation do nothing.
+
+    The attacker runs it in training mode, in which BatchNormalization uses the batch, but does not
+    know the random numbers of the client.
 
     Raises:
         ValueError: if a layer cannot be made from its config.
@@ -30,24 +42,27 @@ def twin_of(model: keras.Model) -> Any:
             config = keras.saving.serialize_keras_object(model)
             config.pop("compile_config", None)
             twin: Any = keras.saving.deserialize_keras_object(_in_float64(config), known)
+            given = compile_arguments(model)
+            loss = keras.tree.map_structure(_copy_loss, given["loss"])
         except Exception as error:
             raise ValueError(
-                "An audit copies the model, so its layers must have a config. Received: model "
+                "An audit copies the model, so its layers and losses must have a config. Received: "
+                "model "
                 f"{model.name!r}, whose copy failed: {error}"
             ) from error
         for new, old in zip(twin.variables, model.variables, strict=True):
             new.assign(keras.ops.cast(old, new.dtype))
             new.trainable = old.trainable
         finalize_normalization(twin)
-        given = compile_arguments(model)
-        loss = keras.tree.map_structure(_copy_loss, given["loss"])
+        for layer in sublayers(twin):
+            if isinstance(layer, _RANDOM):
+                quiet: Any = layer
+                quiet.call = lambda inputs, *_, **__: inputs
         twin.compile("sgd", loss, loss_weights=given["loss_weights"])
     return twin
 
 
-def gradients(
-    model: Any, x: Any, y: Any, values: Sequence[Any], training: bool = False
-) -> list[Any]:
+def gradients(model: Any, x: Any, y: Any, values: Sequence[Any]) -> list[Any]:
     """Returns the gradient of the mean loss with respect to the trainable weights.
 
     Args:
@@ -55,14 +70,13 @@ def gradients(
         x: inputs.
         y: labels.
         values: the values of the trainable weights.
-        training: as in `call` of Keras. Defaults to False.
     """
     weights = [tf.convert_to_tensor(value) for value in values]
     with tf.GradientTape() as tape:
         tape.watch(weights)
         with still(model, weights):
-            outputs = model(x, training=training)
-            loss = model.compute_loss(x, y, outputs, None, training=training)
+            outputs = model(x, training=True)
+            loss = model.compute_loss(x, y, outputs, None, training=True)
     zero = tf.UnconnectedGradients.ZERO
     return [
         tf.convert_to_tensor(g) for g in tape.gradient(loss, weights, unconnected_gradients=zero)
@@ -84,7 +98,10 @@ def still(model: Any, weights: Sequence[Any] | None = None) -> keras.StatelessSc
 
 
 def input_of(layer: Any, run: Callable[[], Any]) -> Any:
-    """Returns the input of a layer, at any depth of a model, while a function runs the model."""
+    """Returns the input of a `Dense` layer, at any depth of a model, while a function runs it.
+
+    A head that scales its inputs multiplies the scaled ones with its kernel.
+    """
     found: list[Any] = []
     call = layer.call
 
@@ -97,7 +114,10 @@ def input_of(layer: Any, run: Callable[[], Any]) -> Any:
         run()
     finally:
         del layer.call
-    return found[0]
+    inputs = found[0]
+    if isinstance(layer, Head) and layer.scales_inputs:
+        inputs = (tf.cast(inputs, layer.compute_dtype) - layer.input_mean) * layer.input_scale
+    return inputs
 
 
 @contextlib.contextmanager

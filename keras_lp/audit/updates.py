@@ -30,7 +30,8 @@ def check_defenses(defense: Any) -> list[Defense]:
     defenses = list(defense) if isinstance(defense, (list, tuple)) else [defense]
     for one in defenses:
         known = one is None or isinstance(one, (Compression, DifferentialPrivacy))
-        if not defenses or not (known or one in ("batch", "local_steps")):
+        named = isinstance(one, str) and one in ("batch", "local_steps")
+        if not (known or named):
             raise ValueError(
                 '`defense` must be None, "batch", "local_steps", lp.Quantize, lp.TopK, '
                 f'lp.DifferentialPrivacy, a list of these, or "all". Received: {one!r}.'
@@ -77,7 +78,7 @@ def update_of(
     start = [tf.convert_to_tensor(variable) for variable in model.trainable_variables]
     weights = start
     for _ in range(steps):
-        found = gradients(model, x, y, weights, training=True)
+        found = gradients(model, x, y, weights)
         weights = [w - tf.cast(rate * g, w.dtype) for w, g in zip(weights, found, strict=True)]
     update = [
         tf.cast(before - after, tf.float32) for before, after in zip(start, weights, strict=True)

@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 import keras
 import numpy as np
 
+from keras_lp.backbones.copying import copy_model
 from keras_lp.federated import tff_runtime
 from keras_lp.federated.checkpoints import Checkpoints, describe_model, describe_optimizer, digest
 from keras_lp.federated.clients.clients import Clients
@@ -35,10 +36,11 @@ from keras_lp.federated.private import PrivateClients
 from keras_lp.federated.running import print_restarts, print_round, validation
 from keras_lp.model import checks
 from keras_lp.model.absent import with_unknown_hidden
-from keras_lp.model.plain import plain_model_with
+from keras_lp.model.adapters import adapted_layers
+from keras_lp.model.plain import plain_model, with_values
 from keras_lp.privacy.differential_privacy import DifferentialPrivacy
 from keras_lp.privacy.report import PrivacyReport
-from keras_lp.tasks.heads import tasks
+from keras_lp.tasks.heads import heads, tasks
 from keras_lp.utils.arguments import Verbose, check_choice, check_positive
 from keras_lp.utils.keras_internals import compile_config, rate_of
 from keras_lp.utils.progress import bar_only
@@ -118,7 +120,8 @@ al., 2021 (arXiv:2003.00295) |
             or adapters in personal layers. Defaults to `"separate"`, from which the exact mean was
             not told apart in benchmarks.
         lora_ranks: ranks of the clients with smaller adapters, by id: they train the first entries
-            of A and B along the rank. Defaults to None: all train the rank of the model.
+            of A and B along the rank. Not with `compression`. Defaults to None: all train the rank
+            of the model.
         privacy: `lp.DifferentialPrivacy` for the clients, see below. Defaults to None.
         seed: random seed of the sampling, the local shuffling and Dropout, 0 or more. Defaults to
             0.
@@ -157,7 +160,8 @@ al., 2021 (arXiv:2003.00295) |
     secret random numbers, and not `seed`, so a run cannot be repeated. The `History` has `epsilon`,
     the budget spent, and `clip`. Training stops before the budget would be passed, and a resumed
     training continues the account; `privacy_report()` states the guarantee and what it does not
-    cover. Many clients are needed: the noise is divided by `clients_per_round`.
+    cover. Many clients are needed: the noise is divided by `clients_per_round`. Personal weights
+    have no noise, and the files of `checkpoint_dir/clients` tell who took part: keep them secret.
 
     Example:
 
@@ -240,6 +244,11 @@ al., 2021 (arXiv:2003.00295) |
         server = make_server_optimizer(server_optimizer)
         feedback = compression is not None and compression.error_feedback
         self._personal = PersonalClients(model, personal_layers, feedback)
+        if compression is not None and lora_ranks:
+            raise ValueError(
+                "Clients with smaller adapters send their updates as they are. Received: "
+                f"`lora_ranks` and compression={compression!r}. Leave one out."
+            )
         possible = not robust and privacy is None
         exact = check_lora(model, personal_layers, lora_averaging, lora_ranks, possible)
         self._lora_ranks = dict(lora_ranks or {})
@@ -521,9 +530,10 @@ al., 2021 (arXiv:2003.00295) |
         return {**summary(self.model, *results), "clients": len(source.ids)}
 
     def client_model(self, client: Hashable) -> keras.Model:
-        """Returns the model of a client, a plain Keras model (see `lp.plain_model`).
+        """Returns the model of a client, whose personal layers have the client's weights.
 
-        Its personal layers have the client's weights.
+        It is a plain Keras model, see `lp.plain_model`. If keras_lp did not build the model of the
+        federation, or it has adapters, it is an uncompiled copy of it.
 
         Args:
             client: the id of a client that took part in a round.
@@ -531,7 +541,10 @@ al., 2021 (arXiv:2003.00295) |
         Raises:
             ValueError: the federation has no `personal_layers`, or the client has no weights yet.
         """
-        return plain_model_with(self.model, *self._personal.of_client(client))
+        variables, values = self._personal.of_client(client)
+        plain = heads(self.model) and not adapted_layers(self.model)
+        copy = plain_model if plain else copy_model
+        return with_values(self.model, variables, values, copy)
 
     @property
     def personal_layers(self) -> PersonalLayers:

@@ -30,26 +30,29 @@ class ClientStore:
 
     def __init__(self) -> None:
         self._folder: Path | None = None
+        self._temporary = False
 
     def open(self, folder: Path | None, round_number: int) -> None:
         """Uses a folder, and forgets what was written after a round.
 
         Args:
-            folder: the folder; None keeps the present one, which at first is a temporary folder
-                that is deleted with this object.
+            folder: the folder; None uses a temporary one, which is deleted with this object.
             round_number: the number of completed rounds.
         """
-        if folder is None and self._folder is None:
+        if folder is None and not self._temporary:  # the files of checkpoints stay as they are
             folder = Path(tempfile.mkdtemp(prefix="keras_lp_"))
             weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+            self._temporary = True
+        elif folder is not None:
+            self._temporary = False
         if folder is not None and folder != self._folder:
             folder.mkdir(parents=True, exist_ok=True)
             if self._folder is not None:
                 shutil.copytree(self._folder, folder, dirs_exist_ok=True)
             self._folder = folder
-        for path in self._opened.glob("*.*"):
-            if path.suffix == ".partial" or _round(path) > round_number:
-                path.unlink()
+        newer = [path for path in self._opened.glob("*.[0-9]*") if _round(path) > round_number]
+        for path in (*newer, *self._opened.glob("*.partial")):
+            path.unlink()
 
     def read(self, client: Hashable) -> np.ndarray | None:
         """Returns the newest weights of a client, None if it has none.
@@ -63,8 +66,9 @@ class ClientStore:
         content = paths[-1].read_bytes()
         if hashlib.sha256(content[32:]).digest() != content[:32]:
             raise ValueError(
-                f"Personal weights must be as they were written. Received: {paths[-1]}, which is "
-                f"damaged. Delete it: client {client!r} goes on from older weights."
+                f"What a client keeps must be as it was written. Received: {paths[-1]}, which is "
+                f"damaged. Delete it: client {client!r} goes on from an older file, or from the "
+                "beginning."
             )
         values: np.ndarray = np.load(io.BytesIO(content[32:]), allow_pickle=False)
         return values
@@ -81,7 +85,7 @@ class ClientStore:
         buffer = io.BytesIO()
         np.save(buffer, values)
         content = buffer.getvalue()
-        path = self._opened / f"{digest(repr(client))}.{round_number:07d}"
+        path = self._opened / f"{_key(client)}.{round_number:07d}"
         partial = path.with_suffix(".partial")
         with named_errors(path), partial.open("wb") as file:
             file.write(hashlib.sha256(content).digest() + content)
@@ -91,7 +95,7 @@ class ClientStore:
             old.unlink()
 
     def _versions(self, client: Hashable) -> list[Path]:
-        return sorted(self._opened.glob(f"{digest(repr(client))}.[0-9]*"))
+        return sorted(self._opened.glob(f"{_key(client)}.[0-9]*"))
 
     @property
     def _opened(self) -> Path:
@@ -99,6 +103,13 @@ class ClientStore:
             self.open(None, 0)
         assert self._folder is not None
         return self._folder
+
+
+def _key(client: Hashable) -> str:
+    """Returns a name for files, the same for equal ids of NumPy and Python."""
+    parts = client if isinstance(client, tuple) else (client,)
+    plain = [part.item() if isinstance(part, np.generic) else part for part in parts]
+    return digest(repr(tuple(plain) if isinstance(client, tuple) else plain[0]))
 
 
 def _round(path: Path) -> int:

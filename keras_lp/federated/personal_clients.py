@@ -76,7 +76,8 @@ class PersonalClients:
         """Stores the values of clients after a round, `(clients, size)`."""
         if not self._anything:
             return
-        earliest = round_number if checkpoints is None else checkpoints.earliest()
+        # Without checkpoints, an interrupted round is run again.
+        earliest = round_number - 1 if checkpoints is None else checkpoints.earliest()
         for client, own in zip(clients, values, strict=True):
             self._store.write(client, own, round_number, earliest)
 

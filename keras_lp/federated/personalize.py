@@ -20,7 +20,7 @@ from keras_lp.federated.clients.clients import Clients, Population
 from keras_lp.federated.clients.source import Source
 from keras_lp.federated.engine.rounds import changing
 from keras_lp.federated.evaluation import better
-from keras_lp.model.plain import plain_model_with, set_values
+from keras_lp.model.plain import set_values, with_values
 from keras_lp.tasks.heads import tasks
 from keras_lp.utils.arguments import Verbose, check_choice, check_positive
 from keras_lp.utils.progress import Progress
@@ -235,7 +235,7 @@ def personalize(
     name = _metric(model, metric, next(iter(results.values()))[0])
 
     def make(own: list[np.ndarray]) -> keras.Model:
-        return plain_model_with(model, changing(model), own)
+        return with_values(model, changing(model), own)
 
     return PersonalModels(
         name,

@@ -103,14 +103,17 @@ def plain_model(model: keras.Model) -> keras.Model:
     return result
 
 
-def plain_model_with(
-    model: keras.Model, variables: Sequence[Any], values: Sequence[np.ndarray]
+def with_values(
+    model: keras.Model,
+    variables: Sequence[Any],
+    values: Sequence[np.ndarray],
+    copy: Callable[[keras.Model], keras.Model] = plain_model,
 ) -> keras.Model:
-    """Returns `plain_model` of a model in which some variables have other values."""
+    """Returns a copy of a model in which some variables have other values."""
     before = [variable.numpy() for variable in variables]
     try:
         set_values(variables, values)
-        return plain_model(model)
+        return copy(model)
     finally:
         set_values(variables, before)
 

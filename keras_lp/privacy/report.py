@@ -88,6 +88,11 @@ class PrivacyReport(ShownAsText):
             f"Whatever else is computed from the {self.unit}s' data, such as `evaluate`.",
             "What the model had before: pretrained weights, a feature scale, class weights and the "
             "mean of labels must be public.",
+            *(
+                ["Personal layers, and files that tell which clients took part in a round."]
+                if self.unit == "client"
+                else []
+            ),
             f"The number of {self.unit}s, the time that it takes, and errors about the data.",
         ]
 

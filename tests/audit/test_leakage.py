@@ -14,6 +14,7 @@ import keras_lp as lp
 from keras_lp.audit import attacks, leakage
 from keras_lp.audit.twin import gradients, input_of, twin_of
 from keras_lp.audit.updates import update_of
+from keras_lp.backbones.images import Augmentation
 from keras_lp.federated.engine import installation
 
 NOISE = lp.DifferentialPrivacy(noise_multiplier=1.0, delta=1e-5)
@@ -129,12 +130,70 @@ def test_a_head_on_a_frozen_network_reveals_its_features(pictures):
     assert "features" not in many.verdict
 
 
+def test_the_features_of_a_trained_head_are_read_too(pictures):
+    """`fit` scales the inputs of the head, and the gradient of its kernel has the scaled ones."""
+    x, y = pictures
+    keras.utils.set_random_seed(0)
+    layers = [keras.Input((8, 8, 1)), keras.layers.Conv2D(8, 3, activation="sigmoid")]
+    network = keras.Sequential([*layers, keras.layers.Flatten()])
+    model = lp.transfer_model(network, 10, pooling=None, optimizer="sgd", learning_rate=0.1)
+    model.fit(x, y, epochs=2, verbose=0)
+    assert np.abs(model.layers[-1].input_mean).max() > 0
+    result = audit(model, x[:2], y[:2]).results["none"]
+    np.testing.assert_allclose(result.features, 1, atol=1e-5)
+    assert result.read == 2
+
+
+def test_batch_normalization_and_dropout(pictures):
+    x, y = (part[:2] for part in pictures)
+    keras.utils.set_random_seed(0)
+
+    def made(*layers):
+        network = [keras.Input((8, 8, 1)), keras.layers.Conv2D(12, 3, padding="same"), *layers]
+        return trained(keras.Sequential([*network, keras.layers.Flatten()]))
+
+    normalized = made(keras.layers.BatchNormalization(), keras.layers.Activation("tanh"))
+    assert audit(normalized, x, y).results["none"].read == 2
+    twin = twin_of(made(keras.layers.Dropout(0.5), Augmentation(keras.layers.RandomFlip())))
+    one = tf.constant(x, "float64")
+    np.testing.assert_array_equal(twin(one, training=True), twin(one, training=False))
+
+
+def test_a_good_guess_is_not_reading():
+    rng = np.random.default_rng(0)
+    x = (rng.uniform(size=(16, 400)) < 0.006).astype("float32")
+    network = keras.Sequential([keras.Input((400,)), keras.layers.Dense(32, "relu")])
+    found = audit(trained(network), x, np.arange(16) % 10, defense=[None, NOISE])
+    assert found.guess > 20
+    assert found.results["none"].read == 16
+    assert found.results["noise multiplier 1"].read == 0
+    assert "whoever adds it sees updates without it" in found.verdict
+
+
+def test_clients_of_a_batch_are_of_about_the_same_size():
+    rng = np.random.default_rng(0)
+    x = rng.uniform(size=(9, 64)).astype("float32")
+    model = trained(keras.Sequential([keras.Input((64,)), keras.layers.Dense(4, "relu")]))
+    found = audit(model, x, np.arange(9), defense="batch", batch_size=8)
+    assert list(found.results) == ["batch of 9"]
+    assert found.results["batch of 9"].read < 9
+    assert list(audit(model, x, np.arange(9), defense="batch", batch_size=4).results) == [
+        "batch of 4"
+    ]
+
+
+def test_a_layer_that_is_used_on_steps():
+    x = np.random.default_rng(0).uniform(size=(2, 5, 3))
+    found = audit(sequence(), x, np.array([0, 1]), max_iterations=20)
+    assert found.attack == "gradient_matching"
+
+
 def test_all_defences(pictures):
     x, y = pictures
     found = audit(wide(), x, y, defense="all", batch_size=4, local_steps=3)
     assert list(found.results) == [
         "none",
-        "batch of 4",
+        "batch of 6",
         "3 local steps",
         "Quantize(bits=1)",
         "TopK(fraction=0.01)",
@@ -403,15 +462,44 @@ def frozen():
     return model
 
 
+class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.dense = keras.layers.Dense(2)
+        self.compile("sgd", "mse")
+
+    def call(self, x):
+        return self.dense(x)
+
+
+def resting():
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    rate = keras.optimizers.schedules.CosineDecay(0.0, 9, warmup_target=0.1, warmup_steps=3)
+    model.compile(
+        keras.optimizers.SGD(rate), keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    )
+    return model
+
+
 X3 = np.arange(6.0).reshape(2, 3)
 
 
 @pytest.mark.parametrize(
     ("make", "x", "arguments", "message"),
     [
-        (sequence, np.random.rand(2, 5, 3), {}, "used at several places of each example"),
-        (embedding, np.ones((2, 5), int), {}, "inputs of dtype int32. Audit the part above"),
-        (unnamed, X3, {}, "layers must have a config"),
+        (
+            sequence,
+            np.random.rand(2, 5, 3),
+            {"attack": "analytic"},
+            "used at several places of each example",
+        ),
+        (
+            embedding,
+            np.ones((2, 5), int),
+            {},
+            "inputs of dtype int32. Build it with floating-point",
+        ),
+        (unnamed, X3, {}, "layers and losses must have a config"),
         (frozen, X3, {}, "Only trained weights are sent"),
         (lambda: "model", X3, {}, "needs a compiled Keras model. Received: 'model'"),
         (wide, np.zeros((2, 8, 8, 1)), {}, "`x` must be finite and not all the same"),
@@ -421,6 +509,10 @@ X3 = np.arange(6.0).reshape(2, 3)
         (wide, np.random.rand(2, 8, 8, 1), {"restarts": 0}, "`restarts` must be an integer"),
         (wide, np.random.rand(2, 8, 8, 1), {"defense": "noise"}, "`defense` must be None"),
         (wide, np.random.rand(2, 8, 8, 1), {"defense": []}, "at least one entry"),
+        (wide, np.random.rand(2, 8, 8, 1), {"defense": [np.ones(2)]}, "`defense` must be None"),
+        (wide, 3.0, {}, "the rank of the model's input"),
+        (Subclassed, X3, {}, "needs a Functional or Sequential model"),
+        (resting, X3, {}, "learning rate must be above 0. Received: .*0.0"),
         (
             wide,
             np.random.rand(2, 8, 8, 1),
@@ -449,3 +541,5 @@ def test_more_wrong_input(pictures):
         audit(several, np.ones((1, 4)), np.array([0]))
     with pytest.raises(ValueError, match="12"):
         audit(wide(), x[:1], np.array([12]))
+    with pytest.raises(ValueError, match="1 missing labels of the task 'predictions'"):
+        audit(wide(), x[:2], np.array([3, -1]))

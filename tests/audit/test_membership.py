@@ -159,6 +159,23 @@ def test_wrong_input(pool):
         lp.audit_membership(model, *pool, shadow_models=3)
     with pytest.raises(ValueError, match="`others` must have at least 100 examples"):
         lp.audit_membership(model, pool[0], (pool[1][0][:9], pool[1][1][:9]))
+    for labels in (np.r_[np.full(30, -1), pool[0][1][30:]], np.full(200, -1)):
+        with pytest.raises(ValueError, match="missing labels of the task 'predictions'"):
+            lp.audit_membership(model, (pool[0][0], labels), pool[1])
+    with pytest.raises(TypeError, match="`train` must return a model"):
+        lp.audit_membership(model, *pool, train=lambda x, y: "model", verbose=0)
+    lists = [tuple(part.tolist() for part in data) for data in pool]
+    assert lp.audit_membership(model, *lists).members == 200
+    plain = keras.Sequential([keras.Input((30,)), keras.layers.Dense(4)])
+    plain.compile("sgd", keras.losses.CosineSimilarity())
+    targets = [(x, np.random.default_rng(0).normal(size=(200, 4))) for x, _ in pool]
+    inputs = keras.Input((30,))
+    listed = keras.Model(inputs, [keras.layers.Dense(2)(inputs), keras.layers.Dense(2)(inputs)])
+    listed.compile("sgd", ["mse", "mse"])
+    with pytest.raises(ValueError, match="outputs of a model with several tasks must be a dict"):
+        lp.audit_membership(listed, *pool)
+    with pytest.raises(ValueError, match="The loss must be 0 or more"):
+        lp.audit_membership(plain, *targets)
     with pytest.raises(ValueError, match=r"as many labels as inputs. Received: \[100, 200\]"):
         lp.audit_membership(model, (pool[0][0], pool[0][1][:100]), pool[1])
     with pytest.raises(ValueError, match="`members` must be a pair"):

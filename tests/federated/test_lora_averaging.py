@@ -184,5 +184,12 @@ def test_wrong_arguments():
             lp.FederatedAveraging(plain, **arguments)
     with pytest.raises(ValueError, match=r"integers from 1 to 2.*Received: {'c0': 3}"):
         lp.FederatedAveraging(make(), lora_ranks={"c0": 3, "c1": 1})
+    with pytest.raises(ValueError, match="send their updates as they are"):
+        lp.FederatedAveraging(make(), lora_ranks={"c0": 1}, compression=lp.Quantize(8))
+    backbone = keras.Sequential([keras.Input((8,)), keras.layers.Dense(8, name="whole")])
+    backbone.quantize("int8", filters="whole")
+    whole = lp.finetune_model(lp.transfer_model(backbone, 2), lora=lp.LoRA(rank=2), optimizer="sgd")
+    with pytest.raises(ValueError, match="must be floating-point numbers"):
+        lp.FederatedAveraging(whole, lora_averaging="exact")
     with pytest.raises(ValueError, match="`lora_averaging` must be one of"):
         lp.FederatedAveraging(make(), lora_averaging="mean")

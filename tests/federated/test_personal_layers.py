@@ -302,6 +302,7 @@ def test_the_store_keeps_what_a_checkpoint_may_need(tmp_path):
     ]
     assert store.read("a").tolist() == [6, 6, 6]
     (tmp_path / "x.partial").touch()
+    (tmp_path / ".DS_Store").touch()
     again = ClientStore()
     again.open(tmp_path, 4)
     assert again.read("a").tolist() == [4, 4, 4]
@@ -313,6 +314,82 @@ def test_the_store_keeps_what_a_checkpoint_may_need(tmp_path):
         again.read("a")
     path.unlink()
     assert again.read("a").tolist() == [3, 3, 3]
+
+
+def test_files_of_checkpoints_stay_as_they_are_without_checkpoints(tmp_path):
+    store = ClientStore()
+    store.open(tmp_path, 0)
+    store.write("a", np.ones(2, "float32"), 5, earliest=5)
+    store.open(None, 5)
+    store.write("a", np.zeros(2, "float32"), 6, earliest=5)
+    assert store.read("a").tolist() == [0, 0]
+    again = ClientStore()
+    again.open(tmp_path, 5)
+    assert again.read("a").tolist() == [1, 1]
+
+
+def test_equal_ids_have_the_same_file(tmp_path):
+    store = ClientStore()
+    store.open(tmp_path, 0)
+    for i, (one, other) in enumerate([(np.int64(3), 3), ((np.int32(1), "x"), (1, "x"))]):
+        store.write(one, np.full(1, i, "float32"), 1, earliest=1)
+        assert store.read(other).tolist() == [i]
+    assert store.read("3") is None
+
+
+def test_the_momentum_is_that_of_each_fit(monkeypatch):
+    """A longer `fit` remembers more steps, so its rounds are computed by another process."""
+    model, momenta = make(normalization=True), []
+    federated = lp.FederatedAveraging(model, batch_size=None, personal_layers="normalization")
+    layer = model.get_layer(index=1).get_layer("statistics")
+    run = federated._rounds.run
+
+    def recorded(*arguments):
+        momenta.append(layer.momentum)
+        return run(*arguments)
+
+    monkeypatch.setattr(federated._rounds, "run", recorded)
+    federated.fit(CLIENTS, rounds=1, verbose=0)
+    first = federated._rounds._training.process
+    mean = federated._personal.of_client("c0")[1][2]
+    federated.fit(CLIENTS, rounds=50, callbacks=StopTraining(), verbose=0)
+    assert momenta == [0.5, 0.8]
+    assert federated._rounds._training.process is not first
+    moved = federated._personal.of_client("c0")[1][2]
+    x, _ = CLIENTS["c0"]
+    batch = model.get_layer(index=1).get_layer("below")(x).numpy().mean(0)
+    # The shared layer moves a little in a round; the old mean counts 0.8, not 0.5.
+    assert np.linalg.norm(moved - (0.8 * mean + 0.2 * batch)) < np.linalg.norm(
+        moved - (0.5 * mean + 0.5 * batch)
+    )
+
+
+class StopTraining(keras.callbacks.Callback):
+    def on_epoch_end(self, epoch, logs=None):
+        self.model.stop_training = True
+
+
+def test_the_model_of_a_client_of_any_federation():
+    plain = keras.Sequential(
+        [keras.Input((6,)), keras.layers.Dense(4), keras.layers.Dense(3, name="last")]
+    )
+    plain.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    adapted = lp.finetune_model(make(), lora=lp.LoRA(rank=2), optimizer="sgd")
+    for model, layer in ((plain, "last"), (adapted, "predictions")):
+        federated = lp.FederatedAveraging(model, personal_layers="head")
+        federated.fit(CLIENTS, rounds=1, verbose=0)
+        copy = federated.client_model("c1")
+        variables, values = federated._personal.of_client("c1")
+        for own, value in zip(copy.get_layer(layer).trainable_variables, values, strict=True):
+            np.testing.assert_array_equal(own, value)
+        kernel = model.get_layer(layer).kernel
+        assert not np.array_equal(kernel, values[0])
+        x, _ = CLIENTS["c1"]
+        for variable, value in zip(variables, values, strict=True):
+            variable.assign(value)
+        np.testing.assert_allclose(
+            copy.predict(x, verbose=0), model.predict(x, verbose=0), atol=1e-6
+        )
 
 
 def test_a_store_moves_from_its_temporary_folder(tmp_path):

@@ -135,14 +135,9 @@ class Adapters:
                 )
                 pair.kernel.assign_add(pair.scale * (product - a @ b))
 
-    def bytes_down(self, clients: int) -> int:
-        """Returns the bytes that tell a client what is added: kernels, or all adapters."""
-        total = 0
-        for pair in self.pairs:
-            *outer, inner = pair.kernel.shape
-            of_adapters = 4 * self.rank * (int(np.prod(outer)) + inner)
-            total += min(4 * int(np.prod(pair.kernel.shape)), clients * of_adapters)
-        return total
+    def bytes_down(self) -> int:
+        """Returns the bytes of the kernels, which a client receives."""
+        return sum(4 * int(np.prod(kernel.shape)) for kernel in self.kernels)
 
 
 def check_lora(
@@ -181,6 +176,12 @@ def check_lora(
         raise ValueError(
             f"`lora_ranks` must be integers from 1 to {adapters.rank}, the rank of the model. "
             f"Received: {dict(list(wrong.items())[:5])}."
+        )
+    wrong_types = [k.path for k in adapters.kernels if not keras.backend.is_float_dtype(k.dtype)]
+    if averaging == "exact" and wrong_types:
+        raise ValueError(
+            "Exact averaging adds to the frozen kernels, which must be floating-point numbers. "
+            f'Received: {wrong_types[:3]}. Pass lora_averaging="separate".'
         )
     if averaging == "exact" and not (possible and adapters.pairs):
         raise ValueError(

@@ -321,8 +321,7 @@ def evaluate_block(
             data = tf.nest.map_structure(
                 lambda rows: rows[ends[i] - block["examples"][i] : ends[i]], rows_of_all
             )
-            known = block["personal"][i][: stateless.personal.known]
-            start = stateless.start(weights, known, block["seeds"][i])
+            start = stateless.start(weights, block["personal"][i], block["seeds"][i])
             own = evaluate(*start, frozen, data)
             results, labels = stateless.results(own), stateless.seen(own)
             place = tf.one_hot(block["positions"][i], count, on_value=True, off_value=False)

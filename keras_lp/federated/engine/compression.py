@@ -56,7 +56,8 @@ class TopK(Compression):
         fraction: share of the entries, above 0 and up to 1, of all arrays together; at least one
             entry is sent.
         error_feedback: whether each client keeps the other entries, in a file between rounds as
-            personal layers are, and adds them to its next update. Defaults to False: they are lost.
+            personal layers are, and adds them to its next update. All those of a round are in
+            memory. Defaults to False: they are lost.
 
     Raises:
         ValueError: if `fraction` is out of range.

@@ -93,6 +93,10 @@ class Personal:
         lost = sum(int(np.prod(variable.shape)) for variable in self.shared)
         return self.known + (lost if self.error_feedback else 0)
 
+    def momenta(self, model: keras.Model) -> list[float]:
+        """Returns the momenta of the statistics that train on clients."""
+        return [layer.momentum for layer in _batch_normalization(model)] if self.states else []
+
     def values(self) -> np.ndarray:
         """Returns what a client keeps at first, float32 `(size,)`.
 

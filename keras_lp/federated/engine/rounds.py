@@ -208,7 +208,7 @@ class Rounds:
         adapters = Adapters(self._model, personal)
         if self._exact:
             adapters.fold(measured["adapters"])
-            down += adapters.bytes_down(len(clients))
+            down += adapters.bytes_down()
         size = sum(array.nbytes for array in weights)
         if private is not None:
             self.dropped, self.unknown = [], set()
@@ -277,7 +277,8 @@ class Rounds:
             with worker.load_worker().watch():
                 computation = self._prepare_evaluation(data[0], count, source.on_features)
             seed = np.zeros(2, "int32")
-            values = [default if (kept := own(client)) is None else kept for client in ids]
+            kept = [own(client) for client in ids]
+            values = [(default if one is None else one)[: personal.known] for one in kept]
             work = [
                 Work(arrays, groups.shares(arrays), seed, value)
                 for arrays, value in zip(data, values, strict=True)
@@ -335,7 +336,8 @@ class Rounds:
         personal = self.personal_variables()
         spec, rows = block_spec(len(groups), personal.size), rows_spec(data)
         trainable = self._trainable()
-        key = (repr(rows), trainable, self._compiled(), count, on_features, private)
+        momenta = personal.momenta(self._model)
+        key = (repr(rows), trainable, self._compiled(), count, on_features, private, momenta)
         if key != built.key:
             stateless = self._stateless(data, on_features)
             of_variables, _ = personal.split(groups.of_variables)
@@ -370,7 +372,7 @@ class Rounds:
     def _prepare_evaluation(self, data: Arrays, count: int, on_features: bool) -> Any:
         built = self._evaluation
         personal = self.personal_variables()
-        spec, rows = block_spec(len(self._groups()), personal.size), rows_spec(data)
+        spec, rows = block_spec(len(self._groups()), personal.known), rows_spec(data)
         key = (repr(rows), self._trainable(), self._compiled(), count, on_features)
         if key != built.key:
             stateless = self._stateless(data, on_features)
