@@ -19,6 +19,7 @@ from keras_lp.model.calibration import Calibration, calibrate
 from keras_lp.model.model import Model
 from keras_lp.model.plain import class_names, plain_model
 from keras_lp.model.report import trainable_report
+from keras_lp.model.report_page import Report, report
 from keras_lp.model.thresholds import choose_thresholds
 from keras_lp.multitask.comparison import Comparison, compare_single_tasks
 from keras_lp.multitask.mixing import mix
@@ -108,6 +109,7 @@ __all__ = [
     "PersonalModels",
     "Quantize",
     "Regression",
+    "Report",
     "TFLiteMetadata",
     "TextEncoder",
     "TopK",
@@ -139,6 +141,7 @@ __all__ = [
     "partition",
     "personalize",
     "plain_model",
+    "report",
     "save_adapters",
     "split_clients",
     "trainable_report",

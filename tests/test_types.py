@@ -55,6 +55,8 @@ again: lp.Comparison = compared
 reveal_type(lp.class_names(model))  # dict[str, list[str]]
 reveal_type(lp.plain_model(model))  # keras.src.models.model.Model
 lp.trainable_report(model, print_fn=print)
+made: lp.Report = lp.report(model, {"loss": [1.0]}, (x, y), path=None)
+reveal_type(made.card)  # str
 privacy = lp.DifferentialPrivacy(epsilon=8, delta=1e-5, clip="adaptive")
 lp.fit_head(model, (x, y), privacy=privacy)
 private = lp.FederatedAveraging(model, privacy=privacy, clients_per_round=2)

@@ -14,13 +14,13 @@ from scipy import optimize
 
 from keras_lp.audit import attacks
 from keras_lp.audit.labels import check_present
-from keras_lp.audit.page import Section, picture, write_page
 from keras_lp.audit.twin import input_of, twin_of
 from keras_lp.audit.updates import Defense, check_defenses, name_of, update_of
 from keras_lp.tasks.classification import Classification
 from keras_lp.tasks.heads import heads
 from keras_lp.utils.arguments import Verbose, check_choice, check_positive
 from keras_lp.utils.keras_internals import sublayers
+from keras_lp.utils.page import paragraphs, picture, pictures, preformatted, write_page
 from keras_lp.utils.progress import Progress
 from keras_lp.utils.text_table import ShownAsText, text_table
 
@@ -130,24 +130,25 @@ class UpdateLeakage(ShownAsText):
             more: other audits for the same page, such as that of `lp.audit_membership`, by title.
         """
         audits = {"What an update reveals": self, **(more or {})}
-        write_page(path, {title: audit.section() for title, audit in audits.items()})
+        sections = {title: audit.section() for title, audit in audits.items()}
+        write_page(path, "Privacy audit", sections)
 
-    def section(self) -> Section:
-        """Returns a part of a page."""
+    def section(self) -> list[str]:
+        """Returns the parts of a section of a page."""
         rows = [("original", self.originals)]
         rows += [
             ("no defence" if name == "none" else name, result.reconstructions)
             for name, result in self.results.items()
         ]
         low, high = float(self.originals.min()), float(self.originals.max())
-        pictures = [
+        shown = [
             (name, [picture(one, low, high) for one in inputs[:_SHOWN]])
             for name, inputs in rows
             if inputs.ndim == 4
         ]
         about = "The first row shows data of clients, each other row what the attacker reads."
-        verdict = f"{self.verdict}\n{about}" if pictures else self.verdict
-        return Section(verdict, self._table(), pictures)
+        images = [paragraphs(about), pictures(shown)] if shown else []
+        return [paragraphs(self.verdict), *images, preformatted(self._table())]
 
 
 def audit_update_leakage(

@@ -12,9 +12,9 @@ import tensorflow as tf
 from scipy import stats
 
 from keras_lp.audit.labels import check_present
-from keras_lp.audit.page import Section
 from keras_lp.audit.twin import still
 from keras_lp.utils.arguments import Verbose, check_positive
+from keras_lp.utils.page import paragraphs, preformatted
 from keras_lp.utils.progress import Progress
 from keras_lp.utils.text_table import ShownAsText, text_table
 
@@ -74,9 +74,9 @@ class MembershipLeakage(ShownAsText):
     def __str__(self) -> str:
         return f"{self._table()}\n\n{self.verdict}"
 
-    def section(self) -> Section:
-        """Returns a part of a page."""
-        return Section(self.verdict, self._table())
+    def section(self) -> list[str]:
+        """Returns the parts of a section of a page."""
+        return [paragraphs(self.verdict), preformatted(self._table())]
 
     def _table(self) -> str:
         rows = [["attack", "AUC", "95 % interval", "found at 1 % false positives", "interval"]]

@@ -96,7 +96,8 @@ def calibrate(model: keras.Model, validation_data: Any) -> Calibration:
     >>> backbone = keras.Sequential([keras.Input((1,)), keras.layers.Identity()])
     >>> model = lp.transfer_model(backbone, 2)
     >>> model.layers[-1].set_raw_weights(np.array([[-1.0, 1.0]]), np.zeros(2))
-    >>> lp.calibrate(model, (x, y)).tasks["predictions"].temperature.round(2)  # 6 / log(2)
+    >>> found = lp.calibrate(model, (x, y))
+    >>> round(found.tasks["predictions"].temperature, 2)  # 6 / log(2)
     8.66
     >>> odds = np.exp(model.predict(x[:1], verbose=0))
     >>> (odds / odds.sum()).round(3)  # two of three are right
