@@ -10,7 +10,7 @@ import pytest
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
 RESULTS = FOLDER / "results"
-SCRIPTS = sorted(path.stem for path in FOLDER.glob("*.py"))
+SCRIPTS = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "__main__")
 # The script of each result with a name of its own; the tables of one script need its data sets.
 OTHERS = {
     "scripts_transfer": "xray",
