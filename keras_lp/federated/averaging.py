@@ -525,6 +525,11 @@ al., 2021 (arXiv:2003.00295) |
         check_model(self.model, self.personal_layers)
         with Source(self.model, clients) as source:
             tff_runtime.load_tff()
+            if self.rounds_done and not self._personal.knows_any(source.ids):
+                warn(
+                    "None of these clients has personal weights, so all are evaluated with the "
+                    f"initial ones. Their ids, such as {source.ids[0]!r}, must be those of `fit`."
+                )
             with self._rounds.progress("Evaluation", source, source.ids, verbose) as progress:
                 results = self._rounds.evaluate(source, progress, self._personal.values)
         return {**summary(self.model, *results), "clients": len(source.ids)}

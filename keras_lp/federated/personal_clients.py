@@ -66,6 +66,10 @@ class PersonalClients:
             )
         return values
 
+    def knows_any(self, clients: Sequence[Hashable]) -> bool:
+        """Whether one of the clients has values, or no layers are personal."""
+        return self.layers is None or any(self.values(one) is not None for one in clients)
+
     def keep(
         self,
         clients: Sequence[Hashable],

@@ -133,6 +133,15 @@ def test_each_client_is_evaluated_with_its_own_layers(personal_heads, digits_by_
     assert untrained < 0.5  # nobody trained the head of the model
 
 
+def test_other_ids_are_noticed(personal_heads, digits_by_label):
+    _, test = digits_by_label
+    others = {f"other {client}": data for client, data in list(test.items())[:2]}
+    with pytest.warns(UserWarning, match="None of these clients has personal weights"):
+        found = personal_heads.evaluate(others)
+    assert found["clients"] == 2
+    personal_heads.evaluate({**others, "client_0": test["client_0"]})
+
+
 def test_a_client_without_a_round_has_no_model(personal_heads, digits_by_label):
     with pytest.raises(ValueError, match=r"after its first round\. Received: 'nobody'"):
         personal_heads.client_model("nobody")
