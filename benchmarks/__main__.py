@@ -1,6 +1,6 @@
 """Which way to learn is best, on the same data, from the same network, at the same cost?
 
-    python -m benchmarks --quick                                  # digits, under 5 minutes
+    python -m benchmarks --quick                                  # digits, about 3 minutes
     TFDS_DATA_DIR=... python -m benchmarks --data digits fashion_mnist --seeds 3
     python -m benchmarks --only LoRA                              # some ways; the others are kept
 
