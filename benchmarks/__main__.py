@@ -12,8 +12,9 @@ on the test split: mean and standard deviation over the seeds; other figures are
 how much lower a solved head for the source classes is on the network afterwards. Bytes: of all
 updates and weights, to and from all clients. Times are processor seconds of all cores.
 
-It writes `report.html`, `report.md` and `report.json`. Runs that are in `report.json` are not run
-again, unless the code of the comparison changed: a run that was stopped goes on.
+It writes `report.html`, `report.md` and `report.json`. Runs are kept in `report.full.json`, or
+`report.quick.json`, and are not run again unless the code of the comparison changed: a comparison
+that was stopped goes on.
 """
 
 from __future__ import annotations

@@ -121,6 +121,11 @@ def test_a_stopped_comparison_goes_on(tmp_path, monkeypatch, capsys):
     assert results["method"] == "method"
     assert (tmp_path / "report.html").exists()
     assert "min left" in capsys.readouterr().out
+    monkeypatch.setattr(compare, "FULL", {**compare.FULL, "examples": [20], "seeds": 1})
+    compare.compare(doc, options[1:])
+    assert len(called) == 2 * 2 * ways + 1 + ways
+    compare.compare(doc, options)  # the quick runs are still there
+    assert len(called) == 2 * 2 * ways + 1 + ways
     monkeypatch.setattr(compare, "digest", lambda: "other code")
     compare.compare(doc, [*options, "--seeds", "1", "--only", c.LORA, c.HEAD])
     assert called[-4:] == [(way, n) for n in (20, 100) for way in (c.LORA, c.HEAD)]

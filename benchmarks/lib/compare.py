@@ -58,7 +58,8 @@ def compare(doc: str, given: list[str] | None = None) -> None:
     tf.get_logger().setLevel("ERROR")
     arguments.out.mkdir(parents=True, exist_ok=True)
     code = {"code": digest(), "pretraining": settings["pretraining"]}
-    journal = Journal(arguments.out / "report.runs.json", code)
+    kind = "quick" if arguments.quick else "full"  # a quick run leaves the runs of a full one
+    journal = Journal(arguments.out / f"report.{kind}.json", code)
     total = len(arguments.data) * seeds * len(settings["examples"]) * len(ways)
     done, start = 0, time.perf_counter()
     for data, seed in itertools.product(arguments.data, range(seeds)):

@@ -32,8 +32,8 @@ class ClientStore:
         self._folder: Path | None = None
         self._temporary = False
 
-    def open(self, folder: Path | None, round_number: int) -> None:
-        """Uses a folder, and forgets what was written after a round.
+    def open(self, folder: Path | None, round_number: int) -> Path:
+        """Uses a folder, forgets what was written after a round, and returns the folder.
 
         Args:
             folder: the folder; None uses a temporary one, which is deleted with this object.
@@ -50,9 +50,11 @@ class ClientStore:
             if self._folder is not None:
                 shutil.copytree(self._folder, folder, dirs_exist_ok=True)
             self._folder = folder
-        newer = [path for path in self._opened.glob("*.[0-9]*") if _round(path) > round_number]
-        for path in (*newer, *self._opened.glob("*.partial")):
+        used = self._opened
+        newer = [path for path in used.glob("*.[0-9]*") if _round(path) > round_number]
+        for path in (*newer, *used.glob("*.partial")):
             path.unlink()
+        return used
 
     def read(self, client: Hashable) -> np.ndarray | None:
         """Returns the newest weights of a client, None if it has none.
@@ -99,10 +101,7 @@ class ClientStore:
 
     @property
     def _opened(self) -> Path:
-        if self._folder is None:
-            self.open(None, 0)
-        assert self._folder is not None
-        return self._folder
+        return self._folder or self.open(None, 0)
 
 
 def _key(client: Hashable) -> str:

@@ -57,8 +57,10 @@ class PersonalClients:
             ValueError: if they belong to other layers.
         """
         values = self._store.read(client) if self._anything else None
+        if values is None:
+            return None
         size = self._variables().size
-        if values is not None and len(values) != size:
+        if len(values) != size:
             raise ValueError(
                 "The trainable layers of clients that keep values must stay the same. Received: "
                 f"{len(values):,} values of client {client!r} for layers with {size:,}. Make a new "
