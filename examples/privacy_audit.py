@@ -27,32 +27,24 @@ OUT = Path("runs") / "privacy_audit.html"
 CLIENTS, MEMBERS, SHADOWS = 6, 360, 8
 
 
+def backbone(units: int) -> keras.Model:
+    """Returns a small network with the same random weights each time."""
+    keras.utils.set_random_seed(0)
+    layers = [keras.layers.Rescaling(1 / 255), keras.layers.Flatten()]
+    dense = keras.layers.Dense(units, "relu")
+    return keras.Sequential([keras.Input((8, 8, 1)), *layers, dense])
+
+
 def network() -> keras.Model:
     """Returns a model of which every layer trains."""
-    keras.utils.set_random_seed(0)
-    layers = [
-        keras.Input((8, 8, 1)),
-        keras.layers.Rescaling(1 / 255),
-        keras.layers.Flatten(),
-        keras.layers.Dense(64, "relu"),
-    ]
-    return lp.transfer_model(
-        keras.Sequential(layers), 10, pretrained=False, trainable="all", optimizer="sgd"
-    )
+    return lp.transfer_model(backbone(64), 10, pretrained=False, trainable="all", optimizer="sgd")
 
 
 def head(
     x: np.ndarray, y: np.ndarray, privacy: lp.DifferentialPrivacy | None = None
 ) -> keras.Model:
     """Returns a model with a trained head on random features, which remembers its examples."""
-    keras.utils.set_random_seed(0)
-    layers = [
-        keras.Input((8, 8, 1)),
-        keras.layers.Rescaling(1 / 255),
-        keras.layers.Flatten(),
-        keras.layers.Dense(500, "relu"),
-    ]
-    model = lp.transfer_model(keras.Sequential(layers), 10)
+    model = lp.transfer_model(backbone(500), 10)
     lp.fit_head(model, (x, y), l2=1e-6, privacy=privacy, verbose=0)
     return model
 

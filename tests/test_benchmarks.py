@@ -19,7 +19,7 @@ OTHERS = {
     "paradigms_fashion_mnist": "paradigms",
 }
 REPORTED = {path.stem for path in RESULTS.glob("*.json") if not path.stem.endswith(".partial")}
-REPORTED -= {"multitask_comparable"}
+REPORTED -= {"multitask_comparable", "comparison"}  # the last: tests/test_comparison.py
 
 
 @pytest.fixture(scope="module", autouse=True)

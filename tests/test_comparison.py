@@ -54,7 +54,7 @@ def test_verdicts():
     )
     assert found["Lower rates for lower layers help"].verdict == "cannot be told here"
     cost = found["Transfer costs little computation"]
-    assert (cost.verdict, cost.figure[:29]) == ("holds", "solved head: 4.0 times less c")
+    assert (cost.verdict, cost.figure[:29]) == ("holds", "solved head: 4.0 times fewer ")
     assert found["LoRA trains a small fraction of the weights"].verdict == "does not hold"
     assert found["Federated learning saves bandwidth"].verdict == "does not hold"
     assert "3.0 times the bytes of the 100 examples" in (
@@ -81,7 +81,7 @@ def test_the_page():
     assert text.count('<table class="sorts">') == 2
     assert text.count("<svg") == 1
     assert text.count("<polyline") == 6
-    assert "digits, 20 labelled examples: solved head is best (90.1 ± 0.1 %)" in text
+    assert "digits, 20 labelled examples: solved head has the highest mean (90.1 ± 0.1 %)" in text
     assert "a &lt;b&gt;" in text
     assert not re.search(r"https?:|<link|src=", text)
     assert '<td data-value="12.5">+12.5</td>' in text
@@ -89,6 +89,15 @@ def test_the_page():
     lines = [line for line in plain.splitlines() if line.startswith("| solved head")]
     assert lines[0].startswith("| solved head | 90.1 ± 0.1 | 1.00 | 0.100 | +10.0 | 100 | 2.0 |")
     assert lines[0].endswith("| 0.10 | - | - | 2 |")
+
+
+def test_the_committed_page_is_that_of_its_numbers():
+    results = json.loads((FOLDER / "results" / "comparison.json").read_text())
+    assert (
+        lib("comparison_page").markdown(results)
+        == (FOLDER / "results" / "comparison.md").read_text()
+    )
+    assert len(results["runs"]) == 4 * 3 * len(lib("comparison").WAYS)
 
 
 def test_a_stopped_comparison_goes_on(tmp_path, monkeypatch, capsys):

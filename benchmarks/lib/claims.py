@@ -44,7 +44,8 @@ def judge(runs: Sequence[Run]) -> list[Claim]:
         if known(many, way, other):
             a, b = (values(runs, one, many, key) for one in (way, other))
             factor = float(np.median(b) / np.median(a))
-            add(claim, f"{way}: {factor:,.1f} times less {key} than {other}", factor >= least)
+            what = {"cpu": "CPU seconds", "trained": "trained weights"}[key]
+            add(claim, f"{way}: {factor:,.1f} times fewer {what} than {other}", factor >= least)
 
     better("Transfer needs little data", c.HEAD, c.SCRATCH, few)
     better("With more data, fine-tuning is better than a head alone", c.DECAY, c.HEAD, many)

@@ -105,8 +105,8 @@ def advice(runs: Sequence[Run]) -> str:
         also = f"; within a point: {', '.join(near)}" if near else ""
         worst = min(rows, key=lambda way: rows[way][0][1])
         lines.append(
-            f"{data}, {examples} labelled examples: {best} is best ({top} %){also}; "
-            f"{worst} is last ({rows[worst][0][0]} %)."
+            f"{data}, {examples} labelled examples: {best} has the highest mean ({top} %){also}; "
+            f"{worst} has the lowest ({rows[worst][0][0]} %)."
         )
     return "\n".join(lines)
 
