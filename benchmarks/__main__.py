@@ -1,20 +1,30 @@
-"""Which way to learn is best, on the same data, from the same network, at the same cost?
+r"""Which way to learn is best, on the same data, from the same network, in as many steps?
 
-    python -m benchmarks --quick                                  # digits, about 3 minutes
-    TFDS_DATA_DIR=... python -m benchmarks --data digits fashion_mnist --seeds 3
-    python -m benchmarks --only LoRA                              # some ways; the others are kept
+    python -m benchmarks --quick                       # digits, about 5 minutes
+    TFDS_DATA_DIR=... python -m benchmarks --mobilenet mobilenet_2_5_224_tf_no_top.h5 \
+        --cifar10 cifar10_subset.npz                   # all data sets, some hours
+    python -m benchmarks --only LoRA --data trec       # a part; what was run is kept
 
-A small network is trained on half of the classes of a data set. Each way then learns the other half
-from a few labelled examples, with the same number of epochs and the settings of
-`examples/quickstart.py`, which were chosen on training examples of digits. Multitask has one of two
-labels of each example. A seed changes the examples, the network and the clients. Accuracy is that
-on the test split: mean and standard deviation over the seeds; other figures are medians. Forgotten:
-how much lower a solved head for the source classes is on the network afterwards. Bytes: of all
-updates and weights, to and from all clients. Times are processor seconds of all cores.
+A network is trained on other data: half of the classes of the same data set (digits, mnist,
+fashion_mnist), digits of mnist (Bangla digits), ImageNet (cifar10_subset and pneumonia_mnist,
+MobileNet 0.25 at 64 by 64 pixels), or the other of the two text data sets (trec and the domains of
+clinc_oos). Each way then learns from a few labelled examples, in 400 steps of 20 (100 with
+`--quick`), with the settings of `examples/quickstart.py`, which were chosen on training examples of
+digits. A federation has ten clients and passes over the same number of examples. "One task" and
+"multitask" train all weights; multitask has a second label (odd or even; a vehicle or not; the fine
+type or intent) of at least 400 examples. A seed changes the examples, the networks that are trained
+here and the clients. Accuracy is that on at most 1,000 test examples, mean and standard deviation
+over the seeds; AUC is one class against the others; balanced accuracy, AUC and what is forgotten
+are means too, other figures are medians. Forgotten: how much accuracy on the source classes the
+network loses under the head that it had for them. Bytes: of all updates and weights, to and from
+all clients. CPU seconds are those of all cores, and of TFF's worker. The operations of a training
+are an estimate from those of a prediction. Peak memory is that of the process above what it had
+before, without TFF's worker. The file is a float32 `.tflite`; its latency is that of one example on
+one thread of this machine.
 
 It writes `report.html`, `report.md` and `report.json`. Runs are kept in `report.full.json`, or
-`report.quick.json`, and are not run again unless the code of the comparison changed: a comparison
-that was stopped goes on.
+`report.quick.json`, and are not run again unless their code changed: a comparison that was stopped
+or killed goes on. The peers Flower and AutoKeras run where they are installed.
 """
 
 from __future__ import annotations

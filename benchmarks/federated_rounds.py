@@ -75,7 +75,7 @@ def measure(data: Any, count: int, sampled: int | None, repeats: int) -> dict[st
     if importlib.util.find_spec("flwr") is not None and (sampled or count) <= 100:
         make = functools.partial(rounds.mlp, data[0].shape[1])
         flower = flower_rounds(list(clients.values()), sampled, make, rounds.BATCH)
-        times["Flower"] = flower(repeats)
+        times["Flower"] = flower(repeats).seconds
     return {name: statistics.median(values) for name, values in times.items()}
 
 

@@ -8,29 +8,112 @@ import functools
 import hashlib
 import itertools
 import json
-import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import keras
 import tensorflow as tf
 
-from lib import comparison
+from lib import cases, comparison, peers
 from lib.comparison_page import html_page, markdown
 from lib.journal import Journal, Run
-from lib.machine import machine
+from lib.machine import machine, one_thread
 
 FOLDER = Path(__file__).resolve().parents[1]
-QUICK = {"examples": [20, 100], "seeds": 2, "pretraining": 30_000}
-FULL = {"examples": [20, 50, 100, 400], "seeds": 3, "pretraining": 115_000}
 
 
-def digest() -> str:
-    """Returns a digest of the code on which runs depend."""
-    paths = FOLDER / "lib" / "comparison.py", FOLDER.parent / "examples" / "quickstart.py"
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How much is run.
+
+    Attributes:
+        examples: numbers of labelled examples.
+        middle: the number with which rates and peers are compared.
+        seeds: how many.
+        pretraining: images that a network sees before.
+        seen: how many examples each way sees, repeated ones included.
+    """
+
+    examples: tuple[int, ...]
+    middle: int
+    seeds: int
+    pretraining: int
+    seen: int
+
+
+QUICK = Settings((20, 100), 100, 2, 30_000, 2000)
+FULL = Settings((20, 100, 1000), 100, 3, 60_000, 8000)
+
+
+class Task(NamedTuple):
+    """One training: a way or a peer, and what it is kept by."""
+
+    key: dict[str, Any]
+    learn: Any
+
+
+def digest(*names: str) -> str:
+    """Returns a digest of files on which runs depend."""
+    paths = [*(FOLDER / "lib" / name for name in names), FOLDER.parent / "examples/quickstart.py"]
     return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()[:16]
+
+
+def code() -> dict[str, str]:
+    """Returns the digest of the code of the ways, and that of the peers."""
+    ways = ("comparison.py", "cases.py", "cost.py", "networks.py", "problems.py")
+    return {"way": digest(*ways), "peer": digest(*ways, "peers.py", "flower.py", "rounds.py")}
+
+
+class Prepared:
+    """The case of a data set and a seed, made when it is asked for."""
+
+    def __init__(self, data: str, seed: int, settings: Settings, arguments: Any) -> None:
+        folder = arguments.out / "report.networks" / f"{settings.pretraining}" / f"{seed}"
+        files = cases.Files(arguments.data_dir, arguments.cifar10, arguments.mobilenet)
+        self._make = functools.partial(
+            cases.make, data, seed, files, max(settings.examples), settings.pretraining,
+            settings.seen, folder,
+        )  # fmt: skip
+
+    @functools.cached_property
+    def case(self) -> cases.Case:
+        return self._make()
+
+    @functools.cached_property
+    def source(self) -> comparison.SourceHead | None:
+        return comparison.source_head(self.case)
+
+    def way(self, name: str, examples: int) -> Run:
+        return comparison.measure(name, self.case.first(examples), self.source)
+
+    def peer(self, name: str, examples: int) -> Run:
+        return peers.measure(name, self.case.first(examples))
+
+
+def tasks(
+    data: str, seed: int, settings: Settings, names: Sequence[str], arguments: Any
+) -> Iterator[Task]:
+    """Yields the trainings of a data set and a seed."""
+    prepared, versions = Prepared(data, seed, settings, arguments), code()
+    most = cases.LABELLED.get(data, max(settings.examples))
+    for examples, name in itertools.product(settings.examples, names):
+        way, peer = comparison.WAYS.get(name), peers.PEERS.get(name)
+        kind = "way" if way else "peer"
+        at_middle = way.rates if way else True
+        needs_second = way.second if way else peer.second
+        if (
+            examples > most
+            or (at_middle and examples != settings.middle)
+            or (needs_second and data in cases.ONE_TASK)
+            or (peer and peer.images and data in peers.TEXTS)
+        ):
+            continue
+        key = {"data_set": data, "seed": seed, "examples": examples, kind: name}
+        yield Task(
+            {**key, "code": versions[kind]},
+            functools.partial(getattr(prepared, kind), name, examples),
+        )
 
 
 def compare(doc: str, given: list[str] | None = None) -> None:
@@ -40,80 +123,85 @@ def compare(doc: str, given: list[str] | None = None) -> None:
         doc: the text of `--help`, whose third paragraph is the method.
         given: the options. Defaults to None: those of the command line.
     """
+    every = [*comparison.WAYS, *peers.PEERS]
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description=doc,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--quick", action="store_true", help="digits, few examples, two seeds")
-    parser.add_argument("--data", nargs="+", default=["digits"], help="digits, or TFDS names")
+    parser.add_argument(
+        "--data", nargs="+", choices=cases.DATA_SETS, metavar="NAME",
+        help=f"some of: {', '.join(cases.DATA_SETS)} (default: all whose files are given)",
+    )  # fmt: skip
     parser.add_argument("--data-dir", help="folder of the TFDS data (default: TFDS_DATA_DIR)")
-    parser.add_argument("--only", nargs="+", choices=list(comparison.WAYS), help="ways to run")
+    parser.add_argument("--cifar10", type=Path, help="npz file of cifar10_subset")
+    parser.add_argument("--mobilenet", type=Path, help="h5 file of MobileNet 0.25, no top")
+    parser.add_argument(
+        "--only", nargs="+", choices=every, metavar="NAME", help=f"some of: {', '.join(every)}"
+    )
     parser.add_argument("--seeds", type=int, help="how many (default: 3, with --quick 2)")
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the results")
     arguments = parser.parse_args(given)
     settings = QUICK if arguments.quick else FULL
-    seeds = arguments.seeds or settings["seeds"]
-    ways = arguments.only or list(comparison.WAYS)
+    seeds = arguments.seeds or settings.seeds
+    data_sets = arguments.data or (["digits"] if arguments.quick else given_data(arguments))
+    names = arguments.only or every
+    one_thread()
     tf.get_logger().setLevel("ERROR")
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    code = {"code": digest(), "pretraining": settings["pretraining"]}
     kind = "quick" if arguments.quick else "full"  # a quick run leaves the runs of a full one
-    journal = Journal(arguments.out / f"report.{kind}.json", code)
-    total = len(arguments.data) * seeds * len(settings["examples"]) * len(ways)
-    done, start = 0, time.perf_counter()
-    for data, seed in itertools.product(arguments.data, range(seeds)):
-        wanted = list(itertools.product(settings["examples"], ways))
-        with tempfile.TemporaryDirectory() as folder:
-            prepared = functools.cache(
-                functools.partial(prepare, data, seed, arguments.data_dir, settings, folder)
-            )
-            for examples, way in wanted:
-                learn = functools.partial(learned, prepared, way, examples)
-                key = {"data_set": data, "seed": seed, "examples": examples, "way": way}
-                run = journal.run(learn, **key)
-                done += 1
-                left = (time.perf_counter() - start) / done * (total - done)
-                print(
-                    f"{done}/{total} {data}, seed {seed}, {examples} examples, {way}: "
-                    f"{run['accuracy']:.1%}; about {left / 60:.0f} min left",
-                    flush=True,
-                )
-    write(arguments, journal, doc)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    kept = {"pretraining": settings.pretraining, "seen": settings.seen}
+    journal = Journal(arguments.out / f"report.{kind}.json", kept)
+    planned = [
+        task
+        for seed, data in itertools.product(range(seeds), data_sets)
+        for task in tasks(data, seed, settings, names, arguments)
+    ]
+    run_all(planned, journal)
+    versions = set(code().values())
+    write(arguments, settings, [run for run in journal.runs if run["code"] in versions], doc)
 
 
-def prepare(
-    data: str, seed: int, data_dir: str | None, settings: dict[str, Any], folder: str
-) -> tuple[comparison.Case, float]:
-    """Returns the problem, the pretrained network and its accuracy on the source classes."""
-    keras.utils.set_random_seed(seed)
-    most = max(settings["examples"])
-    found, source_test = comparison.problem(data, seed, data_dir, most)
-    path = Path(folder) / "pretrained.keras"
-    comparison.quickstart.pretrain(found, path, seed, settings["pretraining"])
-    case = comparison.Case(found, source_test, path, found.train, seed)
-    return case, comparison.source_accuracy(path, case)
+def given_data(arguments: argparse.Namespace) -> list[str]:
+    """Returns the data sets whose files are given."""
+    needed = {cases.XRAY: [arguments.mobilenet]}
+    needed[cases.CIFAR] = [arguments.mobilenet, arguments.cifar10]
+    found = [name for name in cases.DATA_SETS if None not in needed.get(name, [])]
+    for name in sorted(set(cases.DATA_SETS) - set(found)):
+        print(f"{name} is left out: it needs --mobilenet{' and --cifar10' * (name == cases.CIFAR)}")
+    return found
 
 
-def learned(prepared: Callable[[], tuple[comparison.Case, float]], way: str, examples: int) -> Run:
-    """Returns the run of a way on the first examples."""
-    case, before = prepared()
-    x, y = case.train
-    data = dataclasses.replace(case.data, train=(x[:examples], y[:examples]))
-    own = dataclasses.replace(case, data=data, train=data.train)
-    return comparison.measure(way, own, before)
+def run_all(planned: Sequence[Task], journal: Journal) -> None:
+    """Runs what is not in the journal, and prints progress and the time left."""
+    start, ran = time.perf_counter(), 0
+    missing = [task for task in planned if not journal.has(**task.key)]
+    for number, task in enumerate(planned, 1):
+        ran += not journal.has(**task.key)
+        run = journal.run(task.learn, **task.key)
+        left = (time.perf_counter() - start) / max(ran, 1) * (len(missing) - ran)
+        key = task.key
+        result = run.get("missing") or f"{run['accuracy']:.1%}"
+        print(
+            f"{number}/{len(planned)} {key['data_set']}, seed {key['seed']}, {key['examples']} "
+            f"examples, {key.get('way') or key['peer']}: {result}; about {left / 60:.0f} min left",
+            flush=True,
+        )
 
 
-def write(arguments: argparse.Namespace, journal: Journal, doc: str) -> None:
+def write(arguments: Any, settings: Settings, runs: Sequence[Run], doc: str) -> None:
     """Writes the page, the Markdown and the numbers."""
-    words = ["--quick"] if arguments.quick else ["--data", *arguments.data]
+    found = sorted({run["data_set"] for run in runs}, key=cases.DATA_SETS.index)
+    words = ["--quick"] if arguments.quick else ["--data", *found]
     results = {
         "command": " ".join(["python -m benchmarks", *words]),
         "machine": machine("tensorflow-federated"),
         "method": doc.split("\n\n")[2],
-        "runs": journal.runs,
+        "settings": dataclasses.asdict(settings),
+        "runs": list(runs),
     }
     (arguments.out / "report.json").write_text(json.dumps(results, indent=1))
     (arguments.out / "report.md").write_text(markdown(results))
-    (arguments.out / "report.html").write_text(html_page(results))
+    (arguments.out / "report.html").write_text(html_page(results, arguments.out))
     print(f"\n{markdown(results)}\nPage: {arguments.out / 'report.html'}")

@@ -1,162 +1,329 @@
 """The ways to learn that `python -m benchmarks` compares, and what is measured of each.
 
-All start from the same network, see the same examples for the same number of epochs, and have the
-settings of `examples/quickstart.py`, which were chosen on training examples of digits.
+All start from the same network, see the same examples in as many steps, and have the settings of
+`examples/quickstart.py`, which were chosen on training examples of digits.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 from scipy import special
+from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 import keras_lp as lp
+from keras_lp.backbones.features import feature_model
 from keras_lp.model.calibration import calibration_error
+from keras_lp.tasks.heads import heads
+from lib.cases import OTHER_LABELS, Case
+from lib.cost import forward_flops, latency, peak_memory, processor_seconds
 from lib.journal import Run
+from lib.problems import Arrays
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
-import quickstart
-
-EPOCHS, BATCH, CLIENTS = quickstart.EPOCHS, quickstart.BATCH, quickstart.CLIENTS
-HELD = 500  # source examples that tell what was forgotten
-POOLING: dict[str, Any] = {"pooling": "flatten"}
-
-SCRATCH, HEAD, TRANSFER = "from scratch", "solved head", "transfer by gradient"
-ONE_RATE, DECAY, LORA = "fine-tuning, one rate", "fine-tuning, layer decay", "LoRA"
-ONE_TASK, MULTITASK = "one task, half the labels", "multitask, half the labels"
-EQUAL, SKEWED, PRIVATE = "federated, equal parts", "federated, two labels", "federated, private"
+BATCH, CLIENTS, LOCAL_BATCH = 20, 10, 5
+EPOCH = 400  # fewer examples are repeated: an epoch costs more than its steps
+TASK, SECOND = "class", "second"
+RATES = (3e-4, 3e-3)  # of fine-tuning, besides 1e-3
+AUDITED = 4  # clients whose updates are attacked
+PERSONAL_EPOCHS = 2
+TOLERANCE = 1e-3  # of a file: BatchNormalization that saw few batches enlarges rounding errors
 
 
-@dataclasses.dataclass
-class Case:
-    """A data set divided by a seed: the pretrained network, and few examples of new classes."""
+class Learned(NamedTuple):
+    """A trained model, and what a federation leaves to be measured when the clock has stopped."""
 
-    data: quickstart.Problem
-    source_test: quickstart.Arrays
-    pretrained: Path
-    train: quickstart.Arrays
-    seed: int
+    model: keras.Model
+    federation: Federation | None = None
 
 
-Learned = tuple[keras.Model, dict[str, Any]]
+class Federation(NamedTuple):
+    """A federation that was trained: its clients, history, and the head after each round."""
+
+    learning: lp.FederatedAveraging
+    clients: dict[Any, Arrays]
+    logs: dict[str, list[float]]
+    heads: list[tuple[np.ndarray, np.ndarray]]
+
+
+class Way(NamedTuple):
+    """A way to learn.
+
+    Attributes:
+        learn: builds and trains a model.
+        backbone: the share of the steps in which the network below the head is trained.
+        second: whether it needs labels of a second task.
+        rates: whether it is one of the rates that are compared.
+    """
+
+    learn: Callable[[Case], Learned]
+    backbone: float = 0.0
+    second: bool = False
+    rates: bool = False
+
+
+def repeated(data: Arrays) -> Arrays:
+    """Returns the examples as often as they make an epoch."""
+    copies = max(1, EPOCH // len(data[1]))
+    return tuple(np.concatenate([part] * copies) for part in data)
+
+
+def train(model: keras.Model, case: Case, share: float = 1.0) -> keras.Model:
+    """Trains for a share of the steps."""
+    x, y = repeated(case.train)
+    epochs = max(1, round(share * case.seen / len(y)))
+    model.fit(x, y, batch_size=BATCH, epochs=epochs, verbose=0)
+    return model
 
 
 def head(case: Case) -> Learned:
-    model = lp.transfer_model(case.pretrained, case.data.names, **POOLING)
+    """Solves the head."""
+    model = case.build(case.names)
     lp.fit_head(model, case.train, verbose=0)
-    return model, {}
+    return Learned(model)
 
 
-def fine_tuned(case: Case, **arguments: Any) -> Learned:
-    model = lp.transfer_model(case.pretrained, case.data.names, **POOLING)
-    model.fit(*case.train, batch_size=BATCH, epochs=EPOCHS // 2, verbose=0)
-    model = lp.finetune_model(model, learning_rate=1e-3, **arguments)
-    model.fit(*case.train, batch_size=BATCH, epochs=EPOCHS // 2, verbose=0)
-    return model, {}
+def fine_tuned(case: Case, rate: float = 1e-3, **arguments: Any) -> Learned:
+    """Half of the steps train the head alone."""
+    model = train(case.build(case.names), case, 0.5)
+    return Learned(train(lp.finetune_model(model, learning_rate=rate, **arguments), case, 0.5))
+
+
+def one_task(case: Case) -> Learned:
+    model = case.build({TASK: case.names}, lp.multitask_model, learning_rate=5e-4)
+    x, y = repeated(case.train)
+    epochs = max(1, round(case.seen / len(y)))
+    model.fit(x, {TASK: y}, batch_size=BATCH, epochs=epochs, verbose=0)
+    return Learned(model)
+
+
+def multitask(case: Case) -> Learned:
+    """Half of each batch has a label of the task, the other half one of the second task."""
+    count = max(OTHER_LABELS, len(case.train[1]))
+    x, y = repeated(case.train)
+    others = case.pool[0][:count], {SECOND: case.second[:count]}
+    parts = {TASK: (x, {TASK: y}), SECOND: others}
+    tasks = {TASK: case.names, SECOND: int(case.second.max()) + 1}
+    kinds = {name: lp.Classification(classes) for name, classes in tasks.items()}
+    data = lp.mix(parts, batch_size=BATCH, temperature=float("inf"), seed=case.seed, tasks=kinds)
+    model = case.build(tasks, lp.multitask_model, learning_rate=5e-4)
+    model.fit(data, epochs=max(1, round(case.seen / (len(y) + count))), shuffle=False, verbose=0)
+    return Learned(model)
 
 
 def federated(case: Case, shards: int | None = None, **arguments: Any) -> Learned:
-    model = lp.transfer_model(case.pretrained, case.data.names, optimizer="sgd", **POOLING)
-    clients = lp.partition(case.train, clients=CLIENTS, shards=shards, seed=case.seed)
-    learning = lp.FederatedAveraging(
-        model, local_epochs=2, batch_size=5, seed=case.seed, **arguments
-    )
-    logs = learning.fit(clients, rounds=EPOCHS // 2, verbose=0).history
-    return model, {
-        "bytes": sum(logs["bytes_up"] + logs["bytes_down"]),
-        "epsilon": logs.get("epsilon", [None])[-1],
+    model = case.build(case.names, optimizer="sgd")
+    parts = lp.partition(case.train, clients=CLIENTS, shards=shards, seed=case.seed)
+    copies = max(1, EPOCH // len(case.train[1]))
+    clients = {
+        client: tuple(np.concatenate([part] * copies) for part in data)
+        for client, data in parts.items()
     }
+    learning = lp.FederatedAveraging(model, batch_size=LOCAL_BATCH, seed=case.seed, **arguments)
+    found: list[tuple[np.ndarray, np.ndarray]] = []
+    (layer,) = heads(model).values()
+    keep = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: found.append(layer.raw_weights()))
+    rounds = max(1, round(case.seen / (copies * len(case.train[1]))))
+    logs = learning.fit(clients, rounds, callbacks=keep, verbose=0).history
+    return Learned(model, Federation(learning, clients, logs, found))
 
 
-WAYS: dict[str, Callable[[Case], Learned]] = {
-    SCRATCH: lambda case: quickstart.from_scratch(case.data),
-    HEAD: head,
-    TRANSFER: lambda case: quickstart.transfer(case.data, case.pretrained),
-    ONE_RATE: lambda case: fine_tuned(case, layer_decay=1.0),
-    DECAY: lambda case: fine_tuned(case, layer_decay=0.7),
-    LORA: lambda case: fine_tuned(case, lora=lp.LoRA(rank=4)),
-    ONE_TASK: lambda case: quickstart.one_task(case.data, case.pretrained),
-    MULTITASK: lambda case: quickstart.multitask(case.data, case.pretrained),
-    EQUAL: federated,
-    SKEWED: lambda case: federated(case, shards=2),
-    PRIVATE: lambda case: federated(
-        case, privacy=lp.DifferentialPrivacy(epsilon=8, delta=1e-2, clip=1.0)
-    ),
+def private(case: Case) -> Learned:
+    privacy = lp.DifferentialPrivacy(epsilon=8, delta=1e-2, clip=1.0, seed=case.seed)
+    return federated(case, privacy=privacy)
+
+
+SCRATCH, HEAD, TRANSFER = "from scratch", "solved head", "transfer by gradient"
+ONE_RATE, DECAY, LORA = "fine-tuning, one rate", "fine-tuning, layer decay", "LoRA"
+ONE_TASK, MULTITASK = "one task", "multitask"
+CENTRAL = "centralised, SGD"
+EQUAL, SKEWED, PRIVATE = "federated, equal parts", "federated, two labels", "federated, private"
+
+
+DECAYS = {ONE_RATE: 1.0, DECAY: 0.7}
+WAYS: dict[str, Way] = {
+    SCRATCH: Way(lambda case: Learned(train(case.untrained(case.names), case)), backbone=1),
+    HEAD: Way(head),
+    TRANSFER: Way(lambda case: Learned(train(case.build(case.names), case))),
+    **{
+        way: Way(functools.partial(fine_tuned, layer_decay=decay), backbone=0.5)
+        for way, decay in DECAYS.items()
+    },
+    LORA: Way(lambda case: fine_tuned(case, lora=lp.LoRA(rank=4)), backbone=0.5),
+    ONE_TASK: Way(one_task, backbone=1, second=True),
+    MULTITASK: Way(multitask, backbone=1, second=True),
+    CENTRAL: Way(lambda case: Learned(train(case.build(case.names, optimizer="sgd"), case))),
+    EQUAL: Way(federated),
+    SKEWED: Way(functools.partial(federated, shards=2)),
+    PRIVATE: Way(private),
+    **{
+        f"{way}, rate {rate:g}": Way(
+            functools.partial(fine_tuned, rate=rate, layer_decay=decay), backbone=0.5, rates=True
+        )
+        for way, decay in DECAYS.items()
+        for rate in RATES
+    },
 }
-BACKBONE_CHANGES = (ONE_RATE, DECAY, LORA, ONE_TASK, MULTITASK)
 
 
-def problem(name: str, seed: int, data_dir: str | None, most: int) -> tuple[Any, Any]:
-    """Returns the problem with up to `most` labelled examples, and test examples of the source."""
-    x, y = lp.load_dataset(name, split="train", batch_size=-1, data_dir=data_dir)
-    x_test, y_test = lp.load_dataset(name, split="test", batch_size=-1, data_dir=data_dir)
-    half = (int(y.max()) + 1) // 2
-    target = np.random.default_rng(seed).permutation(np.flatnonzero(y >= half))[:most]
-    found = quickstart.Problem(
-        source=(x[y < half], y[y < half]),
-        train=(x[target], y[target] - half),
-        test=(x_test[y_test >= half], y_test[y_test >= half] - half),
-        names=[str(label) for label in range(half, int(y.max()) + 1)],
-    )
-    return found, (x_test[y_test < half][:HELD], y_test[y_test < half][:HELD])
+def logits_of(model: keras.Model, x: np.ndarray) -> np.ndarray:
+    outputs = model.predict(x, batch_size=256, verbose=0)
+    return (outputs[TASK] if isinstance(outputs, dict) else outputs).astype("float64")
 
 
-def source_accuracy(model: Any, case: Case) -> float:
-    """Returns the accuracy of a solved head for the source classes on the network of a model."""
-    x, y = (part[:HELD] for part in case.data.source)
-    solved = lp.transfer_model(model, int(y.max()) + 1, **POOLING)
-    lp.fit_head(solved, (x, y), verbose=0)
-    return quickstart.accuracy(solved, case.source_test)
+def accuracy(model: keras.Model, data: Arrays) -> float:
+    return float(np.mean(logits_of(model, data[0]).argmax(1) == data[1]))
 
 
-def measure(way: str, case: Case, before: float) -> Run:
+class SourceHead(NamedTuple):
+    """A head for the classes that the network was trained on, and its accuracy."""
+
+    kernel: np.ndarray
+    bias: np.ndarray
+    accuracy: float
+
+
+def source_head(case: Case) -> SourceHead | None:
+    """Solves a head for the source classes on the pretrained network, if the source is at hand."""
+    if case.source is None:
+        return None
+    known = case.source[0]
+    solved = case.build(int(known[1].max()) + 1)
+    lp.fit_head(solved, known, verbose=0)
+    (layer,) = heads(solved).values()
+    return SourceHead(*layer.raw_weights(), accuracy(solved, case.source[1]))
+
+
+def source_accuracy(model: keras.Model, case: Case, head: SourceHead) -> float:
+    """Returns the accuracy of the head of the pretrained network on that of another model."""
+    x, y = case.source[1]
+    built = lp.transfer_model(model, 2, **({"pooling": "flatten"} if x.ndim == 4 else {}))
+    features = feature_model(built).predict(x, batch_size=256, verbose=0)
+    return float(np.mean((features @ head.kernel + head.bias).argmax(1) == y))
+
+
+def measure(way: str, case: Case, source: SourceHead | None) -> Run:
     """Trains and returns what is measured.
 
     Args:
         way: a key of `WAYS`.
         case: the case.
-        before: `source_accuracy` of the pretrained network.
+        source: the head for the source classes; None if these are not at hand.
     """
+    keras.backend.clear_session()
     keras.utils.set_random_seed(case.seed)
-    start = time.process_time(), time.perf_counter()
-    model, extra = WAYS[way](case)
-    seconds = time.process_time() - start[0], time.perf_counter() - start[1]
-    x, y = case.data.test
+    with peak_memory() as memory:
+        start = processor_seconds(), time.perf_counter()
+        model, federation = WAYS[way].learn(case)
+        seconds = processor_seconds() - start[0], time.perf_counter() - start[1]
+    x, y = case.test
     model.predict(x[:256], batch_size=256, verbose=0)  # traces
     begin = time.process_time()
-    outputs = model.predict(x, batch_size=256, verbose=0)
+    logits = logits_of(model, x)
     predicting = 1000 * (time.process_time() - begin) / len(x)
-    logits = (outputs["digit"] if isinstance(outputs, dict) else outputs).astype("float64")
-    right = logits.argmax(1) == y
+    predicted = logits.argmax(1)
+    p = special.softmax(logits, axis=1)
     loss = special.logsumexp(logits, axis=1) - logits[np.arange(len(y)), y]
     run = {
-        "accuracy": float(right.mean()),
+        "accuracy": float(np.mean(predicted == y)),
+        "balanced": float(balanced_accuracy_score(y, predicted)),
+        "auc": float(roc_auc_score(y, p if p.shape[1] > 2 else p[:, 1], multi_class="ovr")),
         "tested": len(y),
         "loss": float(loss.mean()),
-        "calibration": calibration_error(logits, right * 1.0, np.ones(len(y))),
-        "gap": quickstart.accuracy(model, case.train) - float(right.mean()),
+        "calibration": calibration_error(logits, (predicted == y) * 1.0, np.ones(len(y))),
+        "gap": accuracy(model, case.train) - float(np.mean(predicted == y)),
         "trained": sum(int(np.prod(v.shape)) for v in model.trainable_variables),
         "cpu": seconds[0],
         "seconds": seconds[1],
+        "memory": memory.get("MiB"),
+        "flops": training_flops(model, way, case),
         "predicting": predicting,
         "bytes": 0,
-        "data": int(case.train[0].nbytes),
-        **extra,
+        "data": int(sum(part.nbytes for part in case.train)),
     }
-    if way in BACKBONE_CHANGES:
+    if federation is not None:
+        run |= of_federation(federation, way, case)
+    if WAYS[way].backbone and way != SCRATCH and source is not None:
         if way == LORA:
             lp.merge_adapters(model)
-        run["forgotten"] = before - source_accuracy(model, case)
+        run["forgotten"] = source.accuracy - source_accuracy(model, case, source)
     with tempfile.TemporaryDirectory() as folder:
         file = os.path.join(folder, "model.tflite")
-        run["file"] = lp.export_tflite(model, file).size
+        run["file"] = lp.export_tflite(
+            model, file, verification_data=x[:64], tolerance=TOLERANCE
+        ).size
+        run["latency"] = latency(file, x)
     return run
+
+
+def training_flops(model: keras.Model, way: str, case: Case) -> float:
+    """Returns an estimate of the floating-point operations of the training.
+
+    A backward pass counts as two forward passes. The features of a frozen network are computed
+    once; a solved head counts as one pass over them.
+    """
+    per_example = forward_flops(model)
+    share = WAYS[way].backbone
+    own = 2 * sum(int(np.prod(layer.kernel.shape)) for layer in heads(model).values())
+    once = 0 if share == 1 else len(case.train[1]) * per_example
+    if way == HEAD:
+        return float(once)
+    return float(once + 3 * case.seen * (share * per_example + (1 - share) * own))
+
+
+def of_federation(federation: Federation, way: str, case: Case) -> Run:
+    """Returns the bytes, the accuracy by round, and what personal models and an attacker get."""
+    learning, clients, logs, by_round = federation
+    features = feature_model(learning.model).predict(case.test[0], batch_size=256, verbose=0)
+    features = features.astype("float64")
+    run: Run = {
+        "bytes": sum(logs["bytes_up"] + logs["bytes_down"]),
+        "rounds": len(by_round),
+        "by_round": [
+            float(np.mean((features @ kernel + bias).argmax(1) == case.test[1]))
+            for kernel, bias in by_round
+        ],
+        "epsilon": logs.get("epsilon", [None])[-1],
+    }
+    if way == SKEWED:
+        own = {client: own_test(data[1], case.test) for client, data in clients.items()}
+        found = lp.personalize(
+            learning, clients, own, epochs=PERSONAL_EPOCHS, batch_size=LOCAL_BATCH, verbose=0
+        )
+        run["on_clients"] = float(np.mean(list(found.before.values())))
+        run["personal"] = float(np.mean(list(found.after.values())))
+    if way == EQUAL and case.train[0].ndim == 4:  # pixels, not numbers of words
+        run["read"] = attacked(case)
+    return run
+
+
+def own_test(labels: np.ndarray, test: Arrays, most: int = 100) -> Arrays:
+    """Returns test examples of the classes that a client has."""
+    rows = np.flatnonzero(np.isin(test[1], labels))[:most]
+    return test[0][rows], test[1][rows]
+
+
+def attacked(case: Case) -> Run:
+    """Returns what an attacker reads of first updates without and with noise (multiplier 1).
+
+    `labels`: the share of labels; `features`: the similarity of features to the true ones, from
+    clients of one example each.
+    """
+    model = case.build(case.names, optimizer="sgd")
+    x, y = (part[:AUDITED] for part in case.train)
+    privacy = lp.DifferentialPrivacy(noise_multiplier=1.0, delta=1e-2, clip=1.0)
+    options = {"attack": "analytic", "max_iterations": 1, "seed": case.seed, "verbose": 0}
+    audit = lp.audit_update_leakage(
+        model, x.astype("float32"), y, defense=[None, privacy], **options
+    )
+    names = ("none", "noise")
+    return {
+        name: {"labels": float(one.labels), "features": float(np.mean(one.features))}
+        for name, one in zip(names, audit.results.values(), strict=True)
+    }

@@ -8,11 +8,21 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import keras
 import numpy as np
 
 Part = tuple[np.ndarray, np.ndarray]
+
+
+class Simulated(NamedTuple):
+    """The seconds of each round but the first, and the weights after the last."""
+
+    seconds: list[float]
+    weights: list[np.ndarray]
+
+
 _MODELS: list[keras.Model] = []  # the one of this process
 
 
@@ -24,11 +34,10 @@ def _own_model(make: Callable[[], keras.Model]) -> keras.Model:
 
 def flower_rounds(
     parts: Sequence[Part], sampled: int | None, make_model: Callable[[], keras.Model], batch: int
-) -> Callable[[int], list[float]]:
-    """Returns what gives the seconds of each of some rounds.
+) -> Callable[[int], Simulated]:
+    """Returns what simulates some rounds, and one before, in which the clients trace.
 
-    A simulation is started each time, with one client at a time on each core; the round in which
-    the clients trace comes first and does not count.
+    A simulation is started each time, with one client at a time on each core.
     """
     from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
     from flwr.clientapp import ClientApp
@@ -49,8 +58,8 @@ def flower_rounds(
         metrics = MetricRecord({"num-examples": len(x), "steps": -(-len(x) // batch)})
         return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
 
-    def run(rounds: int) -> list[float]:
-        ends, answered = [], []
+    def run(rounds: int) -> Simulated:
+        ends, answered, weights = [], [], []
         server = ServerApp()
 
         @server.main()
@@ -63,11 +72,12 @@ def flower_rounds(
                 evaluate_fn=lambda *_: ends.append(time.perf_counter()),
             )
             answered.extend(result.train_metrics_clientapp)
+            weights.extend(result.arrays.to_numpy_ndarrays())
 
         cores = {"client_resources": {"num_cpus": 1}}
         run_simulation(server, client, num_supernodes=len(parts), backend_config=cores)
         if len(answered) != rounds + 1:
             raise RuntimeError(f"Flower's clients failed: {len(answered)} of {rounds + 1} rounds.")
-        return np.diff(ends[1:]).tolist()  # the first is before the first round
+        return Simulated(np.diff(ends[1:]).tolist(), weights)  # the first end is the start
 
     return run

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +28,26 @@ class Journal:
             elif found["settings"] == self._settings:
                 self.runs = found["runs"]
 
+    def has(self, **key: Any) -> bool:
+        """Whether there is a run with this key."""
+        return self._find(key) is not None
+
+    def _find(self, key: Mapping[str, Any]) -> Run | None:
+        same = (run for run in self.runs if key.items() <= run.items())
+        return next(same, None)
+
     def run(self, learn: Callable[[], Run], **key: Any) -> Run:
         """Returns the run with this key; calls `learn` if there is none, and keeps the result."""
-        for run in self.runs:
-            if all(name in run and run[name] == value for name, value in key.items()):
-                return run
+        found = self._find(key)
+        if found is not None:
+            return found
         run = {**key, **learn()}
         self.runs.append(run)
         self._path.parent.mkdir(parents=True, exist_ok=True)
         kept = self.runs
         if self._settings is not None:
             kept = {"settings": self._settings, "runs": self.runs}
-        self._path.write_text(json.dumps(kept))
+        new = self._path.with_suffix(".new")  # whoever is killed here leaves the old file whole
+        new.write_text(json.dumps(kept))
+        new.replace(self._path)
         return run

@@ -160,7 +160,7 @@ def text_settings(data_dir: str | None, folder: Path) -> list[Setting]:
     for problem, sizes, source in cases:
         path = folder / f"for_{problem.name}.keras"
         if not path.exists():
-            _pretrain_on_texts(source, path)
+            pretrain_on_texts(source, path)
         build = functools.partial(lp.transfer_model, path, len(problem.labels))
         found.append(Setting(problem, sizes, build))
     return found
@@ -186,7 +186,8 @@ def text_parts(
     return parts
 
 
-def _pretrain_on_texts(data: Arrays, path: Path) -> None:
+def text_network() -> keras.Model:
+    """Returns an untrained network without a head, for texts of `text_parts`."""
     layers = [
         keras.Input((TOKENS,), dtype="int32"),
         keras.layers.Embedding(WORDS, WIDTH, name="words"),
@@ -194,9 +195,13 @@ def _pretrain_on_texts(data: Arrays, path: Path) -> None:
         keras.layers.GlobalMaxPooling1D(name="largest"),
         keras.layers.Dense(WIDTH, activation="relu", name="block2"),
     ]
-    keras.utils.set_random_seed(0)
-    network = keras.Sequential(layers, name="text_network")
+    return keras.Sequential(layers, name="text_network")
+
+
+def pretrain_on_texts(data: Arrays, path: Path, seed: int = 0) -> None:
+    """Trains the network of texts and saves it."""
+    keras.utils.set_random_seed(seed)
     classes = int(data[1].max()) + 1
-    model = lp.transfer_model(network, classes, pretrained=False, trainable="all")
+    model = lp.transfer_model(text_network(), classes, pretrained=False, trainable="all")
     model.fit(*data, epochs=6, batch_size=64, verbose=0)
     model.save(path)

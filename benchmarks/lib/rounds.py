@@ -130,7 +130,9 @@ def tff_rounds(clients: Clients, sampled: int | None, inputs: int) -> Run:
     return timed(one)
 
 
-def tutorial(model: keras.Model, clients: Clients, batch: int = BATCH) -> tuple[Any, dict]:
+def tutorial(
+    model: keras.Model, clients: Clients, batch: int = BATCH, rate: float = RATE
+) -> tuple[Any, dict]:
     """Returns TFF's process and data sets as its tutorial makes them."""
     tff = tff_runtime.load_tff()
     x, y = next(iter(clients.values()))
@@ -169,7 +171,7 @@ def tutorial(model: keras.Model, clients: Clients, batch: int = BATCH) -> tuple[
         input_spec=spec,
     )
     process = tff.learning.algorithms.build_weighted_fed_avg(
-        functional, tff.learning.optimizers.build_sgdm(RATE)
+        functional, tff.learning.optimizers.build_sgdm(rate)
     )
     data = {
         name: tf.data.Dataset.from_tensor_slices(part).batch(batch)
