@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install demo test test-fast test-slow lint format bench clean
+.PHONY: install demo test test-fast test-slow lint format bench bench-published clean
 
 install: $(INSTALLED)
 
@@ -46,6 +46,12 @@ format: install
 
 bench: install
 	$(BIN)/python -m benchmarks --quick
+
+# Published settings. With TFDS_DATA_DIR; hours on a processor, prepared for a GPU.
+bench-published: install
+	$(BIN)/python benchmarks/niid.py --published --skews "two labels" --seeds 1
+	$(BIN)/python benchmarks/multitask_published.py --seeds 1
+	$(BIN)/python benchmarks/mcmahan.py --cases cnn_shards --tuning-rounds 10
 
 clean:
 	rm -rf $(VENV) build *.egg-info runs .pytest_cache .ruff_cache .mypy_cache

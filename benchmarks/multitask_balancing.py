@@ -191,8 +191,9 @@ def report(results: dict[str, Any]) -> str:
         *(score_table(runs, problem, of) for problem, of in tasks.items()),
         "Published for mnist + fashion_mnist: single 99.56 / 94.32, joint 99.71 / 95.18; an "
         "independent rerun found 99.60 / 93.94 to 99.56 / 94.20. Those are large networks with a "
-        f"long budget. Here a network of {results['weights']:,} weights sees {pictures:,} pictures "
-        f"of each data set, {pictures / 55000:.2f} of an epoch, so the order of the ways may "
+        "long budget, that of multitask_published.py. Here a network of "
+        f"{results['weights']:,} weights sees {pictures:,} pictures of each data set, "
+        f"{pictures / 55000:.2f} of an epoch, so the order of the ways may "
         "differ.",
         "## What the ways do",
         *(shown_table(runs, problem, of) for problem, of in tasks.items()),

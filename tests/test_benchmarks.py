@@ -215,3 +215,43 @@ def test_a_restarted_model_is_traced_once_and_learns_from_its_seed():
     assert model is built[0]
     assert np.array_equal(found[0], found[2])
     assert not np.array_equal(found[0], found[1])
+
+
+def test_the_published_network_of_two_tasks_and_its_labels(monkeypatch):
+    module = script("multitask_published")
+    # 3x3 convolutions of 1-96, 96-96 twice, 96-192, 192-192 three times, and a 1x1 of 192-192.
+    weights = 960 + 2 * 83_040 + 166_080 + 3 * 331_968 + 37_056
+    assert module.network().count_params() == weights
+    images = np.random.default_rng(0).integers(0, 256, (2, 8, 28, 28, 1), dtype="uint8")
+    parts = {"mnist": (images[0], np.arange(8)), "fashion_mnist": (images[1], np.arange(8)[::-1])}
+    x, labels = module.pooled(parts)
+    np.testing.assert_array_equal(x[8:], images[1])
+    np.testing.assert_array_equal(labels["mnist"], [*range(8), *[-1] * 8])
+    np.testing.assert_array_equal(labels["fashion_mnist"], [*[-1] * 8, *range(7, -1, -1)])
+    monkeypatch.setattr(module, "EPOCHS", 2)
+    monkeypatch.setattr(module.lp, "load_dataset", lambda task, **_: parts[task])
+    runs = [{"name": name, "seed": 0, **module.learn(name, 0)} for name in ("mnist", "both")]
+    assert set(runs[1]) == {
+        "name", "seed", "mnist", "fashion_mnist", "mnist afterwards", "fashion_mnist afterwards",
+    }  # fmt: skip
+    page = module.report({"runs": runs, "command": "COMMAND", "machine": "MACHINE"})
+    assert page.splitlines()[-1].endswith("| 94.32 | 95.18 |")
+    assert "| fashion_mnist | - |" in page
+
+
+def test_the_published_setting_of_niid(monkeypatch, tmp_path):
+    module, asked = script("niid"), []
+
+    def accuracy(data, skew, proximal, seed, given):
+        asked.append((data, skew, given.rounds, given.epochs))
+        return 50.0
+
+    monkeypatch.setattr(module, "accuracy", accuracy)
+    words = ["niid.py", "--published", "--skews", "two labels", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", [*words, "--seeds", "1", "--data", "mnist"])
+    module.main()
+    assert asked == [("mnist", "two labels", 50, 10)] * 2
+    assert (
+        "| mnist | two labels | FedAvg | 50.00 ± 0.00 | 96.86 |"
+        in (tmp_path / "niid_published.md").read_text()
+    )
