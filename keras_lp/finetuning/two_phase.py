@@ -70,7 +70,8 @@ def fit_two_phase(
         verbose: as in `fit`; 0 also omits the table. Defaults to `"auto"`.
 
     Returns:
-        One `History` of both phases, with a continuous `epoch` count.
+        One `History` of both phases, with a continuous `epoch` count. Its attribute `phases` has
+        the number of epochs of each phase by name.
 
     Raises:
         ValueError: if epochs, rates or data are invalid.
@@ -96,7 +97,7 @@ def fit_two_phase(
         check_positive("learning_rate", learning_rate)
     steps = epochs * _batches_an_epoch(data, batch_size)
     best = _Best() if restore_best and validation_data is not None else None
-    history = keras.callbacks.History()
+    history = _History()
     history.set_model(model)
     history.on_train_begin()
 
@@ -154,10 +155,18 @@ def fit_two_phase(
     fit(head_epochs, head_epochs + epochs)
     if best:
         best.restore(model)
+    phases = {"head": head_epochs, "all layers": epochs}
+    history.phases = {name: count for name, count in phases.items() if count}
     model.history = history
     if verbose not in (0, False):
         print(_table(history, head_epochs, best.epoch if best else None))
     return history
+
+
+class _History(keras.callbacks.History):
+    """A `History` with the number of epochs of each phase."""
+
+    phases: dict[str, int]
 
 
 class _Best(keras.callbacks.Callback):

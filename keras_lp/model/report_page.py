@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import keras
 import numpy as np
@@ -35,6 +36,17 @@ _WORST = 8  # errors
 _FEDERATED = ("clients", "dropped", "bytes_up", "bytes_down", "update_norm", "epsilon", "clip")
 
 
+Logs = keras.callbacks.History | Mapping[str, Sequence[float]]
+
+
+@runtime_checkable
+class Exported(Protocol):
+    """A file for a phone: the output of `lp.export_tflite`. Its text describes it."""
+
+    path: str
+    contents: Any
+
+
 @dataclasses.dataclass(frozen=True)
 class Report:
     """The output of `lp.report`.
@@ -55,9 +67,11 @@ class Report:
 
 def report(
     model: keras.Model,
-    history: keras.callbacks.History | Mapping[str, Sequence[float]] | None = None,
+    history: Logs | Sequence[Logs] | None = None,
     test_data: tuple[Any, Any] | None = None,
     path: str | os.PathLike[str] | None = "report.html",
+    *,
+    exported: Exported | Sequence[Exported] = (),
 ) -> Report:
     """Writes a page about a model: what trained, the curves, test results, errors, calibration.
 
@@ -65,20 +79,24 @@ def report(
     with a 95 % interval, the confusion matrix (up to 30 classes), the eight worst errors with their
     pictures or texts, and the calibration error, with the temperature that `lp.calibrate` would
     choose on these data. For a federation it has the clients, the bytes and the epsilon of the
-    history.
+    history. Curves of several trainings, and of `lp.fit_two_phase`, have their phases marked.
 
     Args:
         model: a model that keras_lp built.
-        history: the output of `fit`, `fit_head` or `FederatedAveraging.fit`, or its dict. Defaults
-            to None: no curves.
+        history: the output of `fit`, `fit_head`, `fit_two_phase` or `FederatedAveraging.fit`, or
+            its dict; or a list of these, in the order of the trainings. Defaults to None: no
+            curves.
         test_data: arrays `(x, y)` that the model was not trained on. Defaults to None: no results.
         path: the HTML file; None writes nothing. Defaults to `"report.html"`.
+        exported: the output of `lp.export_tflite`, or a list of several: sizes, latencies and how
+            the files differ from Keras are shown. Defaults to (): none.
 
     Returns:
         A `Report`, which notebooks show as the page. `card` is a model card in Markdown.
 
     Raises:
-        ValueError: if keras_lp did not build the model, or `fit` would reject the data.
+        ValueError: if keras_lp did not build the model, `history` or `exported` is something else,
+            or `fit` would reject the data.
 
     Example:
 
@@ -110,17 +128,25 @@ def report(
     kinds = [(name, type(head.task).__name__, str(head.task.units)) for name, head in known.items()]
     tasks = text_table([("task", "kind", "outputs"), *kinds], left=2)
     sections = {"Model": [preformatted(tasks)], "What trained": [preformatted("\n".join(lines))]}
-    found = history.history if isinstance(history, keras.callbacks.History) else history
-    logs = dict(found or {})
+    logs, phases = _joined(history)
     if logs:
-        sections["Training"] = _curves(logs)
+        sections["Training"] = _curves(logs, phases)
         if "bytes_up" in logs:
             sections["Federation"] = [preformatted(_federation(logs))]
     results = [] if test_data is None else _results(known, model, test_data)
     for one in results:
         sections[f"Test results of {one.name}"] = one.parts
+    files = [exported] if isinstance(exported, Exported) else list(exported)
+    for file in files:
+        if not isinstance(file, Exported):
+            raise ValueError(
+                "`exported` must be the output of lp.export_tflite, or a list of several. "
+                f"Received: {file!r}."
+            )
+    if files:
+        sections["Files"] = [preformatted("\n\n".join(map(str, files)))]
     measured = [one.line for one in results]
-    card = _card(model.name, tasks, lines, measured)
+    card = _card(model.name, tasks, lines, measured, [str(file) for file in files])
     sections["Model card"] = [preformatted(card)]
     content = page(model.name, sections)
     if path is not None:
@@ -138,7 +164,33 @@ class _TaskResult:
     parts: list[str]
 
 
-def _curves(logs: Mapping[str, Sequence[float]]) -> list[str]:
+def _joined(
+    history: Logs | Sequence[Logs] | None,
+) -> tuple[dict[str, list[float]], list[tuple[str, int]]]:
+    """Returns the logs of one or several trainings, and name and length of each phase."""
+    several = isinstance(history, list | tuple)
+    parts: Any = history if several else [] if history is None else [history]
+    joined: dict[str, list[float]] = {}
+    phases: list[tuple[str, int]] = []
+    done = 0
+    for number, part in enumerate(parts, 1):
+        logs = part.history if isinstance(part, keras.callbacks.History) else part
+        if not isinstance(logs, Mapping):
+            raise ValueError(
+                "`history` must be the output of `fit`, its dict, or a list of these. Received: "
+                f"{part!r}."
+            )
+        count = max((len(values) for values in logs.values()), default=0)
+        for name in {**joined, **logs}:
+            known = joined.setdefault(name, [math.nan] * done)
+            known += [float(value) for value in logs.get(name, [math.nan] * count)]
+        own = getattr(part, "phases", {f"training {number}": count} if several else {})
+        phases += own.items()
+        done += count
+    return joined, phases
+
+
+def _curves(logs: Mapping[str, Sequence[float]], phases: Sequence[tuple[str, int]]) -> list[str]:
     """Returns a chart for each metric, of training and validation."""
     names = [name for name in logs if not name.startswith("val_")]
     x_title = "round" if "bytes_up" in logs else "epoch"
@@ -149,7 +201,7 @@ def _curves(logs: Mapping[str, Sequence[float]]) -> list[str]:
         series = {"training": [float(value) for value in logs[name]]}
         if f"val_{name}" in logs:
             series["validation"] = [float(value) for value in logs[f"val_{name}"]]
-        charts.append(line_chart(series, x_title, name))
+        charts.append(line_chart(series, x_title, name, phases))
     return charts
 
 
@@ -273,8 +325,15 @@ def _mean(values: np.ndarray) -> str:
     return f"{values.mean():.4g} ± {margin:.2g} (95 % interval, {len(values):,} labels)"
 
 
-def _card(name: str, tasks: str, trained: Sequence[str], measured: Sequence[str]) -> str:
+def _card(
+    name: str,
+    tasks: str,
+    trained: Sequence[str],
+    measured: Sequence[str],
+    files: Sequence[str],
+) -> str:
     """Returns a model card in Markdown."""
+    described = ["\n## Files\n", *(f"    {line}" for text in files for line in text.splitlines())]
     shown = [f"- {line}" for line in measured] or ["Not measured."]
     return "\n".join(
         [
@@ -285,6 +344,7 @@ def _card(name: str, tasks: str, trained: Sequence[str], measured: Sequence[str]
             *(f"    {line}" for text in trained for line in text.splitlines()),
             "\n## Test results\n",
             *shown,
+            *(described if files else []),
             "\n## Data, intended use, limits\n",
             "Write here what the model was trained on, what it is for, and what it is not for.",
         ]

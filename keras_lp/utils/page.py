@@ -29,6 +29,7 @@ figure { margin: 1rem 0; max-width: 34rem; }
 figcaption { font-size: 14px; }
 svg { width: 100%; height: auto; font: 12px system-ui, sans-serif; fill: currentColor; }
 svg .axis { stroke: var(--line); fill: none; }
+svg .phase { stroke: currentColor; stroke-dasharray: 2 3; fill: none; }
 svg .line { fill: none; stroke-width: 2; }
 svg .first { stroke: var(--first); } svg .second { stroke: var(--second); stroke-dasharray: 6 3; }
 svg text.first { fill: var(--first); stroke: none; }
@@ -125,13 +126,19 @@ def matrix(counts: np.ndarray, names: Sequence[str], rows: str, columns: str) ->
     )
 
 
-def line_chart(series: Mapping[str, Sequence[float]], x_title: str, y_title: str) -> str:
+def line_chart(
+    series: Mapping[str, Sequence[float]],
+    x_title: str,
+    y_title: str,
+    phases: Sequence[tuple[str, int]] = (),
+) -> str:
     """Returns a chart of one or two series over 1, 2, ...; values that are not finite are left out.
 
     Args:
         series: values by name.
         x_title: title of the horizontal axis.
         y_title: title of the vertical axis.
+        phases: name and length of the parts that are marked. Defaults to (): no marks.
     """
     finite = [v for values in series.values() for v in values if math.isfinite(v)]
     low, high = (min(finite), max(finite)) if finite else (0.0, 1.0)
@@ -158,6 +165,13 @@ def line_chart(series: Mapping[str, Sequence[float]], x_title: str, y_title: str
             shown = f'<circle class="{kind}" cx="{x}" cy="{y}" r="3"/>'
         label = f'<text class="{kind}" x="{60 + 130 * number}" y="12">{html.escape(name)}</text>'
         parts += [shown, label]
+    start = 0
+    for name, count in phases:
+        left = 50.0 if start == 0 else 50 + 420 * (start - 0.5) / (length - 1)
+        if start:
+            parts.append(f'<path class="phase" d="M{left:.1f},15 V185"/>')
+        parts.append(f'<text x="{left + 4:.1f}" y="28">{html.escape(name)}</text>')
+        start += count
     caption = html.escape(f"{y_title} by {x_title}")
     return (
         f"<figure><figcaption>{html.escape(y_title)}</figcaption>"

@@ -177,3 +177,19 @@ def test_wrong_input(digits, mlp):
     model.layers[-1].kernel.assign(np.full((16, 10), np.nan))
     with pytest.raises(ValueError, match="Outputs must not be NaN"):
         lp.calibrate(model, (x, y))
+
+
+def test_the_exported_file_is_calibrated(digits, mlp, tmp_path):
+    interpreter = pytest.importorskip("ai_edge_litert.interpreter")
+    x, y = digits
+    model = lp.transfer_model(mlp(), 10)
+    lp.fit_head(model, (x[:60], y[:60]), l2=1e-6, verbose=0)
+    logits = model.predict(x[60:70], verbose=0)
+    temperature = lp.calibrate(model, (x[60:], y[60:])).tasks["predictions"].temperature
+    assert temperature > 1.1
+    lp.export_tflite(model, tmp_path / "model.tflite", verbose=0)
+    run = interpreter.Interpreter(str(tmp_path / "model.tflite")).get_signature_runner()
+    name = next(iter(run.get_input_details()))
+    for example, row in zip(x[60:70], logits, strict=True):
+        found = run(**{name: example[None].astype("float32")})["predictions"][0]
+        np.testing.assert_allclose(found, special.softmax(row / temperature), atol=1e-5)

@@ -144,8 +144,52 @@ def test_a_federation():
     assert ">round</text>" in text
 
 
+def test_the_phases_of_a_training_are_marked(trained):
+    model, history, _ = trained
+    assert 'class="phase"' not in lp.report(model, history, path=None).html
+    more = {"loss": [0.5, 0.25], "extra": [1.0, 2.0]}
+    text = lp.report(model, [history, more], path=None).html
+    assert text.count(">training 2</text>") == 3  # loss, accuracy and what the second has alone
+    loss = text[text.index("<figcaption>loss") :]
+    # Five epochs: the second training begins between the third and the fourth.
+    assert '<path class="phase" d="M312.5,15 V185"/>' in loss
+    assert len(re.search('class="line first" points="([^"]*)"', loss)[1].split()) == 5
+    extra = text[text.index("<figcaption>extra") :]
+    assert re.search('class="line first" points="([^"]*)"', extra)[1] == "365.0,180.0 470.0,20.0"
+
+
+def test_the_phases_of_two_phase():
+    network = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, "relu", name="block1")])
+    model = lp.transfer_model(network, 2)
+    x = np.random.default_rng(0).normal(size=(64, 4)).astype("float32")
+    data = x, (x[:, 0] > 0).astype("int32")
+    history = lp.fit_two_phase(model, data, epochs=2, learning_rate=1e-3, verbose=0)
+    assert history.phases == {"head": 1, "all layers": 2}
+    text = lp.report(model, history, path=None).html
+    assert ">all layers</text>" in text
+    history = lp.fit_two_phase(model, data, epochs=1, head_epochs=0, learning_rate=1e-3, verbose=0)
+    assert history.phases == {"all layers": 1}
+
+
+def test_the_files_of_a_model(trained, tmp_path):
+    model = trained[0]
+    files = [
+        lp.export_tflite(model, tmp_path / f"{kind}.tflite", quantization=kind, verbose=0)
+        for kind in (None, "float16")
+    ]
+    made = lp.report(model, path=None, exported=files)
+    for file in files:
+        assert f"{file.path}: {file.size / 1024:,.1f} KiB" in made.html
+        assert f"    {file.path}" in made.card
+    assert lp.report(model, path=None, exported=files[0]).html.count("one thread") == 2
+
+
 def test_wrong_input(trained):
-    model, _, (x, y) = trained
+    model, history, (x, y) = trained
+    with pytest.raises(ValueError, match="`exported` must be the output"):
+        lp.report(model, path=None, exported=["model.tflite"])
+    with pytest.raises(ValueError, match=r"`history` must be the output .*Received: 3\."):
+        lp.report(model, [history, 3], path=None)
     plain = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
     with pytest.raises(ValueError, match="takes a model that keras_lp built"):
         lp.report(plain)
