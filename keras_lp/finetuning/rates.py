@@ -11,8 +11,8 @@ import keras
 from keras_lp.backbones.blocks import below_head, blocks_of, head_layers
 from keras_lp.backbones.freezing import leaf_layers
 from keras_lp.finetuning.layerwise import with_multipliers
+from keras_lp.model.optimizers import reference_rate
 from keras_lp.utils.arguments import check_positive
-from keras_lp.utils.keras_internals import rate_of
 from keras_lp.utils.names import near
 
 
@@ -117,15 +117,6 @@ def decay_between(model: keras.Model, low: float, high: float) -> float:
     blocks = blocks_of(below_head(model))
     steps = len(blocks) if head_layers(model) else len(blocks) - 1
     return (low / high) ** (1 / max(steps, 1))
-
-
-def reference_rate(optimizer: keras.optimizers.Optimizer) -> float:
-    """Returns the rate of an optimizer; for a schedule its peak, or first value."""
-    rate = rate_of(optimizer)
-    if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
-        peak = getattr(rate, "warmup_target", None)
-        rate = rate(0) if peak is None else peak
-    return float(keras.ops.convert_to_numpy(rate))
 
 
 def _matched(model: keras.Model, layer_rates: Any) -> list[float]:

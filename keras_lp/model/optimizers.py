@@ -1,4 +1,4 @@
-"""Optimizers by name."""
+"""Optimizers by name, and their rates."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 import keras
 
 from keras_lp.utils.arguments import check_choice, check_positive
+from keras_lp.utils.keras_internals import rate_of
 
 
 def make_optimizer(optimizer: Any, learning_rate: Any) -> keras.optimizers.Optimizer:
@@ -39,3 +40,12 @@ def make_optimizer(optimizer: Any, learning_rate: Any) -> keras.optimizers.Optim
     }
     check_choice("optimizer", optimizer.lower(), sorted(known))
     return known[optimizer.lower()](learning_rate=learning_rate)
+
+
+def reference_rate(optimizer: keras.optimizers.Optimizer) -> float:
+    """Returns the rate of an optimizer; for a schedule its peak, or first value."""
+    rate = rate_of(optimizer)
+    if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
+        peak = getattr(rate, "warmup_target", None)
+        rate = rate(0) if peak is None else peak
+    return float(keras.ops.convert_to_numpy(rate))

@@ -9,6 +9,7 @@ from typing import Any
 import keras
 
 from keras_lp.backbones.blocks import below_head, blocks_of, head_layers
+from keras_lp.model.optimizers import reference_rate
 from keras_lp.utils.text_table import text_table
 
 
@@ -16,8 +17,8 @@ def trainable_report(model: keras.Model, print_fn: Callable[[str], Any] = print)
     """Prints the trainable parameters: one line per block, from the input to the head, and the sum.
 
     Blocks are the units that `trainable=n` counts and to which layer decay assigns rates. The rate
-    is the current rate of the compiled optimizer; it is not shown if the model is not compiled. If
-    the backbone outputs a feature map, another line tells how it becomes a vector.
+    is that of the compiled optimizer, of a schedule its peak; it is not shown if the model is not
+    compiled. If the backbone outputs a feature map, another line tells how it becomes a vector.
 
     Args:
         model: a built Keras model.
@@ -84,9 +85,9 @@ def _rates(model: keras.Model) -> dict[int, float]:
     """Returns the learning rate of each trainable variable by its id."""
     optimizer = getattr(model, "optimizer", None)
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)
-    if optimizer is None:
-        return {}
-    rate = float(keras.ops.convert_to_numpy(optimizer.learning_rate))
+    if optimizer is None or isinstance(optimizer, keras.optimizers.MultiOptimizer):
+        return {}  # the last has a rate for each of its optimizers
+    rate = reference_rate(optimizer)
     variables = model.trainable_variables
     multipliers = getattr(optimizer, "multipliers", None) or [1.0] * len(variables)
     return {id(v): rate * m for v, m in zip(variables, multipliers, strict=True)}

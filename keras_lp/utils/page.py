@@ -165,16 +165,17 @@ def line_chart(
             shown = f'<circle class="{kind}" cx="{x}" cy="{y}" r="3"/>'
         label = f'<text class="{kind}" x="{60 + 130 * number}" y="12">{html.escape(name)}</text>'
         parts += [shown, label]
-    start = 0
+    start, top = 0, -16 if phases else 0
     for name, count in phases:
         left = 50.0 if start == 0 else 50 + 420 * (start - 0.5) / (length - 1)
         if start:
-            parts.append(f'<path class="phase" d="M{left:.1f},15 V185"/>')
-        parts.append(f'<text x="{left + 4:.1f}" y="28">{html.escape(name)}</text>')
+            parts.append(f'<path class="phase" d="M{left:.1f},0 V185"/>')
+        parts.append(f'<text x="{left:.1f}" y="-4">{html.escape(name)}</text>')
         start += count
     caption = html.escape(f"{y_title} by {x_title}")
     return (
         f"<figure><figcaption>{html.escape(y_title)}</figcaption>"
-        f'<svg viewBox="0 0 480 220" role="img" aria-label="{caption}">{"".join(parts)}</svg>'
+        f'<svg viewBox="0 {top} 480 {220 - top}" role="img" aria-label="{caption}">'
+        f"{''.join(parts)}</svg>"
         "</figure>"
     )

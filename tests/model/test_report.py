@@ -51,6 +51,13 @@ def test_any_keras_model_and_a_schedule_and_mixed_precision():
     schedule = keras.optimizers.schedules.CosineDecay(0.25, 10)
     model.compile(keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(schedule)), "mse")
     assert [line[3] for line in rows(model)[0]] == ["0.25", "0.25"]
+    warm = keras.optimizers.schedules.CosineDecay(0.01, 5, warmup_target=0.5, warmup_steps=5)
+    model.compile(keras.optimizers.SGD(warm), "mse")
+    model.optimizer.iterations.assign(10)
+    assert float(model.optimizer.learning_rate) == 0
+    assert [line[3] for line in rows(model)[0]] == ["0.5", "0.5"]  # the peak
+    model.compile(keras.optimizers.MultiOptimizer(lambda _: keras.optimizers.SGD()), "mse")
+    assert [line[3] for line in rows(model)[0]] == ["-", "-"]
     assert [line[0] for line in rows(model)[0]] == ["a", "b"]
 
 

@@ -152,7 +152,7 @@ def test_the_phases_of_a_training_are_marked(trained):
     assert text.count(">training 2</text>") == 3  # loss, accuracy and what the second has alone
     loss = text[text.index("<figcaption>loss") :]
     # Five epochs: the second training begins between the third and the fourth.
-    assert '<path class="phase" d="M312.5,15 V185"/>' in loss
+    assert '<path class="phase" d="M312.5,0 V185"/>' in loss
     assert len(re.search('class="line first" points="([^"]*)"', loss)[1].split()) == 5
     extra = text[text.index("<figcaption>extra") :]
     assert re.search('class="line first" points="([^"]*)"', extra)[1] == "365.0,180.0 470.0,20.0"
