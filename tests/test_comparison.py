@@ -31,7 +31,7 @@ def lib(name):
 
 def made(accuracies=None, data_sets=("digits",), **others):
     """Runs of all ways with 20 and 100 examples and three seeds; the accuracy is by way."""
-    c, found = lib("comparison"), []
+    c, found = lib("ways"), []
     for data in data_sets:
         for way, of in c.WAYS.items():
             for examples in (20, 100):
@@ -62,7 +62,7 @@ def judged(runs):
 
 
 def test_verdicts():
-    c = lib("comparison")
+    c = lib("ways")
     accuracies = {(c.HEAD, 20): 0.8, (c.SCRATCH, 20): 0.6, (c.DECAY, 100): 0.4, (c.LORA, 100): 0.49}
     others = {c.HEAD: {"cpu": 0.5, "flops": 4e9}, c.LORA: {"trained": 80}}
     found = judged(made(accuracies, **others))
@@ -100,7 +100,7 @@ def test_verdicts():
 
 
 def test_the_rates_of_layer_decay_are_averaged():
-    c = lib("comparison")
+    c = lib("ways")
     accuracies = {(c.DECAY, 100): 0.6, (f"{c.DECAY}, rate 0.003", 100): 0.9}
     found = judged(made(accuracies))["Lower rates for lower layers help"]
     assert "+16.7 ± 0.0 points compared with one rate" in found.figure
@@ -109,27 +109,27 @@ def test_the_rates_of_layer_decay_are_averaged():
 
 
 def test_verdicts_over_data_sets():
-    claims = lib("claims")
+    settled = lib("differences").settled
     same = np.array([1.0, 1.1, 0.9])
-    assert claims.settled({"a": same, "b": same + 0.1, "c": same + 0.2}) == "holds"
-    assert claims.settled({"a": -same, "b": -same, "c": -same - 0.1}) == "does not hold"
+    assert settled({"a": same, "b": same + 0.1, "c": same + 0.2}) == "holds"
+    assert settled({"a": -same, "b": -same, "c": -same - 0.1}) == "does not hold"
     wide = np.array([3.0, -3.0, 0.1])
-    assert claims.settled({"a": wide, "b": wide, "c": wide}) == "holds"  # of the means
-    assert claims.settled({"a": wide, "b": -wide, "c": wide}) == "cannot be told here"
-    assert claims.settled({"a": same, "b": -same, "c": wide}) == "holds partly"  # a alone
+    assert settled({"a": wide, "b": wide, "c": wide}) == "holds"  # of the means
+    assert settled({"a": wide, "b": -wide, "c": wide}) == "cannot be told here"
+    assert settled({"a": same, "b": -same, "c": wide}) == "holds partly"  # a alone
     many = {str(i): same for i in range(12)}
-    assert claims.settled({**many, "d": -0.1 * same}) == "holds partly"
-    assert claims.settled({"a": same, "b": same}) == "holds"  # six seeds
-    assert claims.settled({"a": same[:2]}) == "cannot be told here"
+    assert settled({**many, "d": -0.1 * same}) == "holds partly"
+    assert settled({"a": same, "b": same}) == "holds"  # six seeds
+    assert settled({"a": same[:2]}) == "cannot be told here"
 
 
 def test_differences_are_paired():
-    claims, c = lib("claims"), lib("comparison")
+    d, c = lib("differences"), lib("ways")
     runs = made()
     for run in runs:
         if run["way"] == c.HEAD:
             run["accuracy"] += run["seed"]
-    found = claims.differences(runs[::-1], c.HEAD, c.SCRATCH, 20, lambda run: run["accuracy"])
+    found = d.differences(runs[::-1], c.HEAD, c.SCRATCH, 20, lambda run: run["accuracy"])
     np.testing.assert_allclose(found["digits"], [0, 1, 2])
 
 
@@ -142,7 +142,7 @@ def peer_run(name, **values):
 
 
 def test_the_page(tmp_path):
-    page, c = lib("comparison_page"), lib("comparison")
+    page, c = lib("comparison_page"), lib("ways")
     accuracies = {(c.HEAD, 20): 0.9, (c.SCRATCH, 100): 0.8, (c.TRANSFER, 20): 0.895}
     runs = made(accuracies, **{c.DECAY: {"forgotten": 0.125}, c.HEAD: {"cpu": 3.0}})
     own = {"cpu": 1.0, "seconds": 2.0, "accuracy": 0.5}
@@ -180,7 +180,7 @@ def test_the_page(tmp_path):
 
 
 def test_what_the_charts_show():
-    charts, c = lib("charts"), lib("comparison")
+    charts, c = lib("charts"), lib("ways")
     runs = made({(c.HEAD, 20): 0.9})
     spec = json.loads(re.search('json">(.*?)</script>', charts.by_examples(runs, "digits"))[1])
     rows = [row for row in spec["data"]["values"] if row["way"] == c.HEAD]
@@ -209,7 +209,7 @@ def browser():
 
 @pytest.mark.parametrize(("width", "scheme"), [(1200, "light"), (390, "dark")])
 def test_the_page_in_a_browser(browser, tmp_path, width, scheme):
-    c = lib("comparison")
+    c = lib("ways")
     path = tmp_path / "report.html"
     runs = made({(c.HEAD, 20): 0.9, (c.SCRATCH, 20): 0.1})
     path.write_text(lib("comparison_page").html_page(results_of(runs), tmp_path))
@@ -269,7 +269,7 @@ def called(monkeypatch):
 
 
 def test_a_stopped_comparison_goes_on(tmp_path, monkeypatch, capsys, called):
-    compare, c = lib("compare"), lib("comparison")
+    compare, c = lib("compare"), lib("ways")
     options = ["--quick", "--out", str(tmp_path)]
     doc = "a\n\nb\n\nmethod"
     with pytest.raises(KeyboardInterrupt):
@@ -297,7 +297,7 @@ def test_a_stopped_comparison_goes_on(tmp_path, monkeypatch, capsys, called):
 
 
 def test_what_is_planned(tmp_path, called, capsys, monkeypatch):
-    compare, c, peers = lib("compare"), lib("comparison"), lib("peers")
+    compare, c, peers = lib("compare"), lib("ways"), lib("peers")
     called.extend([None] * 5)
     names = [c.HEAD, c.ONE_TASK, *peers.PEERS]
     options = ["--out", str(tmp_path), "--seeds", "1", "--only", *names]
@@ -354,20 +354,20 @@ def test_operations_are_counted():
 
 
 def test_operations_of_a_training(monkeypatch):
-    c = lib("comparison")
+    c, measures = lib("ways"), lib("measures")
     backbone = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
     model = lp.transfer_model(backbone, 2)
-    monkeypatch.setattr(c, "forward_flops", lambda model: 100)
+    monkeypatch.setattr(measures, "forward_flops", lambda model: 100)
 
     class Case:
         train = np.zeros((10, 4)), np.zeros(10)
         seen = 50
 
-    assert c.training_flops(model, c.HEAD, Case) == 10 * 100
-    assert c.training_flops(model, c.TRANSFER, Case) == 10 * 100 + 3 * 50 * 2 * 3 * 2
-    assert c.training_flops(model, c.SCRATCH, Case) == 3 * 50 * 100
+    assert measures.training_flops(model, c.HEAD, Case) == 10 * 100
+    assert measures.training_flops(model, c.TRANSFER, Case) == 10 * 100 + 3 * 50 * 2 * 3 * 2
+    assert measures.training_flops(model, c.SCRATCH, Case) == 3 * 50 * 100
     half = 10 * 100 + 3 * 50 * (0.5 * 100 + 0.5 * 12)
-    assert c.training_flops(model, c.DECAY, Case) == half
+    assert measures.training_flops(model, c.DECAY, Case) == half
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="read from /proc")
@@ -393,13 +393,29 @@ def test_a_peer_that_is_not_installed(monkeypatch):
     assert peers.measure("nobody", None) == {"missing": "no_such_package is not installed"}
 
 
+def test_a_peer_that_does_not_work(monkeypatch):
+    peers = lib("peers")
+
+    class Case:
+        seed, test = 1, ([], [])
+
+    def fail(case):
+        raise ValueError("no such layer\nmore")
+
+    monkeypatch.setitem(peers.PEERS, "broken", peers.Peer("way", fail, "numpy"))
+    assert peers.measure("broken", Case) == {"missing": "numpy fails: no such layer"}
+    monkeypatch.setitem(peers.PEERS, "broken", peers.Peer("way", fail))
+    with pytest.raises(ValueError, match="no such layer"):
+        peers.measure("broken", Case)
+
+
 @pytest.mark.slow
 def test_ways_and_peers_are_measured(tmp_path):
-    cases, c, peers = lib("cases"), lib("comparison"), lib("peers")
+    cases, c, peers, measures = map(lib, ("cases", "ways", "peers", "measures"))
     case = cases.make("digits", 0, cases.Files(), 100, 5000, 2000, tmp_path).first(100)
-    source = c.source_head(case)
+    source = measures.source_head(case)
     for way in c.WAYS:
-        run = c.measure(way, case, source)
+        run = measures.measure(way, case, source)
         assert run["accuracy"] > (0.3 if way == c.PRIVATE else 0.8), way
         assert ("forgotten" in run) == (c.WAYS[way].backbone > 0 and way != c.SCRATCH)
         assert (run["bytes"] > 0) == (way in (c.EQUAL, c.SKEWED, c.PRIVATE))

@@ -9,25 +9,25 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from lib import comparison as c
+from lib import ways as w
 from lib.journal import Run
 from lib.scores import deviation
 
 # Colours that colour-blind people tell apart (Okabe and Ito), and dashes.
 LINES = {
-    c.SCRATCH: ("#999999", [2, 3]),
-    c.HEAD: ("#0072b2", [1, 0]),
-    c.TRANSFER: ("#56b4e9", [6, 3]),
-    c.DECAY: ("#d55e00", [1, 0]),
-    c.LORA: ("#009e73", [6, 3]),
-    c.MULTITASK: ("#e69f00", [1, 0]),
-    c.EQUAL: ("#cc79a7", [8, 3, 2, 3]),
+    w.SCRATCH: ("#999999", [2, 3]),
+    w.HEAD: ("#0072b2", [1, 0]),
+    w.TRANSFER: ("#56b4e9", [6, 3]),
+    w.DECAY: ("#d55e00", [1, 0]),
+    w.LORA: ("#009e73", [6, 3]),
+    w.MULTITASK: ("#e69f00", [1, 0]),
+    w.EQUAL: ("#cc79a7", [8, 3, 2, 3]),
 }
 _ROUNDS = {
-    c.EQUAL: ("#cc79a7", [1, 0]),
-    c.SKEWED: ("#0072b2", [6, 3]),
-    c.PRIVATE: ("#d55e00", [2, 3]),
-    c.CENTRAL: ("#999999", [8, 3]),
+    w.EQUAL: ("#cc79a7", [1, 0]),
+    w.SKEWED: ("#0072b2", [6, 3]),
+    w.PRIVATE: ("#d55e00", [2, 3]),
+    w.CENTRAL: ("#999999", [8, 3]),
 }
 _TEXT = {"labelColor": "currentColor", "titleColor": "currentColor", "labelLimit": 300}
 _CONFIG = {

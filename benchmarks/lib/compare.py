@@ -15,10 +15,11 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from lib import cases, comparison, peers
+from lib import cases, measures, peers
 from lib.comparison_page import html_page, markdown
 from lib.journal import Journal, Run
 from lib.machine import machine, one_thread
+from lib.ways import WAYS
 
 FOLDER = Path(__file__).resolve().parents[1]
 
@@ -61,8 +62,11 @@ def digest(*names: str) -> str:
 
 def code() -> dict[str, str]:
     """Returns the digest of the code of the ways, and that of the peers."""
-    ways = ("comparison.py", "cases.py", "cost.py", "networks.py", "problems.py")
-    return {"way": digest(*ways), "peer": digest(*ways, "peers.py", "flower.py", "rounds.py")}
+    ways = ("ways.py", "measures.py", "cases.py", "cost.py", "networks.py", "problems.py")
+    return {
+        "way": digest(*ways),
+        "peer": digest(*ways, "peers.py", "recipes.py", "flower.py", "rounds.py"),
+    }
 
 
 class Prepared:
@@ -81,11 +85,11 @@ class Prepared:
         return self._make()
 
     @functools.cached_property
-    def source(self) -> comparison.SourceHead | None:
-        return comparison.source_head(self.case)
+    def source(self) -> measures.SourceHead | None:
+        return measures.source_head(self.case)
 
     def way(self, name: str, examples: int) -> Run:
-        return comparison.measure(name, self.case.first(examples), self.source)
+        return measures.measure(name, self.case.first(examples), self.source)
 
     def peer(self, name: str, examples: int) -> Run:
         return peers.measure(name, self.case.first(examples))
@@ -98,7 +102,7 @@ def tasks(
     prepared, versions = Prepared(data, seed, settings, arguments), code()
     most = cases.LABELLED.get(data, max(settings.examples))
     for examples, name in itertools.product(settings.examples, names):
-        way, peer = comparison.WAYS.get(name), peers.PEERS.get(name)
+        way, peer = WAYS.get(name), peers.PEERS.get(name)
         kind = "way" if way else "peer"
         at_middle = way.rates if way else True
         needs_second = way.second if way else peer.second
@@ -123,7 +127,7 @@ def compare(doc: str, given: list[str] | None = None) -> None:
         doc: the text of `--help`, whose third paragraph is the method.
         given: the options. Defaults to None: those of the command line.
     """
-    every = [*comparison.WAYS, *peers.PEERS]
+    every = [*WAYS, *peers.PEERS]
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description=doc,
