@@ -296,6 +296,25 @@ def test_a_stopped_comparison_goes_on(tmp_path, monkeypatch, capsys, called):
     assert len(results["runs"]) == 4  # those of other code are not shown
 
 
+def test_the_command_goes_on_after_it_was_killed(tmp_path):
+    only = ["solved head", "scikit-learn LogisticRegression"]
+    options = ["--quick", "--seeds", "1", "--only", *only, "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "benchmarks", *options]
+    pipes = {"cwd": FOLDER.parent, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, text=True, **pipes) as first:
+        assert first.stdout.readline().startswith("1/3 digits, seed 0, 20 examples, solved head: ")
+        first.kill()
+    kept = json.loads((tmp_path / "report.quick.json").read_text())["runs"]
+    assert len(kept) < 3
+    shown = subprocess.run(command, text=True, check=True, **pipes).stdout
+    runs = json.loads((tmp_path / "report.json").read_text())["runs"]
+    assert runs[: len(kept)] == kept  # processor time and all
+    assert [run.get("way") or run["peer"] for run in runs] == ["solved head", *only]
+    assert all(run["accuracy"] > 0.6 for run in runs)
+    assert shown.count("about 0 min left") == 3
+    assert shown.endswith(f"Page: {tmp_path / 'report.html'}\n")
+
+
 def test_what_is_planned(tmp_path, called, capsys, monkeypatch):
     compare, c, peers = lib("compare"), lib("ways"), lib("peers")
     called.extend([None] * 5)
