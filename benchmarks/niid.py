@@ -59,7 +59,8 @@ def accuracy(data: str, skew: str, proximal: float, seed: int, given: Namespace)
         network(seed),
         local_epochs=given.epochs, batch_size=64, proximal_strength=proximal, seed=seed,
     )  # fmt: skip
-    name = f"{data}_{'_'.join(SKEWS[skew])}_{proximal:g}_{given.epochs}_{seed}"
+    budget = f"{given.rounds}x{given.epochs}"
+    name = f"{data}_{'_'.join(SKEWS[skew])}_{proximal:g}_{budget}_{seed}"
     federated.fit(clients, given.rounds, checkpoint_dir=given.out / "niid_runs" / name)
     return 100 * federated.model.evaluate(x_test, y_test.astype("int32"), verbose=0)[1]
 
@@ -84,18 +85,23 @@ def report(results: dict[str, Any]) -> str:
 
 def main() -> None:
     arguments = parser(__doc__, seeds=3)
-    arguments.add_argument("--data", nargs="+", default=["mnist", "fashion_mnist"])
+    known = list(dict.fromkeys(data for data, _ in PUBLISHED))
+    arguments.add_argument("--data", nargs="+", default=known, choices=known)
     arguments.add_argument("--skews", nargs="+", default=list(SKEWS), choices=list(SKEWS))
-    arguments.add_argument("--rounds", type=int, default=10)
-    arguments.add_argument("--epochs", type=int, default=2)
+    arguments.add_argument("--rounds", type=int, help="default: 10")
+    arguments.add_argument("--epochs", type=int, help="default: 2")
     arguments.add_argument("--published", action="store_true", help="50 rounds of 10 epochs")
     arguments.add_argument("--proximal", type=float, default=0.01)
     given = arguments.parse_args()
-    if given.published:
-        given.rounds, given.epochs = 50, 10
+    if given.published and (given.rounds or given.epochs):
+        arguments.error("--published has 50 rounds of 10 epochs; leave out --rounds and --epochs.")
+    usual = (50, 10) if given.published else (10, 2)
+    given.rounds, given.epochs = given.rounds or usual[0], given.epochs or usual[1]
     stem = "niid_published" if given.published else "niid"
     results: dict[str, Any] = {
-        "command": command(__file__, given, "rounds", "epochs", "seeds"),
+        "command": command(
+            __file__, given, "data", "skews", "rounds", "epochs", "proximal", "seeds"
+        ),
         "machine": machine("tensorflow-federated"),
         "arguments": vars(given) | {"out": ""},
         "results": [],

@@ -35,7 +35,7 @@ DATA_SETS = (
     "digits", "mnist", "fashion_mnist", BANGLA, CIFAR, XRAY, "trec", "clinc_oos",
 )  # fmt: skip
 LABELLED = {"digits": 700}  # labelled examples, where there are fewer than a thousand
-ONE_TASK = (XRAY,)  # data sets without labels of a second task
+ONE_TASK = TWO_CLASSES = (XRAY,)  # data sets without labels of a second task, and with few classes
 
 
 @dataclasses.dataclass(frozen=True)

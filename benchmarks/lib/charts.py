@@ -178,9 +178,15 @@ def by_rounds(runs: Sequence[Run], data: str) -> str:
 def by_cost(runs: Sequence[Run]) -> str:
     """Returns accuracy by processor time with the most examples, means over the data sets."""
     most = max(run["examples"] for run in runs)
+    by_way = {
+        way: [run for run in runs if run.get("way") == way and run["examples"] == most]
+        for way in LINES
+    }
+    sets = [{run["data_set"] for run in of} for of in by_way.values() if of]
+    common = set.intersection(*sets) if sets else set()
     rows = []
-    for way in LINES:
-        of = [run for run in runs if run.get("way") == way and run["examples"] == most]
+    for way, some in by_way.items():
+        of = [run for run in some if run["data_set"] in common]
         if of:
             cost = float(np.exp(np.mean(np.log([max(run["cpu"], 1e-3) for run in of]))))
             accuracy = 100 * float(np.mean([run["accuracy"] for run in of]))
@@ -200,4 +206,4 @@ def by_cost(runs: Sequence[Run]) -> str:
         "mark": {"type": "point", "filled": True, "size": 140, "tooltip": True},
         "encoding": {"x": x, "y": y, "color": colour, "shape": shape},
     }
-    return chart(spec, f"{most:,} examples: means over the data sets that have as many.")
+    return chart(spec, f"{most:,} examples: means over {', '.join(sorted(common))}.")

@@ -9,17 +9,18 @@ import numpy as np
 
 from lib import ways as w
 from lib.differences import (
-    by_data,
+    combined,
     differences,
     ends,
+    mean,
     means,
-    middle,
     of_way,
-    points,
     settled,
     share,
     sizes,
     spread,
+    together,
+    values,
 )
 from lib.journal import Run
 
@@ -43,95 +44,76 @@ def judge(runs: Sequence[Run]) -> list[Claim]:
 def transfer(runs: Sequence[Run]) -> Iterable[Claim | None]:
     few, _ = ends(runs)
     yield compared(runs, "Transfer needs little data", w.HEAD, w.SCRATCH, few)
-    for key, unit in (("cpu", "CPU seconds"), ("flops", "floating-point operations")):
-        name = f"Transfer costs little computation: {unit}"
-        yield fewer(runs, name, w.HEAD, w.DECAY, key, unit, 2)
+    costs = "Transfer costs less than half of fine-tuning"
+    yield fewer(runs, f"{costs}: CPU seconds", w.HEAD, w.DECAY, "cpu", "CPU seconds")
+    what = "floating-point operations"
+    yield fewer(runs, f"{costs}: {what}", w.TRANSFER, w.DECAY, "flops", what)
 
 
 def finetuning(runs: Sequence[Run]) -> Iterable[Claim | None]:
     few, many = ends(runs)
     yield compared(runs, "Fine-tuning beats a head where data is plenty", w.DECAY, w.HEAD, many)
-    gains = [differences(runs, w.DECAY, w.HEAD, n, points) for n in (few, many)]
-    both = {data: gains[1][data] - gains[0][data] for data in gains[1] if data in gains[0]}
-    if both and few != many:
+    gains = [differences(runs, w.DECAY, w.HEAD, n) for n in (few, many)]
+    growth = combined(lambda a, b: b - a, *gains)
+    if growth and few != many:
         yield Claim(
             "Fine-tuning wants more data than a head",
-            f"its advantage over a solved head grows by {spread(both)} from {few} to {many:,} "
-            f"examples; {crossing(runs)}",
-            settled(both),
+            f"change of its advantage over a solved head from {few} to {many:,} examples: "
+            f"{spread(growth)}; {crossing(runs)}",
+            settled(growth),
         )
-    gaps = differences(runs, w.ONE_RATE, w.HEAD, few, lambda run: 100 * run["gap"])
-    if gaps:
+    gaps = [[values(runs, way, n, "gap") for n in (few, many)] for way in (w.ONE_RATE, w.HEAD)]
+    shrunk = [combined(lambda a, b: 100 * (a - b), *one) for one in gaps]
+    if shrunk[0] and few != many:
+        head = f"; of a solved head {spread(shrunk[1])}" if shrunk[1] else ""
         yield Claim(
             "Fine-tuning overfits when data is scarce",
-            f"its gap between training and test accuracy is {spread(gaps)} larger than that of a "
-            f"solved head, {few} examples",
-            settled(gaps),
+            f"gap between training and test accuracy with {few} examples, compared with {many:,}: "
+            f"{spread(shrunk[0])}{head}",
+            settled(shrunk[0]),
         )
     yield rates(runs)
-    yield fewer(
-        runs, "LoRA trains a small fraction of the weights", w.LORA, w.ONE_RATE, "trained",
-        "trained weights", 2,
-    )  # fmt: skip
-    near = differences(runs, w.LORA, w.ONE_RATE, many, points)
-    if near:
-        losses = ", ".join(f"{n:,}: {middle(runs, w.LORA, n, 'loss'):.2f}" for n in sizes(runs))
-        yield Claim(
-            "LoRA needs few hundred to few thousand examples",
-            f"LoRA {spread(near)} compared with all weights, {many:,} examples; its held-out loss "
-            f"by examples: {losses}",
-            share(mean >= -NEAR for mean in means(near)),
-        )
+    name = "LoRA trains less than half of the weights"
+    yield fewer(runs, name, w.LORA, w.ONE_RATE, "trained", "trained weights")
+    yield near(runs, "LoRA is within two points of all weights", w.LORA, w.ONE_RATE, above=True)
 
 
 def multitask(runs: Sequence[Run]) -> Iterable[Claim | None]:
     few, many = ends(runs)
-    yield compared(
-        runs, "A task with few labels profits from another", w.MULTITASK, w.ONE_TASK, few
-    )
-    for key, unit in (("file", "the bytes of the file"), ("cpu", "the CPU seconds")):
-        one, both = (by_data(runs, way, many, key) for way in (w.ONE_TASK, w.MULTITASK))
-        found = [np.median(both[data]) / (2 * np.median(one[data])) for data in one if data in both]
+    claim = "A task with few labels profits from another"
+    yield compared(runs, claim, w.MULTITASK, w.ONE_TASK, few)
+    for key, unit in (("file", "the bytes of the file"), ("predicting", "the time to predict")):
+        two = (values(runs, way, many, key) for way in (w.MULTITASK, w.ONE_TASK))
+        found = means(combined(lambda both, one: both / (2 * one), *two))
         if found:
             yield Claim(
                 f"One model of two tasks is cheaper than two: {unit}",
-                f"{np.median(found):.2f} times {unit} of two models",
-                share(ratio < 1 for ratio in found),
+                f"{np.median(list(found.values())):.2f} times {unit} of two models",
+                share(ratio < 1 for ratio in found.values()),
             )
 
 
 def federated(runs: Sequence[Run]) -> Iterable[Claim | None]:
     _, many = ends(runs)
-    near = differences(runs, w.EQUAL, w.CENTRAL, many, points)
-    if near:
-        yield Claim(
-            "Federated averaging approaches the centralised model",
-            f"equal parts {spread(near)} compared with one place, {many:,} examples"
-            f"{by_round(runs, many)}",
-            share(abs(mean) <= NEAR for mean in means(near)),
-        )
+    claim = "Federated averaging comes within two points of one place"
+    yield near(runs, claim, w.EQUAL, w.CENTRAL, more=by_round(runs, many))
     yield compared(runs, "It suffers where clients have few classes", w.EQUAL, w.SKEWED, many)
-    sent, data = (by_data(runs, w.EQUAL, many, key) for key in ("bytes", "data"))
-    if sent:
-        whole = [float(np.median(sent[name] / data[name])) for name in sent]
-        one = [
-            float(np.median(sent[name] / by_data(runs, w.EQUAL, many, "rounds")[name] / data[name]))
-            for name in sent
-        ]
+    sent, rounds, data = (values(runs, w.EQUAL, many, key) for key in ("bytes", "rounds", "data"))
+    whole = means(combined(lambda a, b: a / b, sent, data))
+    one = means(combined(lambda a, n, b: a / n / b, sent, rounds, data))
+    if whole:
+        middle, each = (float(np.median(list(of.values()))) for of in (whole, one))
         yield Claim(
             "Federated learning saves bandwidth",
-            f"the updates of all rounds have {np.median(whole):,.1f} times the bytes of the "
-            f"{many:,} examples, those of one round {np.median(one):,.1f} times; the break-even is "
-            f"at {many * np.median(whole):,.0f} examples (medians over the data sets)",
-            share(ratio < 1 for ratio in whole),
+            f"the updates of all rounds have {middle:,.1f} times the bytes of the {many:,} "
+            f"examples, those of one round {each:,.1f} times; the break-even is at "
+            f"{many * middle:,.0f} examples (medians over the data sets)",
+            share(ratio < 1 for ratio in whole.values()),
         )
-    own = {
-        data: np.array([100 * (run["personal"] - run["on_clients"]) for run in found])
-        for data, found in of_way(runs, w.SKEWED, many).items()
-    }
+    own = values(runs, w.SKEWED, many, lambda run: 100 * (run["personal"] - run["on_clients"]))
     if own:
         yield Claim(
-            "Each device can have a model for its own data",
+            "Each device can have a better model for its own data",
             f"personal models {spread(own)} compared with the global one, on test examples of the "
             f"classes of each client, two labels per client, {many:,} examples",
             settled(own),
@@ -140,24 +122,31 @@ def federated(runs: Sequence[Run]) -> Iterable[Claim | None]:
 
 
 def privacy(runs: Sequence[Run], many: int) -> Claim | None:
-    """Judges what an attacker reads with and without noise, and what the noise costs."""
+    """Judges what an attacker reads with and without noise, and tells what privacy costs."""
     read = [
-        run["read"] for found in of_way(runs, w.EQUAL, many).values() for run in found
+        run["read"]
+        for found in of_way(runs, w.EQUAL, many).values()
+        for run in found
         if "read" in run
-    ]  # fmt: skip
-    cost = differences(runs, w.PRIVATE, w.EQUAL, many, points)
-    if not read or not cost:
+    ]
+    if not read:
         return None
     labels, features = (
         {kind: float(np.mean([one[kind][what] for one in read])) for kind in ("none", "noise")}
         for what in ("labels", "features")
     )
+    cost = differences(runs, w.PRIVATE, w.EQUAL, many)
+    shown = ""
+    if cost:
+        shown = (
+            f". Epsilon 8 for ten clients, whose features are not standardised, changes accuracy by"
+            f" {spread(cost)}, {many:,} examples"
+        )
     return Claim(
         "Without differential privacy, updates reveal the data",
         f"from the update of a client with one example, an attacker reads {labels['none']:.0%} of "
         f"the labels and the features with similarity {features['none']:.2f}; with noise "
-        f"{labels['noise']:.0%} and {features['noise']:.2f}. Privacy with epsilon 8 for ten "
-        f"clients costs {spread({data: -gain for data, gain in cost.items()})}, {many:,} examples",
+        f"multiplier 1 {labels['noise']:.0%} and {features['noise']:.2f}{shown}",
         share(one["none"]["features"] > 0.9 > one["noise"]["features"] for one in read),
     )
 
@@ -168,20 +157,19 @@ def rates(runs: Sequence[Run]) -> Claim | None:
     if not at:
         return None
     (examples,) = at
-    gains = {}
-    for rate, more in ((1e-3, ""), *((rate, f", rate {rate:g}") for rate in w.RATES)):
-        ways = (f"{way}{more}" for way in (w.DECAY, w.ONE_RATE))
-        gains[rate] = differences(runs, *ways, examples, points)
-    common = set.intersection(*(set(one) for one in gains.values()))
-    if not common:
+    gains = {1e-3: differences(runs, w.DECAY, w.ONE_RATE, examples)}
+    for rate in w.RATES:
+        names = (w.at_rate(way, rate) for way in (w.DECAY, w.ONE_RATE))
+        gains[rate] = differences(runs, *names, examples)
+    over_rates = combined(lambda *three: float(np.mean(three)), *gains.values())
+    if not over_rates:
         return None
-    mean = {data: np.mean([one[data] for one in gains.values()], 0) for data in sorted(common)}
-    each = ", ".join(f"{np.mean(means(gains[rate])):+.1f} at {rate:g}" for rate in sorted(gains))
+    each = ", ".join(f"{mean(gains[rate]):+.1f} at {rate:g}" for rate in sorted(gains))
     return Claim(
         "Lower rates for lower layers help",
-        f"layer decay {spread(mean)} compared with one rate, mean over three rates ({each}), "
+        f"layer decay {spread(over_rates)} compared with one rate, mean over three rates ({each}), "
         f"{examples} examples",
-        settled(mean),
+        settled(over_rates),
     )
 
 
@@ -190,47 +178,60 @@ def rates(runs: Sequence[Run]) -> Claim | None:
 
 def compared(runs: Sequence[Run], claim: str, way: str, other: str, at: int) -> Claim | None:
     """Judges whether a way has the higher accuracy with some number of examples."""
-    gains = differences(runs, way, other, at, points)
+    gains = differences(runs, way, other, at)
     if not gains:
         return None
-    every = {n: differences(runs, way, other, n, points) for n in sizes(runs)}
-    shown = ", ".join(f"{np.mean(means(one)):+.1f} at {n:,}" for n, one in every.items() if one)
+    every = together({n: differences(runs, way, other, n) for n in sizes(runs)})
+    shown = ", ".join(f"{mean(one):+.1f} at {n:,}" for n, one in every.items())
     higher = ""
     if len(gains) > 1:
-        count = sum(mean > 0 for mean in means(gains))
-        higher = f"; higher on {count} of {len(gains)} data sets at {at:,}"
+        count = sum(one > 0 for one in means(gains).values())
+        higher = f"; higher on {count} of {len(gains)} data sets"
+    where = f"; by examples: {shown}" if len(every) > 1 else ""
     return Claim(
         claim,
-        f"{way} {spread(gains)} compared with {other}, {at:,} examples ({shown} examples{higher})",
+        f"{way} {spread(gains)} compared with {other}, {at:,} examples{higher}{where}",
         settled(gains),
     )
 
 
-def fewer(
-    runs: Sequence[Run], claim: str, way: str, other: str, key: str, unit: str, least: float
+def near(
+    runs: Sequence[Run], claim: str, way: str, other: str, above: bool = False, more: str = ""
 ) -> Claim | None:
-    """Judges whether a way takes several times fewer of something."""
+    """Judges whether a way is about as accurate as another; `above`: or more accurate."""
     _, many = ends(runs)
-    a, b = (by_data(runs, one, many, key) for one in (way, other))
-    found = [float(np.median(b[data]) / np.median(a[data])) for data in a if data in b]
-    if not found:
+    gains = differences(runs, way, other, many)
+    if not gains:
         return None
     return Claim(
         claim,
-        f"{way}: {np.median(found):,.1f} times fewer {unit} than {other}, {many:,} examples "
-        f"(at least {min(found):,.1f} times)",
-        share(ratio >= least for ratio in found),
+        f"{way} {spread(gains)} compared with {other}, {many:,} examples{more}",
+        share(one >= -NEAR and (above or one <= NEAR) for one in means(gains).values()),
+    )
+
+
+def fewer(
+    runs: Sequence[Run], claim: str, way: str, other: str, key: str, unit: str
+) -> Claim | None:
+    """Judges whether a way takes less than half of something."""
+    _, many = ends(runs)
+    two = (values(runs, one, many, key) for one in (way, other))
+    found = means(combined(lambda a, b: b / a, *two))
+    if not found:
+        return None
+    ratios = list(found.values())
+    return Claim(
+        claim,
+        f"{way}: {np.median(ratios):,.1f} times fewer {unit} than {other}, {many:,} examples (at "
+        f"least {min(ratios):,.1f} times)",
+        share(ratio > 2 for ratio in ratios),
     )
 
 
 def crossing(runs: Sequence[Run]) -> str:
     """Tells from how many examples fine-tuning has the higher mean."""
-    means_of = {
-        n: np.mean(means(gains))
-        for n in sizes(runs)
-        if (gains := differences(runs, w.DECAY, w.HEAD, n, points))
-    }
-    above = [n for n, mean in means_of.items() if mean > 0]
+    every = together({n: differences(runs, w.DECAY, w.HEAD, n) for n in sizes(runs)})
+    above = [n for n, gains in every.items() if mean(gains) > 0]
     return f"it has the higher mean from {above[0]:,}" if above else "it is never higher"
 
 

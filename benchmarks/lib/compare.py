@@ -6,8 +6,10 @@ import argparse
 import dataclasses
 import functools
 import hashlib
+import importlib.util
 import itertools
 import json
+import shlex
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,7 +21,7 @@ from lib import cases, measures, peers
 from lib.comparison_page import html_page, markdown
 from lib.journal import Journal, Run
 from lib.machine import machine, one_thread
-from lib.ways import WAYS
+from lib.ways import SKEWED, WAYS
 
 FOLDER = Path(__file__).resolve().parents[1]
 
@@ -43,7 +45,7 @@ class Settings:
     seen: int
 
 
-QUICK = Settings((20, 100), 100, 2, 30_000, 2000)
+QUICK = Settings((20, 100), 100, 2, 30_000, 2400)  # `seen`: whole epochs of half of the steps
 FULL = Settings((20, 100, 1000), 100, 3, 60_000, 8000)
 
 
@@ -55,15 +57,19 @@ class Task(NamedTuple):
 
 
 def digest(*names: str) -> str:
-    """Returns a digest of files on which runs depend."""
-    paths = [*(FOLDER / "lib" / name for name in names), FOLDER.parent / "examples/quickstart.py"]
+    """Returns a digest of keras_lp, the quickstart and files of `lib`, on which runs depend."""
+    root = FOLDER.parent
+    paths = [FOLDER / "lib" / name for name in names]
+    paths += [root / "examples" / "quickstart.py", *sorted((root / "keras_lp").rglob("*.py"))]
     return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()[:16]
 
 
 def code() -> dict[str, str]:
-    """Returns the digest of the code of the ways, and that of the peers."""
-    ways = ("ways.py", "measures.py", "cases.py", "cost.py", "networks.py", "problems.py")
+    """Returns the digests of the code that pretrains, of that of the ways, and of the peers."""
+    networks = ("cases.py", "networks.py", "problems.py")
+    ways = (*networks, "ways.py", "measures.py", "cost.py")
     return {
+        "networks": digest(*networks),
         "way": digest(*ways),
         "peer": digest(*ways, "peers.py", "recipes.py", "flower.py", "rounds.py"),
     }
@@ -72,8 +78,10 @@ def code() -> dict[str, str]:
 class Prepared:
     """The case of a data set and a seed, made when it is asked for."""
 
-    def __init__(self, data: str, seed: int, settings: Settings, arguments: Any) -> None:
-        folder = arguments.out / "report.networks" / f"{settings.pretraining}" / f"{seed}"
+    def __init__(
+        self, data: str, seed: int, settings: Settings, arguments: Any, version: str
+    ) -> None:
+        folder = arguments.out / "report.networks" / f"{version}_{settings.pretraining}_{seed}"
         files = cases.Files(arguments.data_dir, arguments.cifar10, arguments.mobilenet)
         self._make = functools.partial(
             cases.make, data, seed, files, max(settings.examples), settings.pretraining,
@@ -96,10 +104,15 @@ class Prepared:
 
 
 def tasks(
-    data: str, seed: int, settings: Settings, names: Sequence[str], arguments: Any
+    data: str,
+    seed: int,
+    settings: Settings,
+    names: Sequence[str],
+    arguments: Any,
+    versions: dict[str, str],
 ) -> Iterator[Task]:
     """Yields the trainings of a data set and a seed."""
-    prepared, versions = Prepared(data, seed, settings, arguments), code()
+    prepared = Prepared(data, seed, settings, arguments, versions["networks"])
     most = cases.LABELLED.get(data, max(settings.examples))
     for examples, name in itertools.product(settings.examples, names):
         way, peer = WAYS.get(name), peers.PEERS.get(name)
@@ -110,6 +123,7 @@ def tasks(
             examples > most
             or (at_middle and examples != settings.middle)
             or (needs_second and data in cases.ONE_TASK)
+            or (name == SKEWED and data in cases.TWO_CLASSES)
             or (peer and peer.images and data in peers.TEXTS)
         ):
             continue
@@ -142,7 +156,7 @@ def compare(doc: str, given: list[str] | None = None) -> None:
     parser.add_argument("--cifar10", type=Path, help="npz file of cifar10_subset")
     parser.add_argument("--mobilenet", type=Path, help="h5 file of MobileNet 0.25, no top")
     parser.add_argument(
-        "--only", nargs="+", choices=every, metavar="NAME", help=f"some of: {', '.join(every)}"
+        "--only", nargs="+", choices=every, metavar="NAME", help=f"some of: {'; '.join(every)}"
     )
     parser.add_argument("--seeds", type=int, help="how many (default: 3, with --quick 2)")
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the results")
@@ -151,20 +165,27 @@ def compare(doc: str, given: list[str] | None = None) -> None:
     seeds = arguments.seeds or settings.seeds
     data_sets = arguments.data or (["digits"] if arguments.quick else given_data(arguments))
     names = arguments.only or every
+    for package in ("vl_convert", "tensorflow_federated", "ai_edge_litert"):
+        if importlib.util.find_spec(package) is None:  # hours before it is needed
+            raise SystemExit(f"{package} is not installed. See Install in the README: '.[all]'.")
     one_thread()
     tf.get_logger().setLevel("ERROR")
     kind = "quick" if arguments.quick else "full"  # a quick run leaves the runs of a full one
     arguments.out.mkdir(parents=True, exist_ok=True)
     kept = {"pretraining": settings.pretraining, "seen": settings.seen}
     journal = Journal(arguments.out / f"report.{kind}.json", kept)
+    journal.runs = [run for run in journal.runs if "missing" not in run]  # these are tried again
+    versions = code()
     planned = [
         task
         for seed, data in itertools.product(range(seeds), data_sets)
-        for task in tasks(data, seed, settings, names, arguments)
+        for task in tasks(data, seed, settings, names, arguments, versions)
     ]
+    if not planned:
+        raise SystemExit(f"None of {'; '.join(names)} can run on {', '.join(data_sets)}.")
     run_all(planned, journal)
-    versions = set(code().values())
-    write(arguments, settings, [run for run in journal.runs if run["code"] in versions], doc)
+    found = [run for run in journal.runs if run["code"] in versions.values()]
+    write(arguments, settings, found, doc)
 
 
 def given_data(arguments: argparse.Namespace) -> list[str]:
@@ -194,16 +215,29 @@ def run_all(planned: Sequence[Task], journal: Journal) -> None:
         )
 
 
+def command(options: dict[str, Any]) -> str:
+    """Returns the command with these options, files without their folders."""
+    words = ["python -m benchmarks"]
+    for name, value in options.items():
+        if value is True:
+            words.append(f"--{name}")
+        elif value:
+            some = value if isinstance(value, list) else [value]
+            shown = [one.name if isinstance(one, Path) else str(one) for one in some]
+            words += [f"--{name}", *(shlex.quote(one) for one in shown)]
+    return " ".join(words)
+
+
 def write(arguments: Any, settings: Settings, runs: Sequence[Run], doc: str) -> None:
     """Writes the page, the Markdown and the numbers."""
-    found = sorted({run["data_set"] for run in runs}, key=cases.DATA_SETS.index)
-    words = ["--quick"] if arguments.quick else ["--data", *found]
+    names = {"quick": arguments.quick}
+    names |= {key: getattr(arguments, key) for key in ("data", "cifar10", "mobilenet", "only")}
     results = {
-        "command": " ".join(["python -m benchmarks", *words]),
+        "command": command(names | {"seeds": arguments.seeds}),
         "machine": machine("tensorflow-federated"),
         "method": doc.split("\n\n")[2],
         "settings": dataclasses.asdict(settings),
-        "runs": list(runs),
+        "runs": [{key: run[key] for key in run if key != "code"} for run in runs],
     }
     (arguments.out / "report.json").write_text(json.dumps(results, indent=1))
     (arguments.out / "report.md").write_text(markdown(results))

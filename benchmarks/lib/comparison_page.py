@@ -33,8 +33,10 @@ document.querySelectorAll("table.sorts th").forEach(head => {
   const sort = () => {
     const rows = [...table.tBodies[0].rows], up = head.getAttribute("aria-sort") !== "ascending";
     const value = row => row.cells[place].dataset.value ?? row.cells[place].textContent;
-    rows.sort((a, b) => (isNaN(value(a)) || isNaN(value(b))
-      ? value(a).localeCompare(value(b)) : value(a) - value(b)) * (up ? 1 : -1));
+    rows.sort((a, b) => value(a) === "" || value(b) === ""
+      ? (value(a) === "") - (value(b) === "")  // what is missing comes last
+      : (isNaN(value(a)) ? value(a).localeCompare(value(b)) : value(a) - value(b))
+        * (up ? 1 : -1));
     table.tBodies[0].append(...rows);
     table.querySelectorAll("th").forEach(other => other.removeAttribute("aria-sort"));
     head.setAttribute("aria-sort", up ? "ascending" : "descending");
@@ -153,7 +155,9 @@ def _sortable(rows: dict[str, list[Cell]]) -> str:
     lines = []
     for way, cells in rows.items():
         shown = "".join(
-            f'<td data-value="{value:.6g}">{html.escape(cell)}</td>' for cell, value in cells
+            f'<td data-value="{"" if value is None else format(value, ".6g")}">'
+            f"{html.escape(cell)}</td>"
+            for cell, value in cells
         )
         lines.append(f"<tr><td>{html.escape(way)}</td>{shown}</tr>")
     return (

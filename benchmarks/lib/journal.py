@@ -27,6 +27,10 @@ class Journal:
                 self.runs = found
             elif found["settings"] == self._settings:
                 self.runs = found["runs"]
+            else:
+                old = path.with_suffix(".old.json")
+                path.replace(old)
+                print(f"Other settings or another machine: the runs so far are kept in {old}.")
 
     def has(self, **key: Any) -> bool:
         """Whether there is a run with this key."""

@@ -20,7 +20,18 @@ from lib.cases import Case
 from lib.cost import forward_flops, latency, peak_memory, processor_seconds
 from lib.journal import Run
 from lib.problems import Arrays
-from lib.ways import EQUAL, HEAD, LOCAL_BATCH, LORA, SCRATCH, SKEWED, TASK, WAYS, Federation
+from lib.ways import (
+    EQUAL,
+    HEAD,
+    LOCAL_BATCH,
+    LORA,
+    SCRATCH,
+    SKEWED,
+    TASK,
+    WAYS,
+    Federation,
+    repeated,
+)
 
 AUDITED = 4  # clients whose updates are attacked
 PERSONAL_EPOCHS = 2
@@ -78,7 +89,7 @@ def measure(way: str, case: Case, source: SourceHead | None) -> Run:
         model, federation = WAYS[way].learn(case)
         seconds = processor_seconds() - start[0], time.perf_counter() - start[1]
     x, y = case.test
-    model.predict(x[:256], batch_size=256, verbose=0)  # traces
+    logits_of(model, x)  # traces
     begin = time.process_time()
     logits = logits_of(model, x)
     predicting = 1000 * (time.process_time() - begin) / len(x)
@@ -121,14 +132,14 @@ def training_flops(model: keras.Model, way: str, case: Case) -> float:
     """Returns an estimate of the floating-point operations of the training.
 
     A backward pass counts as two forward passes. The features of a frozen network are computed
-    once; a solved head counts as one pass over them.
+    once. What solves a head is not counted.
     """
     per_example = forward_flops(model)
     share = WAYS[way].backbone
     own = 2 * sum(int(np.prod(layer.kernel.shape)) for layer in heads(model).values())
-    once = 0 if share == 1 else len(case.train[1]) * per_example
     if way == HEAD:
-        return float(once)
+        return float(len(case.train[1]) * per_example)
+    once = 0 if share == 1 else len(repeated(case.train)[1]) * per_example
     return float(once + 3 * case.seen * (share * per_example + (1 - share) * own))
 
 

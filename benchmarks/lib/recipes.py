@@ -23,9 +23,12 @@ def network(case: Case) -> keras.Model:
     return feature_model(case.build(case.names))
 
 
-def with_head(below: keras.Model, case: Case) -> keras.Model:
-    outputs = keras.layers.Dense(len(case.names), name="head")(below.output)
-    return keras.Model(below.input, outputs)
+def with_heads(below: keras.Model, units: dict[str, int]) -> keras.Model:
+    """Puts new heads on a network, whose BatchNormalization keeps its statistics."""
+    inputs = keras.Input(below.input_shape[1:], dtype=below.inputs[0].dtype)
+    features = below(inputs, training=False)
+    outputs = {name: keras.layers.Dense(n, name=name)(features) for name, n in units.items()}
+    return keras.Model(inputs, outputs if len(outputs) > 1 else outputs["head"])
 
 
 def compiled(model: keras.Model, optimizer: Any) -> keras.Model:
@@ -41,7 +44,7 @@ def logits(model: keras.Model) -> Logits:
 def frozen(case: Case) -> keras.Model:
     below = network(case)
     below.trainable = False
-    return with_head(below, case)
+    return with_heads(below, {"head": len(case.names)})
 
 
 def keras_guide(case: Case) -> Logits:
@@ -68,30 +71,33 @@ def multi_optimizer(case: Case) -> Logits:
     return logits(w.train(compiled(model, block_rates(model, rates)), case, 0.5))
 
 
+def one_cycle(rate: float, steps: int, rising: float, start: float) -> Any:
+    """Returns fastai's cycle: from `rate / start` up for a share of the steps, then down."""
+    warm_up = round(rising * steps)
+    return keras.optimizers.schedules.CosineDecay(
+        rate / start, max(1, steps - warm_up), warmup_target=rate, warmup_steps=warm_up
+    )
+
+
 def fastai(case: Case) -> Logits:
-    """fastai's `fine_tune` in plain Keras: the head for an epoch, then all, in one cycle each.
+    """fastai's `fine_tune` in plain Keras, without its cycle of momentum and weight decay.
 
-    Three groups of layers have a hundredth, a tenth and all of half of the rate.
+    The head trains for an epoch, then all, with half of the rate; three groups of layers have a
+    hundredth, a tenth and all of it.
     """
-    one_epoch = len(w.repeated(case.train)[1]) / case.seen
-
-    def cycle(rate: float, share: float) -> Any:
-        steps = max(2, round(share * case.seen / w.BATCH))
-        warm_up = steps // 4
-        return keras.optimizers.schedules.CosineDecay(
-            rate / 25, steps - warm_up, warmup_target=rate, warmup_steps=warm_up
-        )
-
-    first = keras.optimizers.Adam(cycle(FASTAI_RATE, one_epoch))
-    model = w.train(compiled(frozen(case), first), case, one_epoch)
+    share = len(w.repeated(case.train)[1]) / case.seen  # an epoch
+    steps = case.seen // w.BATCH
+    head_steps = round(share * steps)
+    first = keras.optimizers.Adam(one_cycle(FASTAI_RATE, head_steps, 0.99, 25))
+    model = w.train(compiled(frozen(case), first), case, share)
     model.trainable = True
 
     def rates(blocks: int) -> list[Any]:
         groups = np.linspace(0, FASTAI_GROUPS - 1e-9, blocks + 1).astype(int)
         highest = [FASTAI_RATE / 2 * 10.0 ** (group - FASTAI_GROUPS + 1) for group in groups]
-        return [cycle(rate, 1 - one_epoch) for rate in highest]
+        return [one_cycle(rate, steps - head_steps, 0.3, 5) for rate in highest]
 
-    return logits(w.train(compiled(model, block_rates(model, rates)), case, 1 - one_epoch))
+    return logits(w.train(compiled(model, block_rates(model, rates)), case, 1 - share))
 
 
 def two_outputs(case: Case) -> Logits:
@@ -99,8 +105,7 @@ def two_outputs(case: Case) -> Logits:
     below = network(case)
     below.trainable = True
     units = {w.TASK: len(case.names), w.SECOND: int(case.second.max()) + 1}
-    heads = {name: keras.layers.Dense(n, name=name)(below.output) for name, n in units.items()}
-    model = keras.Model(below.input, heads)
+    model = with_heads(below, units)
     loss = keras.losses.SparseCategoricalCrossentropy
     model.compile(keras.optimizers.Adam(RATE / 2), {name: loss(from_logits=True) for name in units})
     x, y = w.repeated(case.train)

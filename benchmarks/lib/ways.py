@@ -137,10 +137,16 @@ def private(case: Case) -> Learned:
 
 
 SCRATCH, HEAD, TRANSFER = "from scratch", "solved head", "transfer by gradient"
-ONE_RATE, DECAY, LORA = "fine-tuning, one rate", "fine-tuning, layer decay", "LoRA"
+ONE_RATE, DECAY, LORA = "fine-tuning (one rate)", "fine-tuning (layer decay)", "LoRA"
 ONE_TASK, MULTITASK = "one task", "multitask"
-CENTRAL = "centralised, SGD"
-EQUAL, SKEWED, PRIVATE = "federated, equal parts", "federated, two labels", "federated, private"
+CENTRAL = "centralised"
+EQUAL, SKEWED = "federated (equal parts)", "federated (two labels)"
+PRIVATE = "federated (private)"
+
+
+def at_rate(way: str, rate: float) -> str:
+    """Returns the name of a way of fine-tuning at another rate."""
+    return f"{way.removesuffix(')')}, {rate:g})"
 
 
 DECAYS = {ONE_RATE: 1.0, DECAY: 0.7}
@@ -160,7 +166,7 @@ WAYS: dict[str, Way] = {
     SKEWED: Way(functools.partial(federated, shards=2)),
     PRIVATE: Way(private),
     **{
-        f"{way}, rate {rate:g}": Way(
+        at_rate(way, rate): Way(
             functools.partial(fine_tuned, rate=rate, layer_decay=decay), backbone=0.5, rates=True
         )
         for way, decay in DECAYS.items()

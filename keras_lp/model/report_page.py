@@ -123,6 +123,12 @@ def report(
         raise ValueError(
             f"`test_data` must be arrays (x, y). Received: {type(test_data).__name__}."
         )
+    files = [exported] if isinstance(exported, Exported) else exported
+    if not isinstance(files, list | tuple) or not all(isinstance(one, Exported) for one in files):
+        raise ValueError(
+            "`exported` must be the output of lp.export_tflite, or a list of several. Received: "
+            f"{exported!r}."
+        )
     lines: list[str] = []
     trainable_report(model, lines.append)
     kinds = [(name, type(head.task).__name__, str(head.task.units)) for name, head in known.items()]
@@ -136,13 +142,6 @@ def report(
     results = [] if test_data is None else _results(known, model, test_data)
     for one in results:
         sections[f"Test results of {one.name}"] = one.parts
-    files = [exported] if isinstance(exported, Exported) else list(exported)
-    for file in files:
-        if not isinstance(file, Exported):
-            raise ValueError(
-                "`exported` must be the output of lp.export_tflite, or a list of several. "
-                f"Received: {file!r}."
-            )
     if files:
         sections["Files"] = [preformatted("\n\n".join(map(str, files)))]
     measured = [one.line for one in results]
@@ -182,8 +181,9 @@ def _joined(
             )
         count = max((len(values) for values in logs.values()), default=0)
         for name in {**joined, **logs}:
-            known = joined.setdefault(name, [math.nan] * done)
-            known += [float(value) for value in logs.get(name, [math.nan] * count)]
+            known = [float(value) for value in logs.get(name, [])]
+            missing = [math.nan] * (count - len(known))
+            joined.setdefault(name, [math.nan] * done).extend([*known, *missing])
         own = getattr(part, "phases", {f"training {number}": count} if several else {})
         phases += own.items()
         done += count

@@ -138,7 +138,7 @@ def line_chart(
         series: values by name.
         x_title: title of the horizontal axis.
         y_title: title of the vertical axis.
-        phases: name and length of the parts that are marked. Defaults to (): no marks.
+        phases: name and length of each part, which lines divide. Defaults to (): no parts.
     """
     finite = [v for values in series.values() for v in values if math.isfinite(v)]
     low, high = (min(finite), max(finite)) if finite else (0.0, 1.0)
@@ -165,17 +165,17 @@ def line_chart(
             shown = f'<circle class="{kind}" cx="{x}" cy="{y}" r="3"/>'
         label = f'<text class="{kind}" x="{60 + 130 * number}" y="12">{html.escape(name)}</text>'
         parts += [shown, label]
-    start, top = 0, -16 if phases else 0
+    done, named = 0, []
     for name, count in phases:
-        left = 50.0 if start == 0 else 50 + 420 * (start - 0.5) / (length - 1)
-        if start:
-            parts.append(f'<path class="phase" d="M{left:.1f},0 V185"/>')
-        parts.append(f'<text x="{left:.1f}" y="-4">{html.escape(name)}</text>')
-        start += count
+        if done:
+            left = 50 + 420 * (done - 0.5) / (length - 1)
+            parts.append(f'<path class="phase" d="M{left:.1f},15 V185"/>')
+        named.append(f"{name}: {done + 1}" + (f" to {done + count}" if count > 1 else ""))
+        done += count
+    title = f"{y_title} ({x_title}s: {'; '.join(named)})" if phases else y_title
     caption = html.escape(f"{y_title} by {x_title}")
     return (
-        f"<figure><figcaption>{html.escape(y_title)}</figcaption>"
-        f'<svg viewBox="0 {top} 480 {220 - top}" role="img" aria-label="{caption}">'
-        f"{''.join(parts)}</svg>"
+        f"<figure><figcaption>{html.escape(title)}</figcaption>"
+        f'<svg viewBox="0 0 480 220" role="img" aria-label="{caption}">{"".join(parts)}</svg>'
         "</figure>"
     )

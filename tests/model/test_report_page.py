@@ -147,15 +147,19 @@ def test_a_federation():
 def test_the_phases_of_a_training_are_marked(trained):
     model, history, _ = trained
     assert 'class="phase"' not in lp.report(model, history, path=None).html
-    more = {"loss": [0.5, 0.25], "extra": [1.0, 2.0]}
-    text = lp.report(model, [history, more], path=None).html
-    assert text.count(">training 2</text>") == 3  # loss, accuracy and what the second has alone
+    more = {"loss": [0.5, 0.25], "extra": [1.0, 2.0], "val_loss": [0.75]}  # validated once
+    text = lp.report(model, [history, more, {"loss": [0.125], "val_loss": [0.5]}], path=None).html
+    assert (
+        "<figcaption>loss (epochs: training 1: 1 to 3; training 2: 4 to 5; training 3: 6)" in text
+    )
     loss = text[text.index("<figcaption>loss") :]
-    # Five epochs: the second training begins between the third and the fourth.
-    assert '<path class="phase" d="M312.5,0 V185"/>' in loss
-    assert len(re.search('class="line first" points="([^"]*)"', loss)[1].split()) == 5
+    # Six epochs: the second training begins between the third and the fourth.
+    assert '<path class="phase" d="M260.0,15 V185"/>' in loss
+    assert len(re.search('class="line first" points="([^"]*)"', loss)[1].split()) == 6
+    validated = re.search('class="line second" points="([^"]*)"', loss)[1].split()
+    assert [point.split(",")[0] for point in validated[3:]] == ["302.0", "470.0"]  # 4 and 6
     extra = text[text.index("<figcaption>extra") :]
-    assert re.search('class="line first" points="([^"]*)"', extra)[1] == "365.0,180.0 470.0,20.0"
+    assert re.search('class="line first" points="([^"]*)"', extra)[1] == "302.0,180.0 386.0,20.0"
 
 
 def test_the_phases_of_two_phase():
@@ -166,7 +170,7 @@ def test_the_phases_of_two_phase():
     history = lp.fit_two_phase(model, data, epochs=2, learning_rate=1e-3, verbose=0)
     assert history.phases == {"head": 1, "all layers": 2}
     text = lp.report(model, history, path=None).html
-    assert ">all layers</text>" in text
+    assert "loss (epochs: head: 1; all layers: 2 to 3)" in text
     history = lp.fit_two_phase(model, data, epochs=1, head_epochs=0, learning_rate=1e-3, verbose=0)
     assert history.phases == {"all layers": 1}
 
@@ -188,6 +192,9 @@ def test_wrong_input(trained):
     model, history, (x, y) = trained
     with pytest.raises(ValueError, match="`exported` must be the output"):
         lp.report(model, path=None, exported=["model.tflite"])
+    for wrong in ("model.tflite", None):
+        with pytest.raises(ValueError, match=f"Received: {wrong!r}"):
+            lp.report(model, path=None, exported=wrong)
     with pytest.raises(ValueError, match=r"`history` must be the output .*Received: 3\."):
         lp.report(model, [history, 3], path=None)
     plain = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
