@@ -433,9 +433,9 @@ def test_all_ways_have_as_many_steps(monkeypatch, settings):
     def untrained(task):
         return build(task, pretrained=False, trainable="all")
 
+    pool = np.zeros((1000, 2), "float32"), np.arange(1000) % 2
     case = lib("cases").Case(
-        names=["a", "b"], train=None, test=None,
-        pool=(np.zeros((1000, 2), "float32"), np.arange(1000) % 2), second=np.arange(1000) % 3, build=build, untrained=untrained, source=None,
+        ["a", "b"], None, None, pool, np.arange(1000) % 3, build, untrained, None,
         seen=getattr(compare, settings).seen, seed=0,
     )  # fmt: skip
     for examples in getattr(compare, settings).examples:
