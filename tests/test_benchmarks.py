@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -255,3 +256,15 @@ def test_the_published_setting_of_niid(monkeypatch, tmp_path):
         "| mnist | two labels | FedAvg | 50.00 ± 0.00 | 96.86 |"
         in (tmp_path / "niid_published.md").read_text()
     )
+
+
+def test_the_documentation_has_one_form_for_each_script():
+    text = (FOLDER.parent / "docs" / "benchmarks.md").read_text()
+    labels = ["Question", "Data", "Settings", "Command", "Result", "Does not show", "All figures"]
+    sections = text.split("\n## ")[1:]
+    for section in sections:
+        assert re.findall(r"^\*\*([A-Z][a-z ]+)\.\*\*", section, re.MULTILINE) == labels, section
+    for name in SCRIPTS:
+        assert f"benchmarks/{name}.py" in text, name
+    linked = set(re.findall(r"\(../benchmarks/results/(\w+)\.md\)", text))
+    assert linked == {path.stem for path in RESULTS.glob("*.md")}

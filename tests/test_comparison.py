@@ -193,7 +193,7 @@ def test_the_page(tmp_path):
     ) in text
     assert "a &lt;b&gt;" in text
     assert not re.search(r'<link|<script src=|<img src="http', text)
-    assert 'xray.md">' in text
+    assert 'xray.md">ImageNet to chest X-rays</a> (2 cores of AMD EPYC, 0 GPU)' in text
     assert '<td data-value="12.5">+12.5</td>' in text
     plain = page.markdown(results_of(runs))
     lines = [line for line in plain.splitlines() if line.startswith("| solved head")]

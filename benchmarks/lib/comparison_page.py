@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -129,11 +130,15 @@ def html_page(results: dict[str, Any], folder: Path | None = None) -> str:
 
 
 def _links(folder: Path) -> str:
+    """Returns links to the results of the other scripts, with the machine that each ran on."""
     items = []
     for path in sorted(RESULTS.glob("*.md")):
-        title = path.read_text().partition("\n")[0].removeprefix("# ")
+        text = path.read_text()
+        title = text.partition("\n")[0].removeprefix("# ")
+        machine = re.search(r"\d+ cores of [^,;]+, \d+ GPU", text)
+        where = f" ({machine[0]})" if machine else ""
         place = os.path.relpath(path, folder)
-        items.append(f'<li><a href="{html.escape(place)}">{html.escape(title)}</a></li>')
+        items.append(f'<li><a href="{html.escape(place)}">{html.escape(title)}</a>{where}</li>')
     return f"<ul>{''.join(items)}</ul>"
 
 
