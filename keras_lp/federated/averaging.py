@@ -27,7 +27,6 @@ from keras_lp.federated.engine.compression import Compression
 from keras_lp.federated.engine.model_checks import check_model
 from keras_lp.federated.engine.optimizers import server_optimizer as make_server_optimizer
 from keras_lp.federated.engine.personal import PersonalLayers
-from keras_lp.federated.engine.robust import Aggregation
 from keras_lp.federated.engine.rounds import Rounds
 from keras_lp.federated.evaluation import summary
 from keras_lp.federated.head import fit_head
@@ -44,6 +43,7 @@ from keras_lp.tasks.heads import heads, tasks
 from keras_lp.utils.arguments import Verbose, check_choice, check_positive
 from keras_lp.utils.keras_internals import compile_config, rate_of
 from keras_lp.utils.progress import bar_only
+from keras_lp.utils.robust import Aggregation
 from keras_lp.utils.warn import warn
 
 Weighting = Literal["examples", "uniform"]

@@ -268,3 +268,82 @@ def test_wrong_calls_are_refused(model):
         lp.aggregate_device_updates(model, [good], weights=[float("inf")])
     with pytest.raises(TypeError, match="takes a Keras model"):
         lp.aggregate_device_updates("model.keras", [good])
+
+
+# Updates that are finite but absurd
+
+
+def heads_of(model):
+    return np.concatenate([v.numpy().ravel() for v in model.trainable_variables])
+
+
+def sent(model, changes):
+    """Updates whose weights differ from those of the model by these numbers."""
+    return [update(model, change) for change in changes]
+
+
+def test_absurd_numbers_move_the_model_no_further_than_the_limit(model):
+    start = heads_of(model)
+    done = lp.aggregate_device_updates(model, sent(model, [1.0, 2.0, 2.0, 3.0, 1e30]))
+    # Norms are the changes times a constant: the lower median is 2, so 1e30 counts as 20.
+    np.testing.assert_allclose(heads_of(model), start + (1 + 2 + 2 + 3 + 20) / 5, rtol=1e-5)
+    assert done.accepted == (0, 1, 2, 3, 4)
+    assert list(done.limited) == [4]
+    size = len(start) ** 0.5
+    assert done.limited[4] == f"its norm of {1e30 * size:.3g} was scaled to {20 * size:.3g}"
+    assert str(done).endswith(f"update 4 limited: {done.limited[4]}")
+
+
+def test_a_claimed_number_of_examples_is_capped(model):
+    start = heads_of(model)
+    done = lp.aggregate_device_updates(model, sent(model, [1.0, 2.0, 4.0]), weights=[20, 30, 1e9])
+    expected = (20 * 1 + 30 * 2 + 300 * 4) / 350
+    np.testing.assert_allclose(heads_of(model), start + expected, rtol=1e-5)
+    assert done.limited == {2: "its weight of 1e+09 was taken as 300"}
+
+
+def test_limits_of_the_caller_and_none(model):
+    start = heads_of(model)
+    size = len(start) ** 0.5
+    done = lp.aggregate_device_updates(
+        model, sent(model, [1.0, 3.0]), weights=[1, 5], max_update_norm=2 * size, max_weight=3
+    )
+    np.testing.assert_allclose(heads_of(model), start + (1 + 3 * 2) / 4, rtol=1e-5)
+    assert done.limited[1].count(";") == 1
+    start = heads_of(model)
+    done = lp.aggregate_device_updates(
+        model, sent(model, [1.0, 1.0, 40.0]), weights=[1, 1, 98], max_update_norm=None,
+        max_weight=None,
+    )  # fmt: skip
+    np.testing.assert_allclose(heads_of(model), start + 0.02 + 0.98 * 40, rtol=1e-5)
+    assert done.limited == {}
+
+
+def test_phones_that_did_not_train_set_no_limit(model):
+    start = heads_of(model)
+    done = lp.aggregate_device_updates(model, sent(model, [0.0, 0.0, 0.0, 2.0]))
+    np.testing.assert_allclose(heads_of(model), start + 0.5, rtol=1e-5)
+    assert done.limited == {}
+    lp.aggregate_device_updates(model, sent(model, [0.0]))
+    np.testing.assert_allclose(heads_of(model), start + 0.5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("aggregation", "expected"), [("median", 2.0), ("trimmed_mean", 7 / 3), ("krum", 2.0)]
+)
+def test_robust_aggregations(model, aggregation, expected):
+    start = heads_of(model)
+    # Without a fifth at each end: 1.75, 2, 3.25. Nearest to its two neighbours: 2.
+    lp.aggregate_device_updates(
+        model, sent(model, [2.0, 1.75, -1e20, 1e20, 3.25]), aggregation=aggregation
+    )
+    np.testing.assert_allclose(heads_of(model), start + expected, rtol=1e-5)
+
+
+def test_wrong_limits_and_aggregations(model):
+    good = update(model)
+    for wrong in ({"max_update_norm": 0}, {"max_weight": -1}, {"aggregation": "mode"}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            lp.aggregate_device_updates(model, [good], **wrong)
+    with pytest.raises(ValueError, match="counts all updates equally"):
+        lp.aggregate_device_updates(model, [good], weights=[1], aggregation="median")

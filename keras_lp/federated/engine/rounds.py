@@ -35,13 +35,13 @@ from keras_lp.federated.engine.done import ClientsDone
 from keras_lp.federated.engine.groups import Groups
 from keras_lp.federated.engine.merging import find_merging
 from keras_lp.federated.engine.personal import Personal, PersonalLayers
-from keras_lp.federated.engine.robust import Aggregation
 from keras_lp.model import class_balance
 from keras_lp.model.scaling import waiting_heads
 from keras_lp.tasks.heads import heads
 from keras_lp.utils.arguments import Verbose
 from keras_lp.utils.keras_internals import compile_config
 from keras_lp.utils.progress import Progress
+from keras_lp.utils.robust import Aggregation
 
 _EVALUATED_AT_ONCE = 256  # clients
 

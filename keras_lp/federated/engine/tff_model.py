@@ -16,7 +16,8 @@ import numpy as np
 import tensorflow as tf
 
 from keras_lp.federated.engine.optimizers import stateless_optimizer
-from keras_lp.federated.engine.robust import Aggregation, robust_mean
+from keras_lp.federated.engine.robust import robust_mean
+from keras_lp.utils.robust import Aggregation
 
 
 def build_process(

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, cast, get_args
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from keras_lp.tflite.device.device import mismatch, read_arrays, write_weights
 from keras_lp.tflite.device.exchange import (
@@ -20,11 +21,14 @@ from keras_lp.tflite.device.exchange import (
     find_weights,
     model_version,
 )
-from keras_lp.utils.arguments import check_positive
+from keras_lp.utils.arguments import check_choice, check_positive
+from keras_lp.utils.robust import Aggregation, robust_row
 from keras_lp.utils.text_table import ShownAsText
 from keras_lp.utils.warn import warn
 
 Update = str | os.PathLike[str] | Mapping[str, np.ndarray]
+Limit = float | Literal["auto"] | None
+_TIMES = 10  # the median: the automatic limit of norms and weights
 
 
 class _Refused(Exception):  # noqa: N818
@@ -39,11 +43,13 @@ class DeviceRound(ShownAsText):
         weights: the weights that the phones load next, by name, with the new `"version"`.
         accepted: the indices of the averaged updates.
         refused: the reason for each refused update, by its index.
+        limited: what was limited of accepted updates, by their indices.
     """
 
     weights: dict[str, np.ndarray]
     accepted: tuple[int, ...]
     refused: dict[int, str]
+    limited: dict[int, str] = dataclasses.field(default_factory=dict)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the weights to an `.npz` file for `DeviceTrainer.load_weights`."""
@@ -53,11 +59,18 @@ class DeviceRound(ShownAsText):
         count = len(self.accepted) + len(self.refused)
         lines = [f"{len(self.accepted)} of {count} updates averaged"]
         lines += [f"update {i} refused: {reason}" for i, reason in self.refused.items()]
+        lines += [f"update {i} limited: {reason}" for i, reason in self.limited.items()]
         return "\n".join(lines)
 
 
 def aggregate_device_updates(
-    model: keras.Model, updates: Sequence[Update], *, weights: Sequence[float] | None = None
+    model: keras.Model,
+    updates: Sequence[Update],
+    *,
+    weights: Sequence[float] | None = None,
+    max_update_norm: Limit = "auto",
+    max_weight: Limit = "auto",
+    aggregation: Aggregation = "mean",
 ) -> DeviceRound:
     """Averages the weights that phones trained and assigns the mean to the model.
 
@@ -69,18 +82,32 @@ def aggregate_device_updates(
 
     Files are read as numeric arrays with the sizes of the model and are never unpickled.
 
+    A phone may send finite but absurd numbers, or claim a billion examples. Therefore the change of
+    the weights by each update is scaled down to a largest L2 norm, and weights in the mean are
+    capped. A robust `aggregation` also withstands several phones that send bad updates on purpose,
+    up to a fifth of them. `limited` of the result names the updates that were limited.
+
     Args:
         model: the Keras model that `export_trainable_tflite` exported, with its current weights.
         updates: paths of `.npz` files, or dicts of arrays by name.
         weights: the weight of each update in the mean, above 0, for example its number of
             examples. Defaults to None: equal weights.
+        max_update_norm: largest L2 norm of the change of all weights by an update. `"auto"` is ten
+            times the lower median of the norms above 0 of the round; None is no limit. Defaults to
+            `"auto"`.
+        max_weight: largest weight in the mean. `"auto"` is ten times the lower median of the
+            weights of the round; None is no limit. Defaults to `"auto"`.
+        aggregation: `"mean"`, or without `weights` one of `"median"`, `"trimmed_mean"` (without the
+            fifth of largest and of smallest values) and `"krum"` (the update nearest to the
+            others). Defaults to `"mean"`.
 
     Returns:
         A `DeviceRound`. Its `save(path)` writes the weights that the phones load next.
 
     Raises:
-        ValueError: there are no updates or all are refused (the model is not changed), or
-            `weights` does not have one number above 0 per update.
+        ValueError: there are no updates or all are refused (the model is not changed), `weights`
+            does not have one number above 0 per update or is given with a robust aggregation, a
+            limit is not above 0, or the aggregation is unknown.
         TypeError: `model` is not a Keras model.
 
     Example:
@@ -99,11 +126,22 @@ def aggregate_device_updates(
     2 of 2 updates averaged
     >>> done.save("round_1.npz")
 
-    Reference: McMahan et al., 2017, Communication-Efficient Learning of Deep Networks from
-    Decentralized Data (arXiv:1602.05629).
+    References: McMahan et al., 2017, Communication-Efficient Learning of Deep Networks from
+    Decentralized Data (arXiv:1602.05629); Sun et al., 2019, Can You Really Backdoor Federated
+    Learning? (arXiv:1911.07963; clipped norms); Yin et al., 2018 (arXiv:1803.01498; median and
+    trimmed mean); Blanchard et al., 2017, Machine Learning with Adversaries (krum).
     """
     if not isinstance(model, keras.Model):
         raise TypeError(f"aggregate_device_updates takes a Keras model. Received: model={model!r}.")
+    check_choice("aggregation", aggregation, get_args(Aggregation))
+    for name, limit in (("max_update_norm", max_update_norm), ("max_weight", max_weight)):
+        if limit is not None and limit != "auto":
+            check_positive(name, limit)
+    if aggregation != "mean" and weights is not None:
+        raise ValueError(
+            "A robust aggregation counts all updates equally. Received: "
+            f"aggregation={aggregation!r} with `weights`. Leave out one of them."
+        )
     updates = list(updates)
     shares = _checked_shares(weights, len(updates))
     accepted: dict[int, dict[str, np.ndarray]] = {}
@@ -127,16 +165,56 @@ def aggregate_device_updates(
     if refused:
         listed = "; ".join(f"update {i}: {reason}" for i, reason in refused.items())
         warn(f"Not averaged: {listed}.")
-    total = sum(shares[i] for i in accepted)
     exchanged = cast(Variables, find_weights(model, next(iter(accepted.values()))))
-    for name, variable in exchanged.items():
-        # In float64, so that the order of the updates does not matter.
-        mean: Any = sum(shares[i] / total * update[name].astype("float64")
-                   for i, update in accepted.items())  # fmt: skip
-        variable.assign(mean.astype("float32"))
+    start = _flat({name: np.asarray(v) for name, v in exchanged.items()}, exchanged)
+    # In float64, so that the order of the updates does not matter.
+    changes = np.stack([_flat(update, exchanged) - start for update in accepted.values()])
+    own = np.array([shares[i] for i in accepted])
+    norms = np.linalg.norm(changes, axis=1)
+    scales = _scales(norms, _limit(max_update_norm, norms[norms > 0]))
+    capped = own * _scales(own, _limit(max_weight, own))
+    changes = changes * scales[:, None]
+    limited = {}
+    for row, i in enumerate(accepted):
+        said = []
+        if scales[row] < 1:
+            said.append(
+                f"its norm of {norms[row]:.3g} was scaled to {norms[row] * scales[row]:.3g}"
+            )
+        if capped[row] < own[row]:
+            said.append(f"its weight of {own[row]:g} was taken as {capped[row]:g}")
+        if said:
+            limited[i] = "; ".join(said)
+    if aggregation == "mean":
+        change = capped @ changes / capped.sum()
+    else:
+        change = robust_row(tf.constant(changes), aggregation).numpy()
+    place = 0
+    for variable in exchanged.values():
+        size = math.prod(variable.shape)
+        new = start[place : place + size] + change[place : place + size]
+        variable.assign(new.reshape(variable.shape).astype("float32"))
+        place += size
     values = {name: keras.ops.convert_to_numpy(v).copy() for name, v in exchanged.items()}
     values[VERSION] = model_version(model, exchanged)
-    return DeviceRound(values, tuple(accepted), refused)
+    return DeviceRound(values, tuple(accepted), refused, limited)
+
+
+def _flat(weights: Mapping[str, np.ndarray], names: Iterable[str]) -> np.ndarray:
+    return np.concatenate([weights[name].astype("float64").ravel() for name in names])
+
+
+def _limit(given: Limit, values: np.ndarray) -> float:
+    """Returns a limit; `"auto"` is a multiple of the lower median of the values."""
+    if given == "auto":
+        middle = np.sort(values)[(len(values) - 1) // 2] if len(values) else math.inf
+        return float(_TIMES * middle)
+    return math.inf if given is None else float(given)
+
+
+def _scales(values: np.ndarray, limit: float) -> np.ndarray:
+    """Returns the factors that bring values down to a limit."""
+    return np.minimum(1.0, limit / np.maximum(values, 1e-300))
 
 
 def _checked_shares(weights: Any, count: int) -> list[float]:
