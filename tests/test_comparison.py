@@ -220,6 +220,13 @@ def test_the_page(tmp_path):
     )
 
 
+def test_the_winner_on_each_data_set():
+    found = {"a": by_data(x=[1], y=[3, 5], z=[0]), "b": by_data(x=[2], y=[3, 4], w=[1])}
+    said = lib("summaries").winners(found)
+    assert said == " The highest on each data set: b on x, w; a on y, z."
+    assert lib("summaries").winners({"a": by_data(x=[1])}) == ""
+
+
 def test_what_the_charts_show():
     charts, c = lib("charts"), lib("ways")
     runs = made({(c.HEAD, 20): 0.9})

@@ -118,10 +118,24 @@ def advice(runs: Sequence[Run]) -> str:
         what = f"{len(common)} data sets" if len(common) > 1 else next(iter(common))
         lines.append(
             f"{examples:,} labelled examples ({what}): {best} has the highest mean accuracy, "
-            f"{means[best]:.1f} %{which if near else f', with {cost}'}."
+            f"{means[best]:.1f} %{which if near else f', with {cost}'}.{winners(found)}"
         )
     lines.append("Rates were chosen on digits, not for each data set.")
     return "\n".join(lines)
+
+
+def winners(found: dict[str, d.Values]) -> str:
+    """Tells on which data sets which way has the highest mean, if there are several data sets."""
+    means = {way: d.means(of) for way, of in found.items()}
+    names = list(dict.fromkeys(data for of in means.values() for data in of))
+    if len(names) < 2:
+        return ""
+    best: dict[str, list[str]] = {}
+    for data in names:
+        way = max((way for way in means if data in means[way]), key=lambda way: means[way][data])
+        best.setdefault(way, []).append(data)
+    listed = "; ".join(f"{way} on {', '.join(sets)}" for way, sets in best.items())
+    return f" The highest on each data set: {listed}."
 
 
 def needed(runs: Sequence[Run]) -> list[list[str]]:
