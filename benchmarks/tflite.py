@@ -18,7 +18,6 @@ another order every round.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import statistics
 import tempfile
@@ -33,45 +32,20 @@ import keras
 import numpy as np
 import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
+from lib import phones
 from lib.arguments import command, parser
 from lib.machine import machine
-from lib.networks import SIZE
-from lib.problems import Arrays, Problem, cifar10_problem, draw, xray_problem
+from lib.problems import Arrays, draw
 from lib.results import page, table, write
 from lib.scores import mean_and_deviation
 from lib.timing import in_turn
 
 import keras_lp as lp
 
-EPOCHS = 10
 VARIANTS = {"float32": None, "float16": "float16", "dynamic": "dynamic", "int8": "int8"}
 # Every quantization is measured, whatever it loses; float32 must be as exact as by default.
 TOLERANCES = {None: None, "float16": 1.0, "dynamic": 0.0, "int8": 0.0}
 GOALS = {"points": 1.0, "faster": 10.0}
-
-
-@dataclasses.dataclass(frozen=True)
-class Network:
-    """A network with ImageNet weights, and what it learns."""
-
-    name: str
-    problem: Problem
-    weights: Path
-    options: dict[str, Any]
-
-    def learn(self, train: Arrays, seed: int) -> keras.Model:
-        keras.backend.clear_session()
-        keras.utils.set_random_seed(seed)
-        model = lp.transfer_model(
-            self.name.split()[0],
-            self.problem.labels,
-            weights=self.weights,
-            input_shape=train[0].shape[1:],
-            image_size=SIZE,
-            **self.options,
-        )
-        model.fit(*train, epochs=EPOCHS, verbose=0)
-        return model
 
 
 def export(model: keras.Model, folder: Path, train: Arrays, test: Arrays) -> dict[str, Any]:
@@ -115,7 +89,7 @@ def single_calls(model: keras.Model, folder: Path, x: np.ndarray) -> dict[str, C
     return calls
 
 
-def measure(network: Network, given: Namespace) -> dict[str, Any]:
+def measure(network: phones.Network, given: Namespace) -> dict[str, Any]:
     runs = []
     test, _ = draw(network.problem.test, min(given.test, len(network.problem.test[1])), seed=0)
     with tempfile.TemporaryDirectory() as name:
@@ -213,30 +187,15 @@ def report(results: dict[str, Any]) -> str:
 
 def main() -> None:
     arguments = parser(__doc__, seeds=3, data_dir=True)
-    arguments.add_argument(
-        "--mobilenet", type=Path, help="h5 file of MobileNet, alpha 0.25, no top"
-    )
-    arguments.add_argument("--mobilenetv2", type=Path, help="h5 file of MobileNetV2, no top")
-    arguments.add_argument("--cifar10", type=Path, help="npz file of cifar10_subset")
-    arguments.add_argument("--pictures", type=int, default=1000, help="to train a head on")
-    arguments.add_argument("--test", type=int, default=1000, help="test pictures at most")
+    phones.add_options(arguments)
     arguments.add_argument("--rounds", type=int, default=100, help="of the timing")
     arguments.add_argument("--note", action="append", default=[], help="paragraph of the page")
     given = arguments.parse_args()
     tf.get_logger().setLevel("ERROR")
-    networks = []
-    if given.mobilenet:
-        options = {"backbone_kwargs": {"alpha": 0.25}}
-        xray = xray_problem(given.data_dir)
-        networks.append(Network("MobileNet 0.25", xray, given.mobilenet, options))
-    if given.mobilenetv2 and given.cifar10:
-        cifar = cifar10_problem(given.cifar10)
-        networks.append(Network("MobileNetV2", cifar, given.mobilenetv2, {}))
-    if not networks:
-        arguments.error("no network. Pass --mobilenet FILE, or --mobilenetv2 and --cifar10 FILE.")
+    networks = phones.networks(given, arguments)
     numbers = ("pictures", "test", "seeds", "rounds")
     results = {
-        "command": command(__file__, given, "mobilenet", "mobilenetv2", "cifar10", *numbers),
+        "command": command(__file__, given, *phones.FILES, *numbers),
         "machine": machine("ai-edge-litert"),
         **{name: getattr(given, name) for name in numbers},
         "notes": given.note,
