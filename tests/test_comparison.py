@@ -304,14 +304,14 @@ def called(monkeypatch):
     key = ("way", "data_set", "examples", "seed")
     runs = {run["way"]: {k: v for k, v in run.items() if k not in key} for run in made()}
 
-    def train(self, name, examples):
+    def train(name, examples, *_):
         found.append((name, examples))
         if len(found) == 5:
             raise KeyboardInterrupt
         return runs[name]
 
-    monkeypatch.setattr(compare.Prepared, "way", train)
-    monkeypatch.setattr(compare.Prepared, "peer", lambda *_: {"missing": "it is not installed"})
+    monkeypatch.setattr(compare, "run_way", train)
+    monkeypatch.setattr(compare, "run_peer", lambda *_: {"missing": "it is not installed"})
     monkeypatch.setattr(compare, "one_thread", lambda: None)
     return found
 
@@ -387,6 +387,26 @@ def test_what_is_planned(tmp_path, called, capsys, monkeypatch):
         compare.compare(
             "a\n\nb\n\nc", [*options[:4], "--data", "pneumonia_mnist", "--only", c.ONE_TASK]
         )
+
+
+def test_one_case_is_made_once_and_one_is_kept(monkeypatch):
+    compare, asked = lib("compare"), []
+
+    class Case:
+        def first(self, count):
+            return count
+
+    monkeypatch.setattr(compare.cases, "make", lambda data, *_: asked.append(data) or Case())
+    monkeypatch.setattr(compare.measures, "source_head", lambda case: None)
+    monkeypatch.setattr(compare.measures, "measure", lambda *found: found)
+    compare.prepared.cache_clear()
+    compare.source.cache_clear()
+    for data in ("a", "a", "b", "a"):
+        made = data, 0, compare.QUICK, compare.cases.Files(), Path("folder")
+        assert compare.run_way("LoRA", 20, *made) == ("LoRA", 20, None)
+    assert asked == ["a", "b", "a"]
+    compare.prepared.cache_clear()
+    compare.source.cache_clear()
 
 
 def test_the_command_of_the_page():

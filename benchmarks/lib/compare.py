@@ -11,7 +11,7 @@ import itertools
 import json
 import shlex
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,10 +50,10 @@ FULL = Settings((20, 100, 1000), 100, 3, 60_000, 8000)
 
 
 class Task(NamedTuple):
-    """One training: a way or a peer, and what it is kept by."""
+    """One training: what it is kept by, and what does it."""
 
     key: dict[str, Any]
-    learn: Any
+    learn: Callable[[], Run]
 
 
 def digest(*names: str) -> str:
@@ -75,32 +75,25 @@ def code() -> dict[str, str]:
     }
 
 
-class Prepared:
-    """The case of a data set and a seed, made when it is asked for."""
+@functools.lru_cache(maxsize=1)  # one data set and seed at a time stays in memory
+def prepared(
+    data: str, seed: int, settings: Settings, files: cases.Files, folder: Path
+) -> cases.Case:
+    most = max(settings.examples)
+    return cases.make(data, seed, files, most, settings.pretraining, settings.seen, folder)
 
-    def __init__(
-        self, data: str, seed: int, settings: Settings, arguments: Any, version: str
-    ) -> None:
-        folder = arguments.out / "report.networks" / f"{version}_{settings.pretraining}_{seed}"
-        files = cases.Files(arguments.data_dir, arguments.cifar10, arguments.mobilenet)
-        self._make = functools.partial(
-            cases.make, data, seed, files, max(settings.examples), settings.pretraining,
-            settings.seen, folder,
-        )  # fmt: skip
 
-    @functools.cached_property
-    def case(self) -> cases.Case:
-        return self._make()
+@functools.lru_cache(maxsize=1)
+def source(*made: Any) -> measures.SourceHead | None:
+    return measures.source_head(prepared(*made))
 
-    @functools.cached_property
-    def source(self) -> measures.SourceHead | None:
-        return measures.source_head(self.case)
 
-    def way(self, name: str, examples: int) -> Run:
-        return measures.measure(name, self.case.first(examples), self.source)
+def run_way(name: str, examples: int, *made: Any) -> Run:
+    return measures.measure(name, prepared(*made).first(examples), source(*made))
 
-    def peer(self, name: str, examples: int) -> Run:
-        return peers.measure(name, self.case.first(examples))
+
+def run_peer(name: str, examples: int, *made: Any) -> Run:
+    return peers.measure(name, prepared(*made).first(examples))
 
 
 def tasks(
@@ -112,7 +105,9 @@ def tasks(
     versions: dict[str, str],
 ) -> Iterator[Task]:
     """Yields the trainings of a data set and a seed."""
-    prepared = Prepared(data, seed, settings, arguments, versions["networks"])
+    files = cases.Files(arguments.data_dir, arguments.cifar10, arguments.mobilenet)
+    name_of = f"{versions['networks']}_{settings.pretraining}_{seed}"
+    made = data, seed, settings, files, arguments.out / "report.networks" / name_of
     most = cases.LABELLED.get(data, max(settings.examples))
     for examples, name in itertools.product(settings.examples, names):
         way, peer = WAYS.get(name), peers.PEERS.get(name)
@@ -128,10 +123,8 @@ def tasks(
         ):
             continue
         key = {"data_set": data, "seed": seed, "examples": examples, kind: name}
-        yield Task(
-            {**key, "code": versions[kind]},
-            functools.partial(getattr(prepared, kind), name, examples),
-        )
+        learn = functools.partial(run_way if way else run_peer, name, examples, *made)
+        yield Task({**key, "code": versions[kind]}, learn)
 
 
 def compare(doc: str, given: list[str] | None = None) -> None:
