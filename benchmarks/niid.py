@@ -98,10 +98,10 @@ def main() -> None:
     usual = (50, 10) if given.published else (10, 2)
     given.rounds, given.epochs = given.rounds or usual[0], given.epochs or usual[1]
     stem = "niid_published" if given.published else "niid"
+    budget = () if given.published else ("rounds", "epochs")
     results: dict[str, Any] = {
-        "command": command(
-            __file__, given, "data", "skews", "rounds", "epochs", "proximal", "seeds"
-        ),
+        "command": command(__file__, given, "data", "skews", *budget, "proximal", "seeds")
+        + " --published" * given.published,
         "machine": machine("tensorflow-federated"),
         "arguments": vars(given) | {"out": ""},
         "results": [],

@@ -16,6 +16,7 @@ SCRIPTS = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "__ma
 OTHERS = {
     "scripts_transfer": "xray",
     "federated_rounds_flower": "federated_rounds",
+    "niid_published": "niid",
     "paradigms_digits": "paradigms",
     "paradigms_fashion_mnist": "paradigms",
 }
@@ -252,10 +253,12 @@ def test_the_published_setting_of_niid(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", [*words, "--seeds", "1", "--data", "mnist"])
     module.main()
     assert asked == [("mnist", "two labels", 50, 10)] * 2
-    assert (
-        "| mnist | two labels | FedAvg | 50.00 ± 0.00 | 96.86 |"
-        in (tmp_path / "niid_published.md").read_text()
-    )
+    page = (tmp_path / "niid_published.md").read_text()
+    assert "| mnist | two labels | FedAvg | 50.00 ± 0.00 | 96.86 |" in page
+    assert "niid.py --data mnist --skews 'two labels' --proximal 0.01 --seeds 1 --published" in page
+    monkeypatch.setattr(sys, "argv", [*words, "--rounds", "5"])
+    with pytest.raises(SystemExit):
+        module.main()
 
 
 def test_the_documentation_has_one_form_for_each_script():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 
 from lib.results import RESULTS
@@ -39,5 +40,6 @@ def command(script: str, arguments: argparse.Namespace, *names: str) -> str:
         if value is not None:
             values = value if isinstance(value, list) else [value]
             words.append(f"--{name.replace('_', '-')}")
-            words += [one.name if isinstance(one, Path) else str(one) for one in values]
+            shown = [one.name if isinstance(one, Path) else str(one) for one in values]
+            words += [shlex.quote(one) for one in shown]
     return " ".join(words)
