@@ -271,3 +271,15 @@ def test_the_documentation_has_one_form_for_each_script():
         assert f"benchmarks/{name}.py" in text, name
     linked = set(re.findall(r"\(../benchmarks/results/(\w+)\.md\)", text))
     assert linked == {path.stem for path in RESULTS.glob("*.md")}
+
+
+def test_runs_of_other_settings_are_kept_under_another_name(tmp_path, capsys):
+    journal = lib("journal").Journal
+    path = tmp_path / "runs.json"
+    journal(path, {"steps": 1}).run(lambda: {"value": 3}, seed=0)
+    assert journal(path, {"steps": 1}).has(seed=0)
+    other = journal(path, {"steps": 2})
+    assert not other.has(seed=0)
+    old = tmp_path / "runs.old.json"
+    assert json.loads(old.read_text())["runs"] == [{"seed": 0, "value": 3}]
+    assert f"the runs so far are kept in {old}" in capsys.readouterr().out

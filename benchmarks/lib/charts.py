@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from lib import ways as w
 from lib.journal import Run
@@ -79,13 +78,6 @@ def _colours(lines: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
         "color": {"field": "way", "type": "nominal", "title": None, "scale": colours},
         "strokeDash": {"field": "way", "type": "nominal", "title": None, "scale": dashes},
     }
-
-
-def margin(values: Sequence[float]) -> float:
-    """Returns half of the 95 % interval (Student's t) of a mean; 0 of one value."""
-    if len(values) < 2:
-        return 0.0
-    return float(stats.t.ppf(0.975, len(values) - 1) * deviation(values) / len(values) ** 0.5)
 
 
 def by_examples(runs: Sequence[Run], data: str) -> str:

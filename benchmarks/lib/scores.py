@@ -31,12 +31,18 @@ def mean_and_deviation(found: Sequence[float] | np.ndarray, digits: int = 1) -> 
     return f"{np.mean(found):.{digits}f} ± {deviation(found):.{digits}f}"
 
 
+def margin(found: Sequence[float] | np.ndarray) -> float:
+    """Returns half of the 95 % interval (Student's t) of a mean; 0 of one number."""
+    if len(found) < 2:
+        return 0.0
+    return float(stats.t.ppf(0.975, len(found) - 1) * deviation(found) / len(found) ** 0.5)
+
+
 def verdict(change: np.ndarray) -> str:
     """Tells whether zero is outside the 95 % interval (Student's t) of the mean difference."""
     if len(change) < 2:
         return "one seed"
-    margin = stats.t.ppf(0.975, len(change) - 1) * deviation(change) / np.sqrt(len(change))
-    if abs(np.mean(change)) <= margin:
+    if abs(np.mean(change)) <= margin(change):
         return "not told apart"
     return "better" if np.mean(change) > 0 else "worse"
 

@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lib import charts, peers
 from lib import differences as d
+from lib import peers
 from lib import ways as w
 from lib.journal import Run
-from lib.scores import mean_and_deviation
+from lib.scores import margin, mean_and_deviation
 from lib.timing import ratio
 
 NEAR = 1.0  # points within which ways are named together
@@ -59,8 +59,8 @@ Cell = tuple[str, float | None]  # what is shown, and the number by which it is 
 def figures(runs: Sequence[Run]) -> list[Cell]:
     """Returns the cells of a row."""
     accuracies = [100 * run["accuracy"] for run in runs]
-    mean, margin = statistics.mean(accuracies), charts.margin(accuracies)
-    low, high = max(mean - margin, 0), min(mean + margin, 100)
+    mean, half = statistics.mean(accuracies), margin(accuracies)
+    low, high = max(mean - half, 0), min(mean + half, 100)
     interval: Cell = (f"{low:.1f} to {high:.1f}", low) if len(runs) > 1 else ("-", None)
     cells: list[Cell] = [(mean_and_deviation(accuracies), mean), interval]
     for column in COLUMNS:
