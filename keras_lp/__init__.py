@@ -47,6 +47,7 @@ if TYPE_CHECKING:  # for editors; imported on first use, see below
     )
     from keras_lp.tflite import (
         DeviceTrainer,
+        PhoneClient,
         TFLiteMetadata,
         aggregate_device_updates,
         export_tflite,
@@ -60,6 +61,7 @@ if TYPE_CHECKING:  # for editors; imported on first use, see below
         TuningResult,
         tune,
     )
+    from keras_lp.web import PhoneServer, export_web, phone_server
 
 __version__ = "0.1.0"
 
@@ -76,6 +78,7 @@ _LAZY = {
     "personalize": "keras_lp.federated",
     "split_clients": "keras_lp.federated",
     "DeviceTrainer": "keras_lp.tflite",
+    "PhoneClient": "keras_lp.tflite",
     "TFLiteMetadata": "keras_lp.tflite",
     "aggregate_device_updates": "keras_lp.tflite",
     "export_tflite": "keras_lp.tflite",
@@ -88,6 +91,9 @@ _LAZY = {
     "TransferHyperModel": "keras_lp.tuning",
     "TuningResult": "keras_lp.tuning",
     "tune": "keras_lp.tuning",
+    "PhoneServer": "keras_lp.web",
+    "export_web": "keras_lp.web",
+    "phone_server": "keras_lp.web",
 }
 
 __all__ = [
@@ -107,6 +113,8 @@ __all__ = [
     "MultiLabel",
     "MultitaskHyperModel",
     "PersonalModels",
+    "PhoneClient",
+    "PhoneServer",
     "Quantize",
     "Regression",
     "Report",
@@ -127,6 +135,7 @@ __all__ = [
     "describe_clients",
     "export_tflite",
     "export_trainable_tflite",
+    "export_web",
     "find_learning_rate",
     "finetune_model",
     "fit_head",
@@ -140,6 +149,7 @@ __all__ = [
     "multitask_model",
     "partition",
     "personalize",
+    "phone_server",
     "plain_model",
     "report",
     "save_adapters",

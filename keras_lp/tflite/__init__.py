@@ -1,6 +1,7 @@
 """Exports models to LiteRT (TensorFlow Lite) files that run and train on a phone."""
 
 from keras_lp.tflite.device.aggregation import DeviceRound, aggregate_device_updates
+from keras_lp.tflite.device.client import PhoneClient
 from keras_lp.tflite.device.device import DeviceTrainer
 from keras_lp.tflite.export.export import export_tflite
 from keras_lp.tflite.export.report import ExportReport
@@ -11,6 +12,7 @@ __all__ = [
     "DeviceRound",
     "DeviceTrainer",
     "ExportReport",
+    "PhoneClient",
     "TFLiteMetadata",
     "TrainableReport",
     "aggregate_device_updates",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast, get_args
 
 import keras
@@ -31,7 +31,7 @@ Limit = float | Literal["auto"] | None
 _TIMES = 10  # the median: the automatic limit of norms and weights
 
 
-class _Refused(Exception):  # noqa: N818
+class Refused(Exception):  # noqa: N818
     """Raised with the reason why an update is refused."""
 
 
@@ -149,11 +149,11 @@ def aggregate_device_updates(
     versions: dict[tuple[str, ...], np.ndarray] = {}
     for i, update in enumerate(updates):
         try:
-            read = _read(model, update, versions)
+            read = read_update(model, update, versions)
             if accepted and read.keys() != next(iter(accepted.values())).keys():
-                raise _Refused("it has other weights than the first accepted update")
+                raise Refused("it has other weights than the first accepted update")
             accepted[i] = read
-        except _Refused as reason:
+        except Refused as reason:
             refused[i] = str(reason)
     if not accepted:
         raise ValueError(
@@ -166,9 +166,9 @@ def aggregate_device_updates(
         listed = "; ".join(f"update {i}: {reason}" for i, reason in refused.items())
         warn(f"Not averaged: {listed}.")
     exchanged = cast(Variables, find_weights(model, next(iter(accepted.values()))))
-    start = _flat({name: np.asarray(v) for name, v in exchanged.items()}, exchanged)
+    start = flat(exchanged)
     # In float64, so that the order of the updates does not matter.
-    changes = np.stack([_flat(update, exchanged) - start for update in accepted.values()])
+    changes = np.stack([flat(update) - start for update in accepted.values()])
     own = np.array([shares[i] for i in accepted])
     norms = np.linalg.norm(changes, axis=1)
     scales = _scales(norms, _limit(max_update_norm, norms[norms > 0]))
@@ -189,19 +189,30 @@ def aggregate_device_updates(
         change = capped @ changes / capped.sum()
     else:
         change = robust_row(tf.constant(changes), aggregation).numpy()
+    weights_sent = assign(model, exchanged, start + change)
+    return DeviceRound(weights_sent, tuple(accepted), refused, limited)
+
+
+def flat(weights: Mapping[str, Any]) -> np.ndarray:
+    """Returns weights as one float64 vector, in the order of the mapping."""
+    return np.concatenate([np.asarray(w).astype("float64").ravel() for w in weights.values()])
+
+
+def assign(model: keras.Model, exchanged: Variables, vector: np.ndarray) -> dict[str, np.ndarray]:
+    """Assigns a vector in the order of `flat`; returns what phones load, with the new version."""
     place = 0
     for variable in exchanged.values():
         size = math.prod(variable.shape)
-        new = start[place : place + size] + change[place : place + size]
-        variable.assign(new.reshape(variable.shape).astype("float32"))
+        part = vector[place : place + size]
+        variable.assign(part.reshape(variable.shape).astype("float32"))
         place += size
+    return current_weights(model, exchanged)
+
+
+def current_weights(model: keras.Model, exchanged: Variables) -> dict[str, np.ndarray]:
+    """Returns what phones load: the weights of a model by name, with their version."""
     values = {name: keras.ops.convert_to_numpy(v).copy() for name, v in exchanged.items()}
-    values[VERSION] = model_version(model, exchanged)
-    return DeviceRound(values, tuple(accepted), refused, limited)
-
-
-def _flat(weights: Mapping[str, np.ndarray], names: Iterable[str]) -> np.ndarray:
-    return np.concatenate([weights[name].astype("float64").ravel() for name in names])
+    return {**values, VERSION: model_version(model, exchanged)}
 
 
 def _limit(given: Limit, values: np.ndarray) -> float:
@@ -233,7 +244,7 @@ def _checked_shares(weights: Any, count: int) -> list[float]:
     return [float(weight) for weight in weights]
 
 
-def _read(
+def read_update(
     model: keras.Model, update: Update, versions: dict[tuple[str, ...], np.ndarray]
 ) -> dict[str, np.ndarray]:
     """Returns the checked weights of an update, without the version.
@@ -242,18 +253,21 @@ def _read(
         model: the model.
         update: a path, or arrays by name.
         versions: a cache of the versions of the model by the names of the exchanged weights.
+
+    Raises:
+        Refused: with the reason.
     """
     if not isinstance(update, (str, os.PathLike, Mapping)):
-        raise _Refused(f"it is a {type(update).__name__}, not a file or a dict of arrays")
+        raise Refused(f"it is a {type(update).__name__}, not a file or a dict of arrays")
     try:
         if not isinstance(update, Mapping):
             sizes = {name: 4 * math.prod(v.shape) for name, v in all_weights(model).items()}
             update = read_arrays(update, {**sizes, VERSION: 4 * 2 * HALF})
         return _checked(model, update, versions)
     except OSError as error:
-        raise _Refused(f"it cannot be read ({error})") from error
+        raise Refused(f"it cannot be read ({error})") from error
     except (TypeError, ValueError) as error:
-        raise _Refused(str(error)) from error
+        raise Refused(str(error)) from error
 
 
 def _checked(
@@ -263,7 +277,7 @@ def _checked(
 ) -> dict[str, np.ndarray]:
     exchanged = find_weights(model, update.keys() - {VERSION})
     if exchanged is None:
-        raise _Refused("it has other weights than this model")
+        raise Refused("it has other weights than this model")
     wanted = {
         name: {"shape": variable.shape, "dtype": np.dtype(variable.dtype)}
         for name, variable in exchanged.items()
@@ -271,13 +285,13 @@ def _checked(
     wanted[VERSION] = {"shape": (2 * HALF,), "dtype": np.dtype("int32")}
     reason = mismatch(update, wanted)
     if reason is not None:
-        raise _Refused(reason)
+        raise Refused(reason)
     key = tuple(exchanged)
     if key not in versions:
         versions[key] = model_version(model, exchanged)
     same = np.equal(update[VERSION], versions[key])
     if not same[:HALF].all():
-        raise _Refused("it is from another model")
+        raise Refused("it is from another model")
     if not same[HALF:].all():
-        raise _Refused("it is stale: trained from weights other than the current ones")
+        raise Refused("it is stale: trained from weights other than the current ones")
     return {name: np.asarray(update[name]) for name in exchanged}

@@ -118,7 +118,7 @@ def _inputs(
     if vocabulary is None and encoder is not None:
         vocabulary = encoder.tokens
     if vocabulary is not None:
-        name = _input_of_ids(described, len(vocabulary))
+        name = input_of_ids(described, len(vocabulary))
         files["vocab.txt"] = "\n".join(vocabulary)
         kind = (
             f"Ids of {encoder.level.replace('_', ' ')}s." if encoder is not None else "Token ids."
@@ -127,7 +127,7 @@ def _inputs(
     return about
 
 
-def _input_of_ids(described: Interface, tokens: int) -> str:
+def input_of_ids(described: Interface, tokens: int) -> str:
     """Returns the input with the largest Embedding; others hold segments or positions."""
     sizes = {one.name: one.ids for one in described.inputs if one.ids is not None}
     if not sizes:
