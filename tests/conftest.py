@@ -1,6 +1,7 @@
 """Shared data and small models."""
 
 import os
+import shutil
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -35,6 +36,19 @@ def tfds_dir() -> Path:
     if not path:
         pytest.skip("TFDS_DATA_DIR is not set: no prepared TFDS data sets here")
     return Path(path)
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A headless Chromium; one per process, as Playwright allows."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    found = shutil.which("chromium") or shutil.which("google-chrome")
+    if found is None:
+        pytest.skip("needs Chromium: apt-get install chromium")
+    with sync_api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield opened
+        opened.close()
 
 
 @pytest.fixture

@@ -76,6 +76,12 @@ class Rounds:
 
     Raises:
         ValueError: if the folder is of another model or of other settings, or is in use.
+
+    Attributes:
+        model: the model.
+        folder: folder of the state.
+        rounds: number of rounds.
+        logs: the figures of the rounds that are done.
     """
 
     def __init__(
@@ -104,6 +110,8 @@ class Rounds:
         self._evaluate = evaluate
         self._tokens = tokens
         self._lock = threading.RLock()
+        self._spent = False  # the privacy budget
+        self.logs: list[Logs] = []
         self._versions: dict[tuple[str, ...], np.ndarray] = {}
         exchanged = find_weights(model, weights)
         if exchanged is None:
@@ -121,26 +129,21 @@ class Rounds:
         self._updates = folder / "updates"
         self._updates.mkdir(parents=True, exist_ok=True)
         self._database = _open(folder / "state.sqlite3")
-        self._begin(settings)
+        try:
+            self._begin(settings)
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def number(self) -> int:
         """The current round, from 1."""
-        return self._one("SELECT max(number) FROM rounds")
+        return len(self.logs) + 1
 
     @property
     def finished(self) -> bool:
         """Whether all rounds are done, or the privacy budget is spent."""
-        return self.number > self.rounds or bool(self._about("spent"))
-
-    @property
-    def logs(self) -> list[Logs]:
-        """The logs of the rounds that are done."""
-        with self._lock:
-            rows = self._database.execute(
-                "SELECT logs FROM rounds WHERE logs IS NOT NULL ORDER BY number"
-            ).fetchall()
-        return [json.loads(row) for (row,) in rows]
+        return self.number > self.rounds or self._spent
 
     @property
     def privacy(self) -> Mechanism | None:
@@ -170,7 +173,7 @@ class Rounds:
             if self._one("SELECT count(*) FROM clients") >= self._max_clients:
                 raise NotTaken(403, f"all {self._max_clients} places are taken")
             with self._database:
-                self._database.execute("INSERT INTO clients (token) VALUES (?)", (_hashed(token),))
+                self._database.execute("INSERT INTO clients (token) VALUES (?)", (hashed(token),))
         return token
 
     def client(self, token: str) -> int:
@@ -179,7 +182,7 @@ class Rounds:
         Raises:
             NotTaken: if nobody has this token.
         """
-        found = self._one("SELECT number FROM clients WHERE token = ?", _hashed(token))
+        found = self._one("SELECT number FROM clients WHERE token = ?", hashed(token))
         if found is None:
             raise NotTaken(401, "this token is unknown here; join first")
         return int(found)
@@ -255,7 +258,7 @@ class Rounds:
                 self._tell("settings", own)
                 for token in self._tokens or ():
                     self._database.execute(
-                        "INSERT INTO clients (token) VALUES (?)", (_hashed(token),)
+                        "INSERT INTO clients (token) VALUES (?)", (hashed(token),)
                     )
                 self._start_round(1)
             return
@@ -265,6 +268,11 @@ class Rounds:
                 "`folder` must hold the rounds of this model with the same settings. Received: "
                 f"{self.folder}, where these differ: {wrong}. Choose another folder."
             )
+        rows = self._database.execute(
+            "SELECT logs FROM rounds WHERE logs IS NOT NULL ORDER BY number"
+        )
+        self.logs = [json.loads(row) for (row,) in rows]
+        self._spent = bool(self._about("spent"))
         arrays = read_arrays(self._weights_path(self.number))
         assign(self.model, self._exchanged, flat({name: arrays[name] for name in self._exchanged}))
         if self._privacy is not None:
@@ -287,6 +295,7 @@ class Rounds:
                 self._privacy.start()
                 chosen = json.dumps(self._privacy.sample().tolist())
             else:
+                self._spent = True
                 self._tell("spent", True)
         if self._privacy is not None:
             privacy = json.dumps(self._privacy.state())
@@ -353,6 +362,7 @@ class Rounds:
                 "UPDATE rounds SET logs = ? WHERE number = ?", (json.dumps(logs), number)
             )
             self._start_round(number + 1)
+        self.logs.append(logs)
         self._versions.clear()
         self._remove_files()
 
@@ -424,5 +434,6 @@ def _open(path: Path) -> sqlite3.Connection:
     return database
 
 
-def _hashed(token: str) -> str:
+def hashed(token: str) -> str:
+    """Returns what is stored of a token."""
     return hashlib.sha256(token.encode()).hexdigest()

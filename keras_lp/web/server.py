@@ -24,7 +24,7 @@ from keras_lp.tflite.device.exchange import VERSION
 from keras_lp.utils.arguments import check_positive
 from keras_lp.utils.robust import Aggregation
 from keras_lp.web.export import write_site
-from keras_lp.web.rounds import NotTaken, Rounds
+from keras_lp.web.rounds import NotTaken, Rounds, hashed
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -331,7 +331,7 @@ def phone_server(
         "round_seconds": round_seconds,
         "aggregation": [aggregation, max_update_norm, max_weight],
         "trainable": trainable,
-        "tokens": tokens and sorted(tokens),
+        "tokens": tokens and sorted(map(hashed, tokens)),
         "privacy": privacy and dataclasses.asdict(privacy),
         **{name: value for name, value in options.items() if name in _TRAINING},
     }
@@ -371,8 +371,8 @@ def _check_clients(
     if clients_per_round > max_clients:
         raise ValueError(
             "`clients_per_round` must be at most the number of clients. Received: "
-            f"clients_per_round={clients_per_round} for {max_clients} clients. Raise `max_clients`, "
-            "or give more tokens."
+            f"clients_per_round={clients_per_round} for {max_clients} clients. Raise "
+            "`max_clients`, or give more tokens."
         )
     if privacy is None:
         return

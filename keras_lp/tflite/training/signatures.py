@@ -276,7 +276,8 @@ class Signatures(tf.Module):
             for name, value in given.items():
                 (self._version if name == VERSION else self._weights[name]).assign(value)
             self._optimizer.reset()
-            return {VERSION: tf.identity(given[VERSION])}
+            # Read, not passed through: LiteRT.js overwrites an input that is also an output.
+            return {VERSION: self._version.read_value()}
 
         self.functions = {
             "infer": _trace(infer, one),

@@ -230,11 +230,11 @@ function numbers(input) {
     read() {
       const found = fields.texts();
       const values = found.map(value => (value === '' ? NaN : Number(value)));
-      const wrong = found[values.findIndex(value => !Number.isFinite(value))];
-      if (values.length !== size || wrong !== undefined) {
-        throw new Error(wrong
-          ? `Give numbers: "${shortened(wrong)}" is not one.`
-          : `Give ${size} numbers: there are ${values.filter(Number.isFinite).length}.`);
+      const wrong = found.find((value, i) => value && !Number.isFinite(values[i]));
+      if (wrong) throw new Error(`Give numbers: "${shortened(wrong)}" is not one.`);
+      const count = values.filter(Number.isFinite).length;
+      if (values.length !== size || count !== size) {
+        throw new Error(`Give ${size} numbers: there are ${count}.`);
       }
       const most = input.ids ?? Infinity;
       const outside = values.find(value => input.dtype !== 'float32'
