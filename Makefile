@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install demo test test-fast test-slow lint format bench bench-published clean
+.PHONY: install demo web test test-fast test-slow lint format bench bench-published clean
 
 install: $(INSTALLED)
 
@@ -19,6 +19,10 @@ $(INSTALLED): setup.cfg pyproject.toml requirements-tff.txt
 
 demo: install
 	$(BIN)/python examples/quickstart.py
+
+# The page of examples/web_digits.py on http://127.0.0.1:8000. Needs npm.
+web: install
+	$(BIN)/python examples/web_digits.py
 
 test: install
 	$(BIN)/python -m pytest -m 'not slow' -n 2 --dist loadfile

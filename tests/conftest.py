@@ -39,6 +39,17 @@ def tfds_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
+def litert():
+    """Skips where LiteRT.js is neither in the cache nor available from npm."""
+    from keras_lp.web.litert_js import litert_js
+
+    try:
+        return litert_js()
+    except (ImportError, ConnectionError) as error:
+        pytest.skip(f"needs LiteRT.js: {error}")
+
+
+@pytest.fixture(scope="session")
 def browser():
     """A headless Chromium; one per process, as Playwright allows."""
     sync_api = pytest.importorskip("playwright.sync_api")

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -130,6 +131,7 @@ QUICK = {
     "privacy_audit.py": "Without a defence, the attacker reads 2 of 2 examples.",
     "support_assistant.py": "adapters on disk",
     "tune_everything.py": "test accuracy  default    found",
+    "web_digits.py": "python -m http.server 8000",
     "text_multitask.py": "Wo ist der Bahnhof?",
     "xray_transfer.py": "balanced accuracy",
 }
@@ -146,7 +148,9 @@ def test_every_example_is_run():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", QUICK)
 def test_the_quick_form_of_an_example_runs_from_any_folder(name, tmp_path, request):
-    if name not in ("phone.py", "privacy_audit.py", "tune_everything.py"):
+    if name == "web_digits.py" and shutil.which("npm") is None:
+        pytest.skip("needs npm")
+    if name not in ("phone.py", "privacy_audit.py", "tune_everything.py", "web_digits.py"):
         request.getfixturevalue("tfds_dir")
     more = ["--weights", request.getfixturevalue("weights")] if name == "xray_transfer.py" else []
     assert QUICK[name] in run(ROOT / "examples" / name, "--quick", *more, folder=tmp_path)
@@ -183,6 +187,18 @@ def test_the_examples_of_the_pages_run_and_print_what_is_shown(page, count, tmp_
         assert measured == pytest.approx(told, rel=0.3)
 
 
+def test_the_examples_of_the_page_about_browsers_run(tmp_path):
+    if shutil.which("npm") is None:
+        pytest.skip("needs npm")
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "web.md").read_text(), re.DOTALL)
+    offline = [block for block in blocks if "uvicorn.run" not in block]
+    assert (len(offline), len(blocks)) == (3, 4)
+    (tmp_path / "page.py").write_text("\n".join(offline))
+    printed = run("page.py", folder=tmp_path)
+    assert "digits_page: a page of" in printed
+    assert "epsilon" in printed
+
+
 def shown_figures(text):
     """The error of cross-validation and the accuracy of a head; the accuracy of a file."""
     solved = re.search(r"Head solved with l2=\S+, cv_loss=(\S+): accuracy (\S+),", text)
@@ -192,7 +208,7 @@ def shown_figures(text):
 
 def test_links_of_the_pages_lead_somewhere():
     for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")):
-        links = re.findall(r"\]\(([^)#]+)\)", page.read_text())
+        links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text())
         assert links or page.name in ("android.md", "CONTRIBUTING.md")
         for link in links:
             assert link.startswith("http") or (page.parent / link).exists(), (page, link)

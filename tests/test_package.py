@@ -54,9 +54,11 @@ def modules():
 
 
 @pytest.mark.parametrize("name", modules())
-def test_examples_in_docstrings_run(name, tmp_path, monkeypatch):
+def test_examples_in_docstrings_run(name, tmp_path, monkeypatch, request):
     if name == "keras_lp.federated.averaging" and installation.unsupported_platform():
         pytest.skip("TFF has wheels for Linux x86-64 only")
+    if name in ("keras_lp.web.export", "keras_lp.web.server"):
+        request.getfixturevalue("litert")
     monkeypatch.chdir(tmp_path)  # examples write files
     results = doctest.testmod(importlib.import_module(name))
     assert results.failed == 0

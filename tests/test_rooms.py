@@ -18,12 +18,13 @@ ROOMS_OF = {
     "tflite": ["device", "metadata", "export", "training"],
 }
 # Each imports from itself, from `ROOMS`, and from these.
-AROUND = {"data": [], "tuning": ["federated"], "audit": ["federated"]}
+AROUND = {"data": [], "tuning": ["federated"], "audit": ["federated"], "web": ["tflite"]}
 # Heavy or optional packages, and the folder or file that alone imports each.
 ALONE = {
     "tensorflow_datasets": "data",
     "keras_hub": "backbones",
     "ai_edge_litert": "tflite/device",
+    "starlette": "web",
     "matplotlib": "",
 }
 

@@ -100,6 +100,11 @@ lp.export_trainable_tflite(model, "b.tflite", optimizer="momentum", trainable="a
 phone = lp.DeviceTrainer("b.tflite")
 reveal_type(phone.fit(x, y))  # list[float]
 reveal_type(lp.aggregate_device_updates(model, [phone.get_weights()]).refused)  # dict[int, str]
+page = lp.export_web(model, "page", trainable="head", feature_names=["a", "b", "c", "d"])
+reveal_type(page.size)  # int
+server: lp.PhoneServer = lp.phone_server(model, "s", clients_per_round=2, rounds=3, privacy=privacy)
+reveal_type(server.history)  # dict[str, list[float]]
+reveal_type(lp.PhoneClient("http://127.0.0.1").round())  # dict[str, Any]
 
 
 def name_of(any_model: lp.Model) -> str:

@@ -15,17 +15,6 @@ import keras_lp as lp
 
 
 @pytest.fixture(scope="session")
-def litert():
-    """Skips where LiteRT.js is neither in the cache nor available from npm."""
-    from keras_lp.web.litert_js import litert_js
-
-    try:
-        return litert_js()
-    except (ImportError, ConnectionError) as error:
-        pytest.skip(f"needs LiteRT.js: {error}")
-
-
-@pytest.fixture(scope="session")
 def browser(litert, browser):
     return browser
 
