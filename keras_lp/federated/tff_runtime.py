@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import functools
 import importlib
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from keras_lp.federated.engine import installation
 from keras_lp.federated.engine.tff_import import import_tff
 from keras_lp.federated.engine.worker import LOCK, load_worker
+from keras_lp.federated.engine.workers import remote
 
 
 def load_tff() -> Any:
@@ -32,6 +35,21 @@ def load_tff() -> Any:
         tff = import_tff()
         tff.framework.set_default_context(_execution_context())
     return tff
+
+
+def call(function: Callable[[], Any], folder: Path | None = None, blocks: int = 0) -> Any:
+    """Returns what a function that calls TFF computations returns, on this machine or on others.
+
+    Args:
+        function: the function, without effects.
+        folder: the folder of the files that clients read. Defaults to none.
+        blocks: number of blocks. Defaults to none.
+    """
+    workers = remote()
+    if workers is not None:
+        return workers.run(function, folder, blocks)
+    with load_worker().watch():
+        return function()
 
 
 @functools.cache

@@ -19,10 +19,11 @@ import tensorflow as tf
 from keras_lp.federated.clients.arrays import Arrays, count_examples
 from keras_lp.federated.engine.adapters import ALL_RANKS
 from keras_lp.federated.engine.files import read_rows, write_rows
+from keras_lp.federated.engine.workers import on_worker, remote
 
 # The worker starts a TensorFlow session for each concurrent block, which takes about 15 ms.
 # TensorFlow itself uses all cores within a step.
-_BLOCKS = 2
+_BLOCKS = 2  # per worker
 _BYTES = 32 * 2**20  # per block
 
 
@@ -115,7 +116,7 @@ def rows_reader(folder: Path, spec: Any) -> Callable[[tf.Tensor], Any]:
     def read(number: tf.Tensor) -> Any:
         name = tf.strings.as_string(number)
         columns = [
-            read_rows(tf.strings.join([f"{folder}/", name, f".{i}.rows"]), one)
+            read_rows(tf.strings.join([f"{on_worker(folder)}/", name, f".{i}.rows"]), one)
             for i, one in enumerate(tf.nest.flatten(spec))
         ]
         return tf.nest.pack_sequence_as(spec, columns)
@@ -126,7 +127,9 @@ def rows_reader(folder: Path, spec: Any) -> Callable[[tf.Tensor], Any]:
 def _cuts(work: Sequence[Work]) -> list[tuple[int, int]]:
     """Returns ranges of consecutive clients with about equal amounts of data."""
     sizes = [sum(array.nbytes for array in tf.nest.flatten(client.data)) for client in work]
-    target = min(max(sum(sizes) / _BLOCKS, 1), _BYTES)
+    workers = remote()
+    blocks = _BLOCKS * (1 if workers is None else len(workers))
+    target = min(max(sum(sizes) / blocks, 1), _BYTES)
     cuts, first, held = [], 0, 0
     for i, size in enumerate(sizes):
         if i > first and held + size / 2 > target:

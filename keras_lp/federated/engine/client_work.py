@@ -24,6 +24,7 @@ from keras_lp.federated.engine.files import read_tensor, write_tensor
 from keras_lp.federated.engine.merging import Merging
 from keras_lp.federated.engine.optimizers import stateless_optimizer
 from keras_lp.federated.engine.personal import Personal, flat
+from keras_lp.federated.engine.workers import on_worker
 from keras_lp.model.absent import seen
 from keras_lp.utils.keras_internals import loss_metrics, loss_tracker, rate_of, sublayers
 
@@ -87,10 +88,9 @@ class StatelessModel:
 
     def read_frozen(self) -> Tensors:
         """Reads the weights of `write_frozen` in a graph."""
+        folder = on_worker(self._folder)
         return tuple(
-            read_tensor(
-                str(self._folder / f"{i}.frozen"), tf.TensorSpec(variable.shape, variable.dtype)
-            )
+            read_tensor(f"{folder}/{i}.frozen", tf.TensorSpec(variable.shape, variable.dtype))
             for i, variable in enumerate(self._frozen)
         )
 

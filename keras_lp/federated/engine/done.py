@@ -11,6 +11,8 @@ from pathlib import Path
 
 import tensorflow as tf
 
+from keras_lp.federated.engine.workers import on_worker
+
 _SECONDS = 0.2  # between two writes
 
 
@@ -48,7 +50,8 @@ class ClientsDone:
         now = tf.timestamp()
 
         def write() -> tf.Tensor:
-            name = tf.strings.join([f"{self._folder}/", tf.strings.as_string(block), ".done"])
+            folder = on_worker(self._folder)
+            name = tf.strings.join([f"{folder}/", tf.strings.as_string(block), ".done"])
             with tf.control_dependencies([tf.io.write_file(name, tf.strings.as_string(done))]):
                 return tf.identity(now)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import shutil
 import tempfile
@@ -19,7 +20,7 @@ import tensorflow as tf
 from keras_lp.federated import tff_runtime
 from keras_lp.federated.clients.arrays import Arrays
 from keras_lp.federated.clients.source import Source
-from keras_lp.federated.engine import tff_model, worker
+from keras_lp.federated.engine import tff_model
 from keras_lp.federated.engine.adapters import ALL_RANKS, Adapters
 from keras_lp.federated.engine.before_rounds import balance_classes, scale_features
 from keras_lp.federated.engine.blocks import Work, block_spec, rows_reader, rows_spec, to_blocks
@@ -35,6 +36,7 @@ from keras_lp.federated.engine.done import ClientsDone
 from keras_lp.federated.engine.groups import Groups
 from keras_lp.federated.engine.merging import find_merging
 from keras_lp.federated.engine.personal import Personal, PersonalLayers
+from keras_lp.federated.engine.workers import on_worker
 from keras_lp.model import class_balance
 from keras_lp.model.scaling import waiting_heads
 from keras_lp.tasks.heads import heads
@@ -183,10 +185,9 @@ class Rounds:
             )
         ]
         count = len(clients) if private is None else private.capacity
-        with worker.load_worker().watch():
-            process, state = self._prepare(
-                data[0], count, source.on_features, private=private is not None
-            )
+        process, state = self._prepare(
+            data[0], count, source.on_features, private=private is not None
+        )
         weights = tuple(variable.numpy() for variable in personal.shared)
         sent = state.global_model_weights._replace(trainable=weights)
         state = state._replace(global_model_weights=sent, finalizer=self._slots)
@@ -197,8 +198,7 @@ class Rounds:
         blocks = to_blocks(
             work, rate, self._folder, clip=math.inf if private is None else private.clip
         )
-        with worker.load_worker().watch():
-            output = process.next(state, blocks)
+        output = tff_runtime.call(lambda: process.next(state, blocks), self._folder, len(blocks))
         self._slots = tuple(output.state.finalizer)
         after = output.state.global_model_weights.trainable
         for variable, value in zip(personal.shared, after, strict=True):
@@ -274,8 +274,7 @@ class Rounds:
         for first in range(0, len(source.ids), count):
             ids = source.ids[first : first + count]
             data = source.load_all(ids, progress)
-            with worker.load_worker().watch():
-                computation = self._prepare_evaluation(data[0], count, source.on_features)
+            computation = self._prepare_evaluation(data[0], count, source.on_features)
             seed = np.zeros(2, "int32")
             kept = [own(client) for client in ids]
             values = [(default if one is None else one)[: personal.known] for one in kept]
@@ -285,8 +284,8 @@ class Rounds:
             ]
             blocks = to_blocks(work, 0.0, self._folder)
             weights = tuple(variable.numpy() for variable in personal.shared)
-            with worker.load_worker().watch():
-                result = computation(weights, blocks)
+            call = functools.partial(computation, weights, blocks)
+            result = tff_runtime.call(call, self._folder, len(blocks))
             tables.append(np.asarray(result["clients"])[: len(data)])
             seen.append(np.asarray(result["seen"])[: len(data)] > 0)
             parts.append(result["metrics"])
@@ -337,7 +336,8 @@ class Rounds:
         spec, rows = block_spec(len(groups), personal.size), rows_spec(data)
         trainable = self._trainable()
         momenta = personal.momenta(self._model)
-        key = (repr(rows), trainable, self._compiled(), count, on_features, private, momenta)
+        where = on_worker(self._folder)
+        key = (where, repr(rows), trainable, self._compiled(), count, on_features, private, momenta)
         if key != built.key:
             stateless = self._stateless(data, on_features)
             of_variables, _ = personal.split(groups.of_variables)
@@ -362,7 +362,7 @@ class Rounds:
                 self._aggregation,
                 count,
             )
-            built.state = built.process.initialize()
+            built.state = tff_runtime.call(built.process.initialize)
             built.stateless, built.key = stateless, key
         if self._slots is None or trainable != self._slots_of:
             self._slots, self._slots_of = tuple(built.state.finalizer), trainable
@@ -373,7 +373,8 @@ class Rounds:
         built = self._evaluation
         personal = self.personal_variables()
         spec, rows = block_spec(len(self._groups()), personal.known), rows_spec(data)
-        key = (repr(rows), self._trainable(), self._compiled(), count, on_features)
+        where = on_worker(self._folder)
+        key = (where, repr(rows), self._trainable(), self._compiled(), count, on_features)
         if key != built.key:
             stateless = self._stateless(data, on_features)
             built.process = tff_model.build_sum(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import tensorflow as tf
 
 from keras_lp.federated import tff_runtime
 from keras_lp.federated.clients.arrays import Arrays
-from keras_lp.federated.engine import tff_model, worker
+from keras_lp.federated.engine import tff_model
 from keras_lp.federated.engine.blocks import Work, block_spec, rows_reader, rows_spec, to_blocks
 
 
@@ -27,6 +28,7 @@ class Sums:
     """
 
     def __init__(self, data: Sequence[Arrays], folder: Path) -> None:
+        self._folder = folder
         unused = np.zeros(1, "float32"), np.zeros(2, "int32")  # shares and seed
         self._blocks = to_blocks([Work(arrays, *unused) for arrays in data], 0.0, folder)
         self.read_rows = rows_reader(folder, rows_spec(data[0]))
@@ -45,6 +47,6 @@ class Sums:
             tff = tff_runtime.load_tff()
             self._computation = tff_model.build_sum(tff, specs, block_spec(1), function)
             self._function = function
-        with worker.load_worker().watch():
-            sums = self._computation(weights, self._blocks)
+        call = functools.partial(self._computation, weights, self._blocks)
+        sums = tff_runtime.call(call, self._folder, len(self._blocks))
         return tf.nest.map_structure(np.asarray, sums)

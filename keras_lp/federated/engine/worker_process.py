@@ -1,0 +1,123 @@
+"""The process of `python -m keras_lp.federated.worker`: TFF's worker behind one address.
+
+TFF's worker listens on all addresses of its machine. This process therefore gives it a network of
+its own that has nothing but itself (a network namespace of Linux), and passes the connections of
+one listening socket on to it. It uses the standard library only, because the namespace of a user
+can be left only by a process with one thread.
+
+Arguments: the descriptor of the listening socket, `isolate` or `share`, and the path of the worker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import fcntl
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+from typing import Any
+
+_NEWNET, _NEWUSER = 0x40000000, 0x10000000
+_NOT_ISOLATED = 3  # exit code
+_PDEATHSIG = 1
+
+
+def isolate() -> None:
+    """Moves this process into a network of its own, in which only 127.0.0.1 exists."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(_NEWNET) and libc.unshare(_NEWUSER | _NEWNET):
+        raise OSError(ctypes.get_errno(), "no network namespace")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        up = struct.pack("16sH", b"lo", 1)
+        fcntl.ioctl(control, 0x8914, up)  # SIOCSIFFLAGS
+
+
+def start(binary: str, port: int) -> subprocess.Popen[bytes]:
+    """Starts TFF's worker, which the kernel ends with this process."""
+    return subprocess.Popen(
+        [sys.executable, "-ISc", _LAUNCH, binary, f"--port={port}"],
+        env={"TF_ENABLE_ONEDNN_OPTS": "1", **os.environ},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+_LAUNCH = (
+    f"import ctypes, os, sys; ctypes.CDLL(None).prctl({_PDEATHSIG}, {int(signal.SIGKILL)}); "
+    "os.execv(sys.argv[1], sys.argv[1:])"
+)
+
+
+async def forward(listening: socket.socket, port: int) -> None:
+    """Passes connections on to the worker."""
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while part := await reader.read(2**18):
+                writer.write(part)
+                await writer.drain()
+        with contextlib.suppress(OSError):
+            writer.close()
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            inner = await asyncio.open_connection("127.0.0.1", port)
+        except OSError:  # it is starting
+            writer.close()
+            return
+        await asyncio.gather(pump(reader, inner[1]), pump(inner[0], writer))
+
+    server = await asyncio.start_server(connected, sock=listening)
+    async with server:
+        await server.serve_forever()
+
+
+async def keep_running(binary: str, port: int) -> None:
+    """Starts the worker again whenever it has died."""
+    process = start(binary, port)
+    try:
+        while True:
+            await asyncio.sleep(0.5)
+            if process.poll() is not None:
+                process = start(binary, port)
+    finally:
+        process.kill()
+        process.wait()
+
+
+async def serve(listening: socket.socket, port: int, binary: str) -> None:
+    """Runs until it is cancelled."""
+    await asyncio.gather(forward(listening, port), keep_running(binary, port))
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the worker until SIGTERM or SIGINT."""
+    descriptor, network, binary = arguments
+    ctypes.CDLL(None).prctl(_PDEATHSIG, int(signal.SIGTERM))
+    listening = socket.socket(fileno=int(descriptor))
+    port = 10000
+    if network == "isolate":
+        try:
+            isolate()
+        except OSError:
+            return _NOT_ISOLATED
+    else:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+    loop = asyncio.new_event_loop()
+    task: asyncio.Task[Any] = loop.create_task(serve(listening, port, binary))
+    for name in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(name, task.cancel)
+    with contextlib.suppress(asyncio.CancelledError):
+        loop.run_until_complete(task)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
