@@ -252,9 +252,8 @@ al., 2021 (arXiv:2003.00295) |
         possible = not robust and privacy is None
         exact = check_lora(model, personal_layers, lora_averaging, lora_ranks, possible)
         self._lora_ranks = dict(lora_ranks or {})
-        self._rounds = Rounds(
-            model, local, server, weighting, compression, aggregation, personal_layers, exact
-        )
+        self._engine = (local, server, weighting, compression, aggregation, personal_layers, exact)
+        self._rounds = Rounds(model, *self._engine)
         self._private = None if privacy is None else PrivateClients(privacy, clients_per_round)
         self._settings = {
             "clients_per_round": clients_per_round and int(clients_per_round),
@@ -280,6 +279,10 @@ al., 2021 (arXiv:2003.00295) |
         self._calls = 0
         self._unknown: set[str] = set()  # names of the unknown logs of this round
         self._logs: list[dict[str, Any]] = []  # one dict per round
+
+    def use(self, engine: type[Rounds]) -> None:
+        """Runs rounds with another class than `Rounds`, before the first one."""
+        self._rounds = engine(self.model, *self._engine)
 
     @checks.plain_errors()
     def fit(
@@ -356,9 +359,8 @@ al., 2021 (arXiv:2003.00295) |
                 "`evaluate(clients)` after `fit`."
             )
         validate = validation(self.model, validation_data, validation_freq)
-        with Source(self.model, clients) as source:
+        with self._rounds.source(clients) as source:
             self._check_sample(source)
-            tff_runtime.load_tff()
             if self._private is not None:
                 self._private.begin(self.model, len(source.ids), rounds)
             checkpoints = self._resume(checkpoint_dir, source)

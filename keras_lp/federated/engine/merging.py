@@ -25,10 +25,13 @@ class Merging:
     Args:
         ways: `"sum"`, `"max"` or `"min"` for each variable of the metrics.
         start: the initial values of the variables.
+
+    Attributes:
+        ways: as given.
     """
 
     def __init__(self, ways: Sequence[str], start: Sequence[np.ndarray]) -> None:
-        self._ways, self._start = list(ways), list(start)
+        self.ways, self._start = list(ways), list(start)
 
     def start(self) -> tuple[tf.Tensor, ...]:
         """Returns the initial states."""
@@ -42,7 +45,7 @@ class Merging:
             place: `(clients,)`, True at the position of the client. All False adds nothing.
         """
         added, own = [], tf.reduce_any(place)
-        for way, value, start in zip(self._ways, states, self._start, strict=True):
+        for way, value, start in zip(self.ways, states, self._start, strict=True):
             if way == "sum":
                 added.append(tf.where(own, value - start, tf.zeros_like(value)))
             else:
@@ -58,7 +61,7 @@ class Merging:
         """Returns the states over all examples from several sums over clients."""
         here = np.concatenate([np.asarray(part["place"]) for part in parts]) > 0
         merged = []
-        for i, (way, start) in enumerate(zip(self._ways, self._start, strict=True)):
+        for i, (way, start) in enumerate(zip(self.ways, self._start, strict=True)):
             values = [np.asarray(part["states"][i]) for part in parts]
             if way == "sum":
                 merged.append(start + np.sum(values, axis=0, dtype=start.dtype))

@@ -122,6 +122,19 @@ class Rounds:
         self._done = ClientsDone(self._folder)
         weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
 
+    def source(self, clients: Any) -> Source:
+        """Returns the source of the data of clients.
+
+        Args:
+            clients: as in `FederatedAveraging.fit`.
+
+        Raises:
+            ImportError: TFF is not installed.
+        """
+        source = Source(self._model, clients)
+        tff_runtime.load_tff()
+        return source
+
     def progress(
         self, label: str, source: Source, clients: Sequence[Hashable], verbose: Verbose
     ) -> Progress:

@@ -35,6 +35,12 @@ class Sums:
         self._function: Any = None
         self._computation: Any = None
 
+    def here(self, function: Callable[..., Any]) -> Any:
+        """Returns the sums of a function over all clients, computed in this process."""
+        run = tf.function(function, autograph=False)
+        parts = [run((), block.get_single_element()) for block in self._blocks]
+        return tf.nest.map_structure(lambda *one: np.sum(one, axis=0), *parts)
+
     def add_up(self, function: Callable[..., Any], weights: tuple[np.ndarray, ...] = ()) -> Any:
         """Returns the sums of a function over all clients as arrays.
 

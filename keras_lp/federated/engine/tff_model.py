@@ -15,8 +15,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_lp.federated.engine.optimizers import stateless_optimizer
 from keras_lp.federated.engine.robust import robust_mean
+from keras_lp.federated.engine.server_step import ServerStep, mean_update, noised_mean
 from keras_lp.utils.robust import Aggregation
 
 
@@ -144,21 +144,12 @@ def _no_state(tff: Any) -> Any:
 
 
 def _mean(tff: Any, update_type: Any, groups: Sequence[int], group_count: int) -> Any:
-    """Returns the TFF aggregation: the sum of updates divided by the sum of shares, per group.
-
-    A group with shares 0 is not updated. A round without any client update results in NaN, which
-    the server ignores.
-    """
+    """Returns the TFF aggregation of `mean_update`."""
     shares_type = tff.TensorType(np.float32, (group_count,))
 
     @tff.tensorflow.computation(update_type, shares_type)
     def divide(total: Any, shares: Any) -> Any:
-        nothing = tf.where(shares[0] > 0, 0.0, np.nan)
-        return tuple(
-            tf.math.divide_no_nan(update, tf.cast(shares[group], update.dtype))
-            + tf.cast(nothing, update.dtype)
-            for update, group in zip(total, groups, strict=True)
-        )
+        return mean_update(list(total), shares, groups)
 
     return _of_sums(tff, update_type, shares_type, divide)
 
@@ -180,10 +171,7 @@ def _private_mean(tff: Any, update_type: Any, group_count: int) -> Any:
     @tff.tensorflow.computation(update_type, state_type)
     def add_noise(total: Any, state: Any) -> Any:
         noise, count = state
-        return tuple(
-            (update + tf.cast(one, update.dtype)) / tf.cast(count, update.dtype)
-            for update, one in zip(total, noise, strict=True)
-        )
+        return noised_mean(list(total), list(noise), count)
 
     @tff.federated_computation
     def initialize() -> Any:
@@ -242,28 +230,18 @@ def _server_step(
     variables: Sequence[keras.Variable],
     weights_type: Any,
 ) -> Any:
-    """Returns the TFF finalizer: a Keras optimizer that applies the mean update as its gradient.
-
-    An update that is not finite does not change the weights or the optimizer. (The finalizer of TFF
-    does the same with AutoGraph, which does not work with every version of Python.)
-    """
-    twin = stateless_optimizer(optimizer, variables)
-    start = [variable.numpy() for variable in twin.variables]
+    """Returns the TFF finalizer: a `ServerStep`."""
+    server = ServerStep(optimizer, variables)
 
     @tff.tensorflow.computation
     def initial_state() -> Any:
-        return tuple(tf.constant(value) for value in start)
+        return tuple(tf.constant(value) for value in server.start)
 
     state_type = initial_state.type_signature.result
 
     @tff.tensorflow.computation(state_type, weights_type, weights_type.trainable)
     def apply(state: Any, weights: Any, update: Any) -> Any:
-        old_slots, old, gradients = list(state), list(weights.trainable), list(update)
-        new, slots = twin.stateless_apply(old_slots, gradients, old)
-        finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(g)) for g in gradients])
-        slots = tuple(tf.where(finite, *pair) for pair in zip(slots, old_slots, strict=True))
-        new = tuple(tf.where(finite, *pair) for pair in zip(new, old, strict=True))
-        norm = tf.linalg.global_norm([tf.cast(g, tf.float32) for g in gradients])
+        slots, new, norm = server.apply(state, weights.trainable, update)
         return slots, tff.learning.models.ModelWeights(new, ()), norm
 
     @tff.federated_computation
