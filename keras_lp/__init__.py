@@ -37,6 +37,7 @@ if TYPE_CHECKING:  # for editors; imported on first use, see below
     from keras_lp.data import load_dataset, load_folder
     from keras_lp.federated import (
         FederatedAveraging,
+        FlowerApp,
         PersonalModels,
         Quantize,
         TopK,
@@ -72,6 +73,7 @@ _LAZY = {
     "audit_membership": "keras_lp.audit",
     "audit_update_leakage": "keras_lp.audit",
     "FederatedAveraging": "keras_lp.federated",
+    "FlowerApp": "keras_lp.federated",
     "PersonalModels": "keras_lp.federated",
     "Quantize": "keras_lp.federated",
     "TopK": "keras_lp.federated",
@@ -110,6 +112,7 @@ __all__ = [
     "FederatedAveraging",
     "FederatedHyperModel",
     "FinetuneHyperModel",
+    "FlowerApp",
     "GradualUnfreezing",
     "LearningRates",
     "LoRA",

@@ -14,7 +14,7 @@ ROOMS = [
     "multitask",
 ]
 ROOMS_OF = {
-    "federated": ["clients", "engine"],
+    "federated": ["clients", "engine", "fleet"],
     "tflite": ["device", "metadata", "export", "training"],
 }
 # Each imports from itself, from `ROOMS`, and from these.
@@ -25,6 +25,7 @@ ALONE = {
     "keras_hub": "backbones",
     "ai_edge_litert": "tflite/device",
     "starlette": "web",
+    "flwr": "federated/fleet",
     "matplotlib": "",
 }
 

@@ -104,6 +104,9 @@ page = lp.export_web(model, "page", trainable="head", feature_names=["a", "b", "
 reveal_type(page.size)  # int
 server: lp.PhoneServer = lp.phone_server(model, "s", clients_per_round=2, rounds=3, privacy=privacy)
 reveal_type(server.history)  # dict[str, list[float]]
+with lp.federated_workers(["127.0.0.1:8500"], timeout=5):
+    federated.fit(clients, rounds=1)
+fleet: lp.FlowerApp = lp.flower_app(model, lambda context: (x, y), rounds=3, local_epochs=2)
 reveal_type(lp.PhoneClient("http://127.0.0.1").round())  # dict[str, Any]
 
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from keras_lp.backbones.copying import copy_model
 from keras_lp.federated import tff_runtime
-from keras_lp.federated.checkpoints import Checkpoints, describe_model, describe_optimizer, digest
+from keras_lp.federated.checkpoints import Checkpoints, describe_model, describe_optimizer
 from keras_lp.federated.clients.clients import Clients
 from keras_lp.federated.clients.source import Source
 from keras_lp.federated.engine.adapters import ALL_RANKS, LoRAAveraging, check_lora
@@ -668,7 +668,7 @@ al., 2021 (arXiv:2003.00295) |
             self._personal.open(None, self.rounds_done)
             return None
         settings = {**self._settings, **describe_model(self.model, self._rounds.folded())}
-        settings["clients"] = digest([repr(client) for client in source.ids])
+        settings["clients"] = self._rounds.describe(source)
         checkpoints = Checkpoints(directory, settings)
         found = checkpoints.load()
         if self._private is not None:

@@ -18,6 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_lp.federated import tff_runtime
+from keras_lp.federated.checkpoints import digest
 from keras_lp.federated.clients.arrays import Arrays
 from keras_lp.federated.clients.source import Source
 from keras_lp.federated.engine import tff_model
@@ -134,6 +135,10 @@ class Rounds:
         source = Source(self._model, clients)
         tff_runtime.load_tff()
         return source
+
+    def describe(self, source: Source) -> str | None:
+        """Returns a digest of the clients, which must stay the same in a folder of checkpoints."""
+        return digest([repr(client) for client in source.ids])
 
     def progress(
         self, label: str, source: Source, clients: Sequence[Hashable], verbose: Verbose

@@ -63,10 +63,14 @@ class Nodes(contextlib.AbstractContextManager["Nodes", None]):
     def open(self, model: keras.Model, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Waits for the nodes and gives them the model; returns the form of their data."""
         about = {"version": version(model), "settings": dict(settings)}
-        while len(found := list(self._grid.get_node_ids())) < self._min_nodes:
+        answers: dict[Hashable, Content] = {}
+        while True:
+            new = [number for number in self._grid.get_node_ids() if number not in answers]
+            self._node_ids = {number: number for number in new}
+            answers |= self.ask("hello", new, about, may_be_silent=True)
+            if len(answers) >= self._min_nodes:
+                break
             time.sleep(_ASK)
-        self._node_ids = {number: number for number in found}
-        answers = self.ask("hello", self.ids, {**about})
         names = {answer["name"]: number for number, (answer, _) in answers.items()}
         if len(names) < len(answers):
             raise RuntimeError(
@@ -95,6 +99,7 @@ class Nodes(contextlib.AbstractContextManager["Nodes", None]):
         values: Mapping[str, Any],
         arrays: Sequence[np.ndarray] = (),
         each: Mapping[Hashable, Mapping[str, Any]] | None = None,
+        may_be_silent: bool = False,
     ) -> dict[Hashable, Content]:
         """Returns the answers of nodes, by name.
 
@@ -104,6 +109,7 @@ class Nodes(contextlib.AbstractContextManager["Nodes", None]):
             values: JSON values for all of them.
             arrays: arrays for all of them.
             each: further JSON values for each of them. Defaults to none.
+            may_be_silent: whether no answer at all is possible, and no warning. Defaults to False.
 
         Raises:
             RuntimeError: no node answered; the message has their errors.
@@ -126,9 +132,10 @@ class Nodes(contextlib.AbstractContextManager["Nodes", None]):
                 self.failures[name] = reply.error.reason
                 continue
             answers[name] = from_record(reply.content)
-        for name in names:
-            if name not in answers and name not in self.failures:
-                self.failures[name] = f"no answer within {self._deadline} seconds"
+        silent = set(names) - answers.keys() - self.failures.keys()
+        if may_be_silent and not self.failures:
+            return answers
+        self.failures |= dict.fromkeys(silent, f"no answer within {self._deadline} seconds")
         if not answers:
             listed = "; ".join(f"{name}: {why}" for name, why in list(self.failures.items())[:10])
             raise RuntimeError(f"No node answered {work!r}. {listed}")
@@ -176,6 +183,9 @@ class FleetRounds(Rounds):
         self._step = ServerStep(self._server_optimizer, self.personal_variables().shared)
         self._about = {"version": version(self._model), "settings": self._settings}
         return clients
+
+    def describe(self, source: Any) -> None:
+        """Returns nothing: nodes may come and go between runs."""
 
     def progress(self, label: str, source: Any, clients: Sequence[Hashable], verbose: Any) -> Any:
         """Returns no progress: Flower shows the messages."""
