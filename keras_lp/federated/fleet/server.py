@@ -116,26 +116,28 @@ class Nodes(contextlib.AbstractContextManager["Nodes", None]):
         """
         from flwr.app import Message
 
-        owners = {self._node_ids[name]: name for name in names}
         sent = [
             Message(
                 to_record({"work": work, **values, **(each or {}).get(name, {})}, arrays),
-                dst_node_id=number,
+                dst_node_id=self._node_ids[name],
                 message_type="train",
             )
-            for number, name in owners.items()
+            for name in names
         ]
-        answers, self.failures = {}, {}
-        for reply in self._replies(sent):
-            name = owners[reply.metadata.src_node_id]
-            if reply.has_error():
+        answers: dict[Hashable, Content] = {}
+        self.failures, silent = {}, dict.fromkeys(names, f"no answer in {self._deadline} seconds")
+        for name, reply in self._replies(names, sent):
+            if not reply.has_error():
+                answers[name] = from_record(reply.content)
+            elif reply.metadata.src_node_id == self._node_ids[name]:
                 self.failures[name] = reply.error.reason
-                continue
-            answers[name] = from_record(reply.content)
-        silent = set(names) - answers.keys() - self.failures.keys()
+            else:  # the SuperLink answers for a node that is gone
+                silent[name] = reply.error.reason
         if may_be_silent and not self.failures:
             return answers
-        self.failures |= dict.fromkeys(silent, f"no answer within {self._deadline} seconds")
+        for name in names:
+            if name not in answers:
+                self.failures.setdefault(name, silent[name])
         if not answers:
             listed = "; ".join(f"{name}: {why}" for name, why in list(self.failures.items())[:10])
             raise RuntimeError(f"No node answered {work!r}. {listed}")
@@ -144,17 +146,20 @@ class Nodes(contextlib.AbstractContextManager["Nodes", None]):
             warn(f"{len(self.failures)} of {len(names)} nodes are left out of {work!r}: {listed}")
         return {name: answers[name] for name in names if name in answers}
 
-    def _replies(self, sent: Sequence[Any]) -> Iterator[Any]:
-        """Yields the answers to messages until the deadline.
+    def _replies(
+        self, names: Sequence[Hashable], sent: Sequence[Any]
+    ) -> Iterator[tuple[Hashable, Any]]:
+        """Yields the names of nodes and their answers to messages until the deadline.
 
         As `send_and_receive` of the grid, which looks for answers every three seconds only.
         """
-        waiting = set(self._grid.push_messages(sent))
+        waiting = dict(zip(self._grid.push_messages(sent), names, strict=True))
         end = math.inf if self._deadline is None else time.monotonic() + self._deadline
         while waiting:
-            found = list(self._grid.pull_messages(waiting))
-            waiting -= {reply.metadata.reply_to_message_id for reply in found}
-            yield from found
+            for reply in self._grid.pull_messages(list(waiting)):
+                name = waiting.pop(reply.metadata.reply_to_message_id, None)
+                if name is not None:
+                    yield name, reply
             if not waiting or time.monotonic() > end:
                 return
             time.sleep(_LOOK)

@@ -42,7 +42,7 @@ class Fleet:
 
     def __init__(self, folder, home):
         self.folder, self.port = folder, free_port()
-        self.processes = []
+        self.processes, self.ports = [], []
         home.mkdir()
         self.environment = {
             **os.environ, "FLWR_HOME": str(home), "XDG_CACHE_HOME": str(home / "cache"),
@@ -91,10 +91,11 @@ class Fleet:
         raise AssertionError(self.log("superlink"))
 
     def node(self, number, key=None, tls=("--root-certificates", "certificates/ca.pem")):
+        self.ports.append(free_port())
         key = () if key == "" else ("--auth-supernode-private-key", key or f"keys/node{number}")
         return self.start(
             f"node{number}", "flower-supernode", "--superlink", f"127.0.0.1:{self.port}", *tls,
-            *key, "--port", free_port(),
+            *key, "--port", self.ports[-1],
             "--node-config", f'data="{self.folder}/{number}.npz" partition-id={number}',
         )  # fmt: skip
 
@@ -114,6 +115,8 @@ class Fleet:
                 process.wait(timeout=20)
             except subprocess.TimeoutExpired:
                 process.kill()
+        for port in self.ports:  # what Flower leaves behind of a SuperNode that was killed
+            subprocess.run(["pkill", "-KILL", "-f", f"runtime-api-address.*:{port}"], check=False)
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +154,19 @@ def expected(folder, clients, rounds):
     model = keras.models.load_model(folder / "model.keras")
     lp.FederatedAveraging(model).fit(clients, rounds=rounds, verbose=0)
     return model.get_weights()
+
+
+def restart_node(fleet, number):
+    """Starts a killed node again, as a service would: Flower takes it after some heartbeats."""
+    for _ in range(20):
+        (fleet.folder / f"node{number}.log").unlink()
+        process = fleet.node(number)
+        time.sleep(8)
+        if "Failed to activate" not in fleet.log(f"node{number}"):
+            return
+        process.terminate()
+        process.wait()
+    raise AssertionError(fleet.log(f"node{number}"))
 
 
 def node_processes():
@@ -223,7 +239,7 @@ def test_a_node_and_the_superlink_are_killed_and_the_run_goes_on(fleet, clients)
     subprocess.run(["pkill", "-KILL", "-f", f"flwr-serverapp.*{fleet.port}"], check=False)
     fleet.superlink()
     os.killpg(nodes[1].pid, signal.SIGKILL)
-    fleet.node(1)
+    restart_node(fleet, 1)
     printed, listed = fleet.run()
     assert "6 rounds are done" in printed, printed
     assert f"Round {done + 1}/6" in printed
