@@ -6,7 +6,8 @@
 A small network learns the 8 x 8 digits of scikit-learn, about half a minute on two cores. The page
 runs it in the browser with LiteRT.js. Draw a digit, say what it is, and press "Train": the last
 layer learns on your examples, which stay in the page. With `--together`, open the page in
-two tabs, add examples in both and press "Take part": the server averages what the tabs learned.
+two browsers (or a private window too: a browser is one device), add examples in both and press
+"Take part": the server averages what they learned.
 `--quick` trains for two epochs, writes the page to runs/web_digits and serves nothing.
 """
 
@@ -77,7 +78,7 @@ def serve_rounds(model: keras.Model, port: int) -> None:
         learning_rate=0.05,
         **TEXTS,
     )
-    print(f"open http://127.0.0.1:{port} in two tabs (Ctrl-C ends)", flush=True)
+    print(f"open http://127.0.0.1:{port} in two browsers (Ctrl-C ends)", flush=True)
     uvicorn.run(server, host="127.0.0.1", port=port, log_level="warning")
 
 

@@ -280,8 +280,8 @@ al., 2021 (arXiv:2003.00295) |
         self._unknown: set[str] = set()  # names of the unknown logs of this round
         self._logs: list[dict[str, Any]] = []  # one dict per round
 
-    def use(self, engine: type[Rounds]) -> None:
-        """Runs rounds with another class than `Rounds`, before the first one."""
+    def _use(self, engine: type[Rounds]) -> None:
+        """Runs rounds with another class than `Rounds`; called before the first one."""
         self._rounds = engine(self.model, *self._engine)
 
     @checks.plain_errors()

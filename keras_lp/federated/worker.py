@@ -19,6 +19,17 @@ _OPEN = (
     "127.0.0.1 and connect with `ssh -L`."
 )
 
+_REASONS = {
+    worker_process.NOT_ISOLATED: (
+        "TFF's worker listens on all addresses, and this system does not allow a network namespace "
+        "that would prevent it. In a closed network, pass --host 0.0.0.0."
+    ),
+    worker_process.NOT_OWN: (
+        f"{worker_process.FOLDER} must be a folder of this user alone. Remove it, or have it "
+        "removed."
+    ),
+}
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a worker until Ctrl-C or SIGTERM."""
@@ -44,15 +55,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if is_open:
         print(_OPEN, file=sys.stderr, flush=True)
     with listening:
-        process = _start(listening, "isolate", binary)
-        if process is None and is_open:
-            process = _start(listening, "share", binary)
-        if process is None:
-            parser.exit(
-                1,
-                "TFF's worker listens on all addresses, and this system does not allow a network "
-                "namespace that would prevent it. In a closed network, pass --host 0.0.0.0.\n",
-            )
+        process, code = _start(listening, "isolate", binary)
+        if code == worker_process.NOT_ISOLATED and given.host in ("0.0.0.0", "::"):
+            process, code = _start(listening, "share", binary)
+        if code is not None:
+            parser.exit(1, _REASONS.get(code, f"The worker ended with code {code}.") + "\n")
         address = "{}:{}".format(*listening.getsockname()[:2])
     print(f"ready on {address} (Ctrl-C ends)", flush=True)
     for name in (signal.SIGTERM, signal.SIGINT):
@@ -60,17 +67,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return process.wait()
 
 
-def _start(listening: socket.socket, network: str, binary: Path) -> subprocess.Popen[bytes] | None:
-    """Starts the process of the worker; None if it cannot be isolated."""
+def _start(
+    listening: socket.socket, network: str, binary: Path
+) -> tuple[subprocess.Popen[str], int | None]:
+    """Starts the process of the worker; returns it, and its exit code if it ended at once."""
     process = subprocess.Popen(
         [sys.executable, "-IS", worker_process.__file__, str(listening.fileno()), network, binary],
         pass_fds=[listening.fileno()],
+        stdout=subprocess.PIPE,
+        text=True,
     )
-    try:
-        process.wait(timeout=0.5)
-    except subprocess.TimeoutExpired:
-        return process
-    return None
+    ready = process.stdout is not None and process.stdout.readline() == "ready\n"
+    return process, None if ready else process.wait()
 
 
 if __name__ == "__main__":

@@ -158,7 +158,8 @@ def write_site(
     if metadata is not None and not isinstance(metadata, TFLiteMetadata):
         raise TypeError(f"`metadata` must be lp.TFLiteMetadata. Received: metadata={metadata!r}.")
     folder = Path(folder).expanduser()
-    if folder.is_file() or ((folder / "index.html").exists() and not (folder / _CONFIG).exists()):
+    is_other = folder.is_dir() and any(folder.iterdir()) and not (folder / _CONFIG).exists()
+    if folder.is_file() or is_other:
         raise ValueError(
             "`folder` must be new or have an earlier page of this function. Received: "
             f"{str(folder)!r}, which is something else. Choose another folder."
@@ -180,10 +181,10 @@ def write_site(
     title = title or model.name.replace("_", " ")
     text = card or f"{model.count_params():,} parameters\n{dataclasses.replace(report, path=_FILE)}"
     config |= {"file": _FILE, "server": server}
+    write_whole(folder / _CONFIG, json.dumps(config).encode())  # first: it marks the folder
     shutil.copytree(runtime, folder / "litert", dirs_exist_ok=True)
     files = {name: site_file(name) for name in SCRIPTS}
     files["index.html"] = index(title, description, text)
-    files[_CONFIG] = json.dumps(config)
     for name, content in files.items():
         write_whole(folder / name, content.encode())
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

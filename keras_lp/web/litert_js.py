@@ -78,7 +78,7 @@ def _download(package: str, folder: Path) -> Path:
     place.mkdir()
     try:
         done = subprocess.run(
-            [npm, "pack", package, "--silent", "--pack-destination", str(place)],
+            [npm, "pack", package, "--loglevel=error", "--pack-destination", str(place)],
             cwd=folder,
             capture_output=True,
             text=True,

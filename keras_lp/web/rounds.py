@@ -16,7 +16,6 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_lp.privacy.differential_privacy import DifferentialPrivacy
 from keras_lp.privacy.mechanism import Mechanism
 from keras_lp.tflite.device.aggregation import (
     Refused,
@@ -70,7 +69,7 @@ class Rounds:
         max_clients: number of clients that may join.
         round_seconds: seconds after which a round ends with the updates that came; None waits.
         aggregation: arguments of `lp.aggregate_device_updates`.
-        privacy: differential privacy of the clients, or None.
+        privacy: the mechanism of differential privacy, or None.
         tokens: the tokens of the clients; None gives tokens to those that join.
         evaluate: returns figures of the model for the logs.
 
@@ -96,7 +95,7 @@ class Rounds:
         max_clients: int,
         round_seconds: float | None,
         aggregation: Mapping[str, Any],
-        privacy: DifferentialPrivacy | None,
+        privacy: Mechanism | None,
         tokens: Sequence[str] | None,
         evaluate: Callable[[], Logs],
     ) -> None:
@@ -117,15 +116,7 @@ class Rounds:
         if exchanged is None:
             raise ValueError(f"The model must have the weights {list(weights)[:3]}.")
         self._exchanged = exchanged
-        self._privacy: Mechanism | None = None
-        if privacy is not None:
-            population, sample = max_clients, clients_per_round
-            self._privacy = Mechanism(privacy, "client", population, sample, rounds)
-            if not self._privacy.allows():
-                raise ValueError(
-                    "The privacy budget must allow a round. Received: "
-                    f"epsilon={privacy.epsilon}. Raise it, or the noise multiplier."
-                )
+        self._privacy = privacy
         self._updates = folder / "updates"
         self._updates.mkdir(parents=True, exist_ok=True)
         self._database = _open(folder / "state.sqlite3")
@@ -278,12 +269,8 @@ class Rounds:
         if self._privacy is not None:
             state = self._one("SELECT privacy FROM rounds ORDER BY number DESC LIMIT 1")
             self._privacy.restore(json.loads(state))
-            unplanned = "SELECT 1 FROM rounds WHERE number = ? AND chosen IS NULL"
-            if not self.finished and self._one(unplanned, self.number):  # `rounds` is larger now
-                number = self.number
-                with self._database:
-                    self._database.execute("DELETE FROM rounds WHERE number = ?", (number,))
-                    self._start_round(number)
+        if self.logs:
+            self._save_model()
         self._remove_files()
         self._close_if_complete()
 
@@ -312,6 +299,11 @@ class Rounds:
             return NotTaken(403, f"it was not drawn for round {number}")
         return None
 
+    def end_if_due(self) -> None:
+        """Ends the running round if it is complete or its time is over."""
+        with self._lock:
+            self._close_if_complete()
+
     def _close_if_complete(self) -> None:
         if self.finished:
             return
@@ -321,23 +313,31 @@ class Rounds:
         late = self._round_seconds is not None and time.time() > started + self._round_seconds
         if self._privacy is not None:
             # Ends by the clock: an early end would tell how many of the drawn clients answered.
-            anybody = self._one("SELECT 1 FROM clients LIMIT 1") is not None
-            everybody = self._privacy.account.all_take_part and count == self._max_clients
-            complete = everybody or (late and anybody)
+            complete = late and self._one("SELECT 1 FROM clients LIMIT 1") is not None
         else:
             complete = count >= self._clients_per_round or (late and count > 0)
-        if complete:
-            self._close(number)
+        if not complete:
+            return
+        before = flat(self._exchanged)
+        state = None if self._privacy is None else self._privacy.state()
+        try:
+            self._close(number, before)
+        except BaseException:
+            if len(self.logs) < number:  # the round is still open, with the weights before it
+                assign(self.model, self._exchanged, before)
+                self._versions.clear()
+                if self._privacy is not None and state is not None:
+                    self._privacy.restore(state)
+            raise
 
-    def _close(self, number: int) -> None:
+    def _close(self, number: int, before: np.ndarray) -> None:
         """Averages the updates of a round and starts the next one."""
         rows = self._database.execute(
             "SELECT client, examples FROM updates WHERE round = ? ORDER BY client", (number,)
         ).fetchall()
         paths = [self._update_path(number, client) for client, _ in rows]
-        before = flat(self._exchanged)
         privacy = self._privacy
-        logs: Logs = {"clients": len(paths)}
+        logs: Logs = {}
         if privacy is None:
             robust = self._aggregation.get("aggregation", "mean") != "mean"
             examples = None if robust else [examples for _, examples in rows]
@@ -345,8 +345,9 @@ class Rounds:
                 self.model, paths, weights=examples, **self._aggregation
             )
             weights = done.weights
-            logs["limited"] = len(done.limited)
+            logs |= {"clients": len(paths), "limited": len(done.limited)}
         else:
+            logs["clients"] = privacy.account.sample  # the number that came stays secret
             logs["epsilon"], logs["clip"] = privacy.epsilon(), privacy.clip
             weights = self._private_mean(privacy, paths, before)
         logs["update_norm"] = float(np.linalg.norm(flat(self._exchanged) - before))
@@ -354,17 +355,21 @@ class Rounds:
         started = self._one("SELECT started FROM rounds WHERE number = ?", number)
         logs["seconds"] = time.time() - started
         write_weights(self._weights_path(number + 1), weights)
-        partial = self.folder / "partial.keras"
-        self.model.save(partial)
-        partial.replace(self.folder / "model.keras")
-        with self._database:
+        with self._database:  # from here on, the round is over
             self._database.execute(
                 "UPDATE rounds SET logs = ? WHERE number = ?", (json.dumps(logs), number)
             )
             self._start_round(number + 1)
         self.logs.append(logs)
         self._versions.clear()
+        self._save_model()
         self._remove_files()
+
+    def _save_model(self) -> None:
+        """Writes the model, only after the round is over: nobody sees a result that may change."""
+        partial = self.folder / "partial.keras"
+        self.model.save(partial)
+        partial.replace(self.folder / "model.keras")
 
     def _private_mean(
         self, privacy: Mechanism, paths: Sequence[Path], before: np.ndarray
@@ -432,6 +437,21 @@ def _open(path: Path) -> sqlite3.Connection:
             f"({error}). End the other server or choose another folder."
         ) from error
     return database
+
+
+def has_begun(folder: Path) -> bool:
+    """Returns whether a folder has the rounds of a server."""
+    path = folder / "state.sqlite3"
+    if not path.exists():
+        return False
+    database = sqlite3.connect(path, timeout=1)
+    try:
+        query = "SELECT 1 FROM about WHERE name = 'settings'"
+        return database.execute(query).fetchone() is not None
+    except sqlite3.OperationalError as error:
+        return "locked" in str(error)  # by a running server
+    finally:
+        database.close()
 
 
 def hashed(token: str) -> str:

@@ -3,34 +3,41 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
+import inspect
 import json
+import math
 import os
 import tempfile
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 import keras
 
 from keras_lp.backbones.freezing import Trainable
 from keras_lp.privacy.differential_privacy import DifferentialPrivacy
+from keras_lp.privacy.mechanism import Mechanism
 from keras_lp.privacy.report import PrivacyReport
 from keras_lp.tflite.contents import read_contents
 from keras_lp.tflite.device.aggregation import Limit
 from keras_lp.tflite.device.exchange import VERSION
-from keras_lp.utils.arguments import check_positive
+from keras_lp.tflite.training.training import export_trainable_tflite
+from keras_lp.utils.arguments import check_choice, check_positive
 from keras_lp.utils.robust import Aggregation
 from keras_lp.web.export import write_site
-from keras_lp.web.rounds import NotTaken, Rounds, hashed
+from keras_lp.web.rounds import NotTaken, Rounds, has_begun, hashed
 
 if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
 _UPLOAD = 600  # seconds for an update to arrive
+_DISCARD = 10  # seconds to read what is refused
+_TICK = 1.0  # seconds between two looks at the clock
 _HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
 
 
@@ -48,6 +55,7 @@ class PhoneServer:
         self._rounds = rounds
         self._local_epochs = local_epochs
         self._limiter = _Limiter(requests_per_minute)
+        self._uploading: set[int] = set()  # clients
         self._application = self._routes()
 
     @property
@@ -68,7 +76,8 @@ class PhoneServer:
         limited), `update_norm`, `seconds`, `val_*`, and with `privacy` `epsilon` and `clip`.
         """
         logs = self._rounds.logs
-        return {name: [one[name] for one in logs] for name in (logs[0] if logs else ())}
+        names = dict.fromkeys(name for one in logs for name in one)
+        return {name: [one.get(name, math.nan) for one in logs] for name in names}
 
     def privacy_report(self) -> PrivacyReport:
         """Returns the report of the privacy that is spent.
@@ -92,15 +101,10 @@ class PhoneServer:
         await self._application(scope, receive, send)
 
     def _routes(self) -> Any:
-        try:
-            from starlette.applications import Starlette
-            from starlette.routing import Mount, Route
-            from starlette.staticfiles import StaticFiles
-        except ImportError as error:
-            raise ImportError(
-                "phone_server needs Starlette, and uvicorn to run it. Install them: "
-                "pip install 'keras_lp[web]'."
-            ) from error
+        from starlette.applications import Starlette
+        from starlette.routing import Mount, Route
+        from starlette.staticfiles import StaticFiles
+
         routes = [
             Route("/join", self._answered(self._join), methods=["POST"]),
             Route("/round", self._answered(self._round)),
@@ -108,7 +112,23 @@ class PhoneServer:
             Route("/update", self._answered(self._update), methods=["POST"]),
             Mount("/", StaticFiles(directory=self.folder / "site", html=True)),
         ]
-        return Starlette(routes=routes)
+        return Starlette(routes=routes, lifespan=self._clock)
+
+    @contextlib.asynccontextmanager
+    async def _clock(self, _: Any) -> AsyncIterator[None]:
+        """Ends rounds whose time is over while nobody asks."""
+        from starlette.concurrency import run_in_threadpool
+
+        async def tick() -> None:
+            while True:
+                await asyncio.sleep(_TICK)
+                await run_in_threadpool(self._rounds.end_if_due)
+
+        task = asyncio.create_task(tick())
+        yield
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
 
     def _answered(
         self, work: Callable[[Request], Awaitable[Response]]
@@ -121,6 +141,7 @@ class PhoneServer:
                 response = await work(request)
             except NotTaken as refusal:
                 response = JSONResponse({"reason": refusal.reason}, refusal.status)
+                await self._discard(request)
             response.headers.update({**_HEADERS, "Cache-Control": "no-store"})
             return response
 
@@ -156,6 +177,18 @@ class PhoneServer:
         client = await self._client(request)
         number, examples = (_whole(request, name) for name in ("round", "examples"))
         await run_in_threadpool(self._rounds.check, client, number)
+        if client in self._uploading:
+            raise NotTaken(429, "another update of this device is arriving")
+        self._uploading.add(client)
+        try:
+            await self._upload(request, client, number, examples)
+        finally:
+            self._uploading.discard(client)
+        return JSONResponse({"round": number})
+
+    async def _upload(self, request: Request, client: int, number: int, examples: int) -> None:
+        from starlette.concurrency import run_in_threadpool
+
         with tempfile.NamedTemporaryFile(
             dir=self.folder / "updates", prefix=f"{number}-", suffix=".partial", delete=False
         ) as file:
@@ -163,13 +196,14 @@ class PhoneServer:
             try:
                 async with asyncio.timeout(_UPLOAD):
                     await self._read_body(request, file)
+                file.flush()
+                os.fsync(file.fileno())
                 file.close()
                 await run_in_threadpool(self._rounds.receive, client, number, examples, path)
             except TimeoutError:
                 raise NotTaken(408, f"it did not arrive within {_UPLOAD} seconds") from None
             finally:
                 path.unlink(missing_ok=True)
-        return JSONResponse({"round": number})
 
     async def _read_body(self, request: Request, file: Any) -> None:
         largest = self._rounds.largest_update
@@ -184,6 +218,16 @@ class PhoneServer:
                 raise too_large
             file.write(part)
 
+    async def _discard(self, request: Request) -> None:
+        """Reads what a client is still sending, so that it gets the answer."""
+        left = self._rounds.largest_update
+        with contextlib.suppress(TimeoutError, RuntimeError):  # it may have been read
+            async with asyncio.timeout(_DISCARD):
+                async for part in request.stream():
+                    left -= len(part)
+                    if left < 0:
+                        return
+
     async def _client(self, request: Request) -> int:
         """Returns the client of a request, within its limit of requests."""
         from starlette.concurrency import run_in_threadpool
@@ -191,7 +235,13 @@ class PhoneServer:
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
         if scheme != "Bearer" or not token:
             raise NotTaken(401, "a token is needed: `Authorization: Bearer ...`")
-        client = await run_in_threadpool(self._rounds.client, token)
+        address = f"wrong {request.client.host if request.client else ''}"
+        self._limiter.check(address)
+        try:
+            client = await run_in_threadpool(self._rounds.client, token)
+        except NotTaken:
+            self._limiter.count(address)
+            raise
         self._limiter.count(f"client {client}")
         return cast(int, client)
 
@@ -232,7 +282,8 @@ def phone_server(
 
     The state is in `folder`, and every update is on disk before the server confirms it. A server
     that was killed continues when it is started again with the same arguments; `rounds` may be
-    larger then. `model.keras` in the folder is the model after the last round.
+    larger then, but not with `privacy`. `model.keras` in the folder is the model after the last
+    round.
 
     The server is an ASGI application. Run it with uvicorn, in one process; with TLS, if it is
     reachable from elsewhere, because tokens and weights are sent as they are:
@@ -257,8 +308,7 @@ def phone_server(
         validation_data: arrays `(x, y)` or a batched `tf.data.Dataset` to evaluate after each
             round. Defaults to None: no evaluation.
         round_seconds: seconds after which a round ends with the updates that came, at least one.
-            Defaults to None: a round waits for `clients_per_round`. Required with `privacy`, unless
-            all `max_clients` take part in each round.
+            Defaults to None: a round waits for `clients_per_round`. Required with `privacy`.
         max_clients: number of clients that may join; with `privacy`, the population of the account.
             With `tokens`, it is their number. Defaults to 10,000.
         tokens: secrets of the devices that may take part, one each; a link
@@ -296,6 +346,7 @@ def phone_server(
     Reference: McMahan et al., 2017, Communication-Efficient Learning of Deep Networks from
     Decentralized Data (arXiv:1602.05629).
     """
+    _check_packages()
     counts = {
         "clients_per_round": clients_per_round,
         "rounds": rounds,
@@ -305,14 +356,31 @@ def phone_server(
     }
     for name, count in counts.items():
         check_positive(name, count, integer=True)
+    counts = {name: int(count) for name, count in counts.items()}
     if round_seconds is not None:
         check_positive("round_seconds", round_seconds)
+        round_seconds = float(round_seconds)
+    check_choice("aggregation", aggregation, get_args(Aggregation))
+    for name, limit in (("max_update_norm", max_update_norm), ("max_weight", max_weight)):
+        if limit is not None and limit != "auto":
+            check_positive(name, limit)
+    _check_options(options)
     if tokens is not None:
-        max_clients = counts["max_clients"] = len(set(tokens))
+        tokens = _checked_tokens(tokens)
+        max_clients = counts["max_clients"] = len(tokens)
     _check_clients(clients_per_round, max_clients, privacy, round_seconds, aggregation)
     folder = Path(folder).expanduser()
     site = folder / "site"
-    if not (folder / "state.sqlite3").exists():
+    mechanism: Mechanism | None = None
+    if privacy is not None:
+        mechanism = Mechanism(privacy, "client", max_clients, clients_per_round, rounds)
+        if not mechanism.allows():
+            raise ValueError(
+                "The privacy budget must allow a round. Received: "
+                f"epsilon={privacy.epsilon}. Raise it, or the noise multiplier."
+            )
+    _validated(model, validation_data)  # raises an error now rather than after a round
+    if not has_begun(folder):
         write_site(
             model,
             site,
@@ -328,6 +396,7 @@ def phone_server(
         )
     settings = {
         **{name: count for name, count in counts.items() if name not in _MAY_CHANGE},
+        "rounds": privacy and counts["rounds"],  # the noise was chosen for this number
         "round_seconds": round_seconds,
         "aggregation": [aggregation, max_update_norm, max_weight],
         "trainable": trainable,
@@ -350,7 +419,7 @@ def phone_server(
             "max_weight": max_weight,
             "aggregation": aggregation,
         },
-        privacy=privacy,
+        privacy=mechanism,
         tokens=tokens,
         evaluate=lambda: _validated(model, validation_data),
     )
@@ -358,6 +427,7 @@ def phone_server(
 
 
 _MAY_CHANGE = ("rounds", "requests_per_minute")  # when a server starts again
+_OF_PAGE = ("card", "epochs", "feature_names", "metadata")
 _TRAINING = ("learning_rate", "optimizer", "batch_size")
 
 
@@ -383,12 +453,47 @@ def _check_clients(
             "Noise is added to a mean. Received: `privacy` and "
             f"aggregation={aggregation!r}. Leave one of them out."
         )
-    if round_seconds is None and clients_per_round != max_clients:
+    if round_seconds is None:
         raise ValueError(
             "Private rounds end by the clock: how many of the drawn clients answered must stay "
             "secret. Received: `privacy` without `round_seconds`. Pass for example "
             "round_seconds=3600."
         )
+
+
+def _check_packages() -> None:
+    try:
+        import starlette  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            "phone_server needs Starlette, and uvicorn to run it. Install them: "
+            "pip install 'keras_lp[web]'."
+        ) from error
+
+
+def _check_options(options: dict[str, Any]) -> None:
+    """Raises an error for unknown options, also where no page is written again."""
+    known = {*inspect.signature(export_trainable_tflite).parameters, *_OF_PAGE}
+    unknown = sorted(options.keys() - known | options.keys() & {"model", "path"})
+    if unknown:
+        raise TypeError(
+            "phone_server takes the arguments of export_web and export_trainable_tflite. "
+            f"Received: {unknown}. Leave them out."
+        )
+
+
+def _checked_tokens(tokens: Sequence[str]) -> list[str]:
+    listed = [] if isinstance(tokens, str) else list(tokens)
+    if (
+        not listed
+        or len(set(listed)) < len(listed)
+        or not all(isinstance(token, str) and token and token.isascii() for token in listed)
+    ):
+        raise ValueError(
+            "`tokens` must be a list of different ASCII strings, one for each device. Received: "
+            f"{type(tokens).__name__} of {len(tokens)}. Make them with `secrets.token_urlsafe()`."
+        )
+    return listed
 
 
 def _validated(model: keras.Model, data: Any) -> dict[str, float]:
@@ -419,12 +524,17 @@ class _Limiter:
 
     def count(self, key: str) -> None:
         """Counts a request; raises `NotTaken` above the limit."""
+        self.check(key)
+        self._times[key].append(time.monotonic())
+
+    def check(self, key: str) -> None:
+        """Raises `NotTaken` above the limit."""
         now = time.monotonic()
         if len(self._times) > 10_000:
-            self._times = {k: times for k, times in self._times.items() if times[-1] > now - 60}
+            recent = ((k, one) for k, one in self._times.items() if one and one[-1] > now - 60)
+            self._times = dict(recent)
         times = self._times.setdefault(key, deque())
         while times and times[0] < now - 60:
             times.popleft()
         if len(times) >= self._per_minute:
             raise NotTaken(429, f"more than {self._per_minute} requests in a minute; wait")
-        times.append(now)

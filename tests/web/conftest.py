@@ -41,7 +41,9 @@ def running(application, **options):
     import uvicorn
 
     server = uvicorn.Server(
-        uvicorn.Config(application, host="127.0.0.1", port=0, log_level="error", **options)
+        uvicorn.Config(
+            application, host="127.0.0.1", port=0, log_level="error", ws="none", **options
+        )
     )
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

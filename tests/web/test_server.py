@@ -298,7 +298,8 @@ def test_a_round_ends_by_the_clock_with_what_came(tmp_path, small, data):
         trainer = lp.DeviceTrainer(client.download(tmp_path / "model.tflite"))
         client.take_part(trainer, *data)
         assert client.round()["round"] == 1
-        threading.Event().wait(1.1)
+        threading.Event().wait(2.5)
+        assert server.rounds_done == 1  # without any request
         assert client.round()["round"] == 2
         assert server.history["clients"] == [1]
         threading.Event().wait(1.1)
@@ -427,13 +428,36 @@ def test_wrong_arguments_are_refused_before_anything_is_written(tmp_path, small)
             "Noise is added to a mean",
         ),
         ({"clients_per_round": 2, "learning_rate": 0}, "`learning_rate`"),
+        ({"clients_per_round": 2, "aggregation": "medain"}, "`aggregation` must be one of"),
+        ({"clients_per_round": 2, "max_weight": 0}, "`max_weight` must be a number above 0"),
+        ({"clients_per_round": 1, "tokens": ["a", "a"]}, "different ASCII strings"),
+        ({"clients_per_round": 1, "tokens": "abc"}, "different ASCII strings"),
+        (
+            {
+                "clients_per_round": 2,
+                "max_clients": 10,
+                "round_seconds": 9,
+                "privacy": lp.DifferentialPrivacy(epsilon=8, delta=0.5),
+            },
+            "`delta` must be below 1 / clients",
+        ),
     ]
     for arguments, message in cases:
         with pytest.raises(ValueError, match=message):
             lp.phone_server(small, folder, rounds=2, **arguments)
+    with pytest.raises(TypeError, match=r"Received: \['lerning_rate'\]"):
+        lp.phone_server(small, folder, clients_per_round=1, rounds=1, lerning_rate=0.1)
+    with pytest.raises(ValueError, match="shape"):
+        lp.phone_server(
+            small,
+            folder,
+            clients_per_round=1,
+            rounds=1,
+            validation_data=(np.zeros((2, 9)), np.zeros(2)),
+        )
     with pytest.raises(TypeError, match="takes a Keras model"):
         lp.phone_server("model", folder, clients_per_round=1, rounds=1)
-    assert not (folder / "state.sqlite3").exists()
+    assert not folder.exists()
 
 
 def private_server(model, folder, **options):
@@ -441,8 +465,17 @@ def private_server(model, folder, **options):
         delta=1e-3, clip=0.05, seed=0, **{"noise_multiplier": 1.0, **options}
     )
     return lp.phone_server(
-        model, folder, clients_per_round=4, rounds=3, max_clients=4, privacy=privacy, **OPTIONS
-    )
+        model, folder, clients_per_round=4, rounds=3, max_clients=4, privacy=privacy,
+        round_seconds=1000, **OPTIONS,
+    )  # fmt: skip
+
+
+def let_time_pass(server):
+    """Ends the running round as its clock would."""
+    with server._rounds._lock:
+        with server._rounds._database as database:
+            database.execute("UPDATE rounds SET started = 0")
+        server._rounds.end_if_due()
 
 
 def test_private_rounds_clip_add_noise_and_divide_by_the_expected_number(tmp_path, small):
@@ -456,6 +489,8 @@ def test_private_rounds_clip_add_noise_and_divide_by_the_expected_number(tmp_pat
         huge = {**good, kernel: good[kernel] + np.float32(1e6)}
         for token, weights in zip(tokens, [good, good, good, huge], strict=True):
             assert send(url, token, packed(weights), examples=10**6)[0] == 200
+        assert server.rounds_done == 0  # that all have answered ends nothing
+        let_time_pass(server)
         assert server.rounds_done == 1
     rng = np.random.default_rng((0, 1, 2))  # the seed, the release, the purpose of noise
     noise = [0.05 * rng.standard_normal(w.shape) for w in start]
@@ -476,6 +511,7 @@ def test_the_privacy_of_a_server_is_that_of_the_simulation(tmp_path, small, data
         for number in (1, 2, 3):
             for token in tokens:
                 assert send(url, token, packed(changed(server)), number)[0] == 200
+            let_time_pass(server)
     report = server.privacy_report()
     x, y = data
     clients = {i: (x[i::4], y[i::4]) for i in range(4)}
@@ -506,7 +542,7 @@ def test_a_private_server_takes_drawn_clients_alone_and_never_draws_again(tmp_pa
         assert 1 <= len(drawn) < 30
         threading.Event().wait(0.6)
         clients[0].round()  # the clock ended the first round: noise alone
-        assert server.history["clients"][0] == 0
+        assert server.history["clients"][0] == 10  # expected: who came stays secret
         assert server.history["update_norm"][0] > 0
         now = clients[0].round()
         if not now["finished"]:
@@ -530,6 +566,7 @@ def test_a_private_server_stops_before_the_budget_and_counts_rounds_that_were_be
             releases = tokens
             for token in tokens:
                 send(url, token, packed(changed(server)), server.rounds_done + 1)
+            let_time_pass(server)
         server = private_server(small, tmp_path, epsilon=6.0)
     assert server.finished
     spent = server.history["epsilon"]
@@ -537,3 +574,52 @@ def test_a_private_server_stops_before_the_budget_and_counts_rounds_that_were_be
     account = server._rounds.privacy.account
     assert len(spent) == 3 or account.epsilon(len(spent) + 1) > 6.0
     server.close()
+
+
+def test_a_round_that_cannot_be_ended_changes_nothing_and_is_ended_later(tmp_path, small):
+    """The disk is full while the result of the round is written."""
+    server = lp.phone_server(small, tmp_path, clients_per_round=1, rounds=1, **OPTIONS)
+    start = head(small)
+    with running(server) as url:
+        client = lp.PhoneClient(url)
+        good = changed(server)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("keras_lp.web.rounds.write_weights", _full)
+            request = urllib.request.Request(
+                f"{url}/update?round=1&examples=1", data=packed(good),
+                headers={"Authorization": f"Bearer {client.token}"},
+            )  # fmt: skip
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                urllib.request.urlopen(request)
+            refused.value.close()
+        for before, now in zip(start, head(small), strict=True):
+            np.testing.assert_array_equal(before, now)
+        assert client.round()["finished"]
+    for before, now in zip(start, head(small), strict=True):
+        np.testing.assert_allclose(now - before, 0.01, atol=1e-7)
+    assert keras.models.load_model(tmp_path / "model.keras").get_weights()
+
+
+def _full(*_):
+    raise OSError(28, "No space left on device")
+
+
+def test_history_of_a_server_that_evaluates_only_later(tmp_path, small, data):
+    options = {"clients_per_round": 1, "rounds": 2, **OPTIONS}
+    for number, validation in ((1, None), (2, data)):
+        server = lp.phone_server(small, tmp_path, validation_data=validation, **options)
+        with running(server) as url:
+            token = lp.PhoneClient(url).token
+            assert send(url, token, packed(changed(server)), number)[0] == 200
+    assert np.isnan(server.history["val_loss"][0])
+    assert server.history["val_loss"][1] > 0
+
+
+def test_a_client_that_guesses_tokens_has_to_wait(tmp_path, small):
+    options = {"requests_per_minute": 3, **OPTIONS}
+    server = lp.phone_server(
+        small, tmp_path, clients_per_round=1, rounds=1, tokens=["secret"], **options
+    )
+    with running(server) as url:
+        found = [send(url, f"guess {i}", b"")[0] for i in range(5)]
+    assert found == [401, 401, 401, 429, 429]

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from keras_lp.federated.engine.tff_import import import_tff
+from keras_lp.federated.engine.worker_process import FOLDER
 from keras_lp.utils.warn import warn
 
 _ASK = 1.0  # seconds between two questions to the workers whether they are there
-_FOLDER = "/tmp/keras_lp_sent"  # on the workers
 _SENT = ("*.frozen", "*.rows")
 
 _current: RemoteWorkers | None = None
@@ -53,6 +53,7 @@ class RemoteWorkers:
         self._questions = concurrent.futures.ThreadPoolExecutor(2 * len(addresses))
         self._return(timeout)
         if self._absent:
+            self.close()
             raise ConnectionError(
                 "All workers must answer at the start. Received: no answer from "
                 f"{self._absent}. Start them with `python -m keras_lp.federated.worker`."
@@ -274,7 +275,7 @@ def remote() -> RemoteWorkers | None:
 
 def on_worker(folder: Path) -> str:
     """Returns the path of a folder of files as the workers see it."""
-    return str(folder) if _current is None else f"{_FOLDER}/{folder.name}"
+    return str(folder) if _current is None else f"{FOLDER}/{folder.name}"
 
 
 @contextlib.contextmanager

@@ -58,8 +58,10 @@ def write_app(folder: Path, model: Path, rounds: int) -> None:
     import keras
 
     from keras_lp.federated.averaging import FederatedAveraging
+    from keras_lp.utils.arguments import check_positive
     from keras_lp.utils.files import check_archive
 
+    check_positive("rounds", rounds, integer=True)
     folder = folder.expanduser().absolute()
     if folder.exists():
         raise ValueError(f"`FOLDER` must be new. Received: {folder}, which exists.")

@@ -124,18 +124,18 @@ def flower_app(
         nodes = Nodes(grid, min_nodes, deadline)
         train(loaded, nodes, rounds, Path(output).expanduser(), validation_data, settings)
 
-    nodes: dict[int, Node] = {}
+    nodes: dict[int, tuple[int, Node]] = {}
 
     @client.train()
     def answer(message: Any, context: Any) -> Any:
         from flwr.app import Message
 
-        if context.node_id not in nodes:
-            nodes[context.node_id] = Node(lambda: data(context), node_name(context))
-        return Message(
-            to_record(*nodes[context.node_id].answer(*from_record(message.content))),
-            reply_to=message,
-        )
+        run, node = nodes.get(context.node_id, (None, None))
+        if node is None or run != context.run_id:  # the data may have changed
+            node = Node(lambda: data(context), node_name(context))
+            nodes[context.node_id] = context.run_id, node
+        found = node.answer(*from_record(message.content))
+        return Message(to_record(*found), reply_to=message)
 
     return FlowerApp(server, client)
 
@@ -150,7 +150,7 @@ def train(
 ) -> keras.callbacks.History:
     """Trains a model over nodes, and writes checkpoints, history and model."""
     federated = FederatedAveraging(model, **settings)
-    federated.use(FleetRounds)
+    federated._use(FleetRounds)
     history = federated.fit(
         nodes,  # type: ignore[arg-type]
         rounds=rounds,

@@ -36,6 +36,10 @@ def version(model: keras.Model) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
+class Refusal(ValueError):  # noqa: N818
+    """What a node does not accept of the server. Its text has nothing of the data."""
+
+
 class Node:
     """A node: it answers what the server asks.
 
@@ -60,7 +64,8 @@ class Node:
             arrays: the arrays that belong to it.
 
         Raises:
-            ValueError: the model of the node is of another version, or the data do not fit.
+            Refusal: the model of the node is of another version.
+        ValueError: the data do not fit.
         """
         work = asked["work"]
         if work == "hello":
@@ -70,7 +75,7 @@ class Node:
             return {}, []
         training = self._open(asked)
         if training is None:
-            raise ValueError(
+            raise Refusal(
                 "A node must have the model of the server. Received: version "
                 f"{asked['version']}, which this node does not have. Start the run again."
             )
@@ -84,9 +89,12 @@ class Node:
         path = self._path(asked["version"])
         if not path.exists():
             return None
-        model = keras.saving.load_model(path)
-        if version(model) != asked["version"]:
-            path.unlink()
+        try:
+            model = keras.saving.load_model(path)
+        except Exception:  # a damaged file can raise anything
+            model = None
+        if model is None or version(model) != asked["version"]:
+            path.unlink(missing_ok=True)  # the server sends it again
             return None
         self._training = _Training(model, self._load, *_key(asked))
         return self._training
@@ -96,18 +104,21 @@ class Node:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".keras", delete=False) as file:
             file.write(content)
-        found = version(keras.saving.load_model(file.name))
+        try:
+            found = version(keras.saving.load_model(file.name))
+            if found == name:
+                os.replace(file.name, path)
+        finally:
+            Path(file.name).unlink(missing_ok=True)
         if found != name:
-            os.unlink(file.name)
-            raise ValueError(
+            raise Refusal(
                 "The model of the server must be of the version that it names. Received: a model "
                 f"of version {found}, named {name}. Update keras_lp on both to the same release."
             )
-        os.replace(file.name, path)
 
     def _path(self, name: str) -> Path:
         if not name.isalnum():
-            raise ValueError(f"A version consists of letters and digits. Received: {name!r}.")
+            raise Refusal(f"A version consists of letters and digits. Received: {name!r}.")
         return self._cache / f"{name}.keras"
 
 

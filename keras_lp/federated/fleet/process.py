@@ -9,12 +9,13 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
 from keras_lp.federated.fleet.app import node_name
 from keras_lp.federated.fleet.messages import pack, receive, send, unpack
-from keras_lp.federated.fleet.node import Node
+from keras_lp.federated.fleet.node import Node, Refusal
 
 _IDLE = 3600.0  # seconds without a message after which the process ends
 
@@ -28,7 +29,7 @@ def serve(folder: Path, address: Path, parent: int) -> None:
         parent: id of the process with which this one ends.
     """
     load = _load_function(folder)
-    state: dict[str, Any] = {"node": None, "last": time.monotonic(), "busy": 0}
+    state: dict[str, Any] = {"node": None, "run": None, "last": time.monotonic(), "busy": 0}
     address.unlink(missing_ok=True)
     with socket.socket(socket.AF_UNIX) as listening:
         partial = address.with_suffix(".partial")
@@ -42,23 +43,31 @@ def serve(folder: Path, address: Path, parent: int) -> None:
             connection, _ = listening.accept()
             state["last"] = time.monotonic()
             threading.Thread(
-                target=_answer, args=(connection, state, load, lock), daemon=True
+                target=_answer, args=(connection, state, load, lock, address), daemon=True
             ).start()
 
 
-def _answer(connection: socket.socket, state: dict[str, Any], load: Any, lock: Any) -> None:
+def _answer(
+    connection: socket.socket, state: dict[str, Any], load: Any, lock: Any, address: Path
+) -> None:
     with connection, lock, contextlib.suppress(OSError):
         state["busy"] = 1
         try:
             asked, arrays = unpack(receive(connection))
-            if state["node"] is None:
+            run = asked["node"]["run_id"]
+            if state["run"] != run:  # the data may have changed
                 context = _context(asked["node"])
                 state["node"] = Node(lambda: load(context), node_name(context))
+                state["run"] = run
             answer = state["node"].answer(asked["values"], arrays)
         except ConnectionError:
             return
-        except Exception as error:
-            answer = {"error": f"{type(error).__name__}: {error}"}, []
+        except Refusal as error:
+            answer = {"error": str(error)}, []
+        except Exception as error:  # its text may quote the data, so it stays here
+            traceback.print_exc()
+            where = f"the log of the node has the details: {address.with_suffix('.log')}"
+            answer = {"error": f"{type(error).__name__}; {where}"}, []
         finally:
             state["busy"], state["last"] = 0, time.monotonic()
         send(connection, pack(*answer))

@@ -49,7 +49,7 @@ class Nodes(contextlib.AbstractContextManager["Nodes", None]):
         self._grid = grid
         self._min_nodes = min_nodes
         self._deadline = deadline
-        self._node_ids: dict[Hashable, int] = {}
+        self._node_ids: dict[Hashable, Any] = {}
         self.on_features = False
         self.failures: dict[Hashable, str] = {}
 
@@ -79,7 +79,7 @@ class Nodes(contextlib.AbstractContextManager["Nodes", None]):
                 "another `partition-id` or `name` in --node-config."
             )
         lacking = [answer["name"] for answer, _ in answers.values() if not answer["known"]]
-        self._node_ids = {name: int(str(number)) for name, number in names.items()}
+        self._node_ids = dict(names)
         if lacking:
             self.ask("model", lacking, about, [_content(model)])
         forms = self.ask("form", self.ids, about)
@@ -100,6 +100,7 @@ class Nodes(contextlib.AbstractContextManager["Nodes", None]):
         arrays: Sequence[np.ndarray] = (),
         each: Mapping[Hashable, Mapping[str, Any]] | None = None,
         may_be_silent: bool = False,
+        secret: bool = False,
     ) -> dict[Hashable, Content]:
         """Returns the answers of nodes, by name.
 
@@ -110,6 +111,7 @@ class Nodes(contextlib.AbstractContextManager["Nodes", None]):
             arrays: arrays for all of them.
             each: further JSON values for each of them. Defaults to none.
             may_be_silent: whether no answer at all is possible, and no warning. Defaults to False.
+            secret: whether it must not be told which nodes were asked. Defaults to False.
 
         Raises:
             RuntimeError: no node answered; the message has their errors.
@@ -128,7 +130,10 @@ class Nodes(contextlib.AbstractContextManager["Nodes", None]):
         self.failures, silent = {}, dict.fromkeys(names, f"no answer in {self._deadline} seconds")
         for name, reply in self._replies(names, sent):
             if not reply.has_error():
-                answers[name] = from_record(reply.content)
+                try:
+                    answers[name] = from_record(reply.content)
+                except (KeyError, TypeError, ValueError) as error:
+                    self.failures[name] = f"its answer cannot be read ({error})"
             elif reply.metadata.src_node_id == self._node_ids[name]:
                 self.failures[name] = reply.error.reason
             else:  # the SuperLink answers for a node that is gone
@@ -138,11 +143,10 @@ class Nodes(contextlib.AbstractContextManager["Nodes", None]):
         for name in names:
             if name not in answers:
                 self.failures.setdefault(name, silent[name])
+        listed = "; ".join(f"{name}: {why}" for name, why in list(self.failures.items())[:10])
         if not answers:
-            listed = "; ".join(f"{name}: {why}" for name, why in list(self.failures.items())[:10])
-            raise RuntimeError(f"No node answered {work!r}. {listed}")
-        if self.failures:
-            listed = "; ".join(f"{name}: {why}" for name, why in list(self.failures.items())[:10])
+            raise RuntimeError(f"No node answered {work!r}. {'' if secret else listed}")
+        if self.failures and not secret:
             warn(f"{len(self.failures)} of {len(names)} nodes are left out of {work!r}: {listed}")
         return {name: answers[name] for name in names if name in answers}
 
@@ -232,9 +236,11 @@ class FleetRounds(Rounds):
             },
             arrays,
             {name: {"seed": seed.tolist()} for name, seed in zip(clients, seeds, strict=True)},
+            secret=private is not None,
         )
         shapes = [tuple(variable.shape) for variable in personal.shared]
-        parts = {name: _checked(answer, shapes) for name, answer in answers.items()}
+        groups, limit = len(self._groups()), math.inf if private is None else private.clip
+        parts = {name: _checked(one, shapes, groups, limit) for name, one in answers.items()}
         self.dropped = [name for name, part in parts.items() if part is None or part["dropped"]]
         good = {name: part for name, part in parts.items() if part and not part["dropped"]}
         norm = self._apply(list(good.values()), private)
@@ -248,8 +254,9 @@ class FleetRounds(Rounds):
         }
         if private is not None:
             self.dropped, self.unknown = [], set()
-            within = sum(part["within"] for part in good.values())
-            return {"within": within, **logs, "clients": private.expected}
+            within = sum(part["within"] for part in good.values()) if private.counts else 0
+            counts = {"clients": private.expected, "bytes_up": size * private.expected}
+            return {**logs, **counts, "bytes_down": size * private.expected, "within": within}
         measured = [part["metrics"] for part in good.values()]
         if not measured:
             raise RuntimeError(
@@ -291,28 +298,50 @@ def _tensors(arrays: Sequence[Any]) -> list[tf.Tensor]:
 
 
 def _summed(answers: Mapping[Hashable, Content]) -> dict[str, np.ndarray]:
-    """Returns the sums of named arrays of nodes."""
+    """Returns the sums of named arrays of nodes, without those that are not finite."""
     names = next(iter(answers.values()))[0]["names"]
-    columns = zip(*(arrays for _, arrays in answers.values()), strict=True)
+    good = [
+        arrays
+        for values, arrays in answers.values()
+        if values["names"] == names and all(np.isfinite(array).all() for array in arrays)
+    ]
+    columns = zip(*good, strict=True)
     return dict(zip(names, (np.sum(column, axis=0) for column in columns), strict=True))
 
 
-def _checked(answer: Content, shapes: Sequence[tuple[int, ...]]) -> dict[str, Any] | None:
-    """Returns the parts of an update; None if it is not finite or has another form."""
+def _checked(
+    answer: Content, shapes: Sequence[tuple[int, ...]], groups: int, clip: float
+) -> dict[str, Any] | None:
+    """Returns the parts of an update; None if it is not finite or has another form.
+
+    Args:
+        answer: of a node, which may send anything.
+        shapes: the shapes of the weights.
+        groups: number of groups of weights.
+        clip: the norm to which an update is shortened.
+    """
     values, arrays = answer
-    count, states = values["counts"]
-    update, rest = arrays[:count], arrays[count:]
-    if [one.shape for one in update] != list(shapes) or len(rest) != states + 2:
+    try:
+        count, states = (int(number) for number in values["counts"])
+        dropped, within = int(values["dropped"]), int(values["within"])
+        update, rest = [one.astype("float32") for one in arrays[:count]], arrays[count:]
+        shares = rest[-1].astype("float32")
+        norm = math.sqrt(sum(float(np.square(u, dtype="float64").sum()) for u in update))
+    except (KeyError, TypeError, ValueError, IndexError):
         return None
-    norm = math.sqrt(sum(float(np.square(u, dtype="float64").sum()) for u in update))
-    if not math.isfinite(norm) or not np.isfinite(rest[-1]).all():
+    fits = [one.shape for one in update] == list(shapes) and len(rest) == states + 2
+    if not fits or shares.shape != (groups,) or dropped not in (0, 1) or within not in (0, 1):
         return None
+    if not math.isfinite(norm) or not np.isfinite(shares).all() or (shares < 0).any():
+        return None
+    if norm > clip:
+        update = [one * np.float32(clip / norm) for one in update]
     return {
         "update": update,
         "metrics": {"states": rest[:states], "place": rest[states]},
-        "shares": rest[-1],
-        "dropped": values["dropped"],
-        "within": values["within"],
+        "shares": shares,
+        "dropped": dropped,
+        "within": within,
     }
 
 

@@ -5,6 +5,7 @@ This file is self-contained: with `device.py`, a device needs only the LiteRT ru
 
 from __future__ import annotations
 
+import http.client
 import json
 import ssl
 import tempfile
@@ -26,7 +27,8 @@ class PhoneClient:
             `client.token` to go on as the same device.
         context: settings of TLS, for a server with a certificate of your own. Defaults to None: the
             authorities of the system.
-        timeout: seconds to wait for an answer. Defaults to 60.
+        timeout: seconds to wait for an answer; the server averages before it answers the last
+            update of a round. Defaults to 300.
 
     Attributes:
         token: the secret of this device.
@@ -50,7 +52,7 @@ class PhoneClient:
         *,
         token: str | None = None,
         context: ssl.SSLContext | None = None,
-        timeout: float = 60,
+        timeout: float = 300,
     ) -> None:
         self._url = url.rstrip("/")
         self._context = context
@@ -98,13 +100,10 @@ class PhoneClient:
         now = self.round()
         if now["finished"] or not now["takes_part"]:
             return None
+        self.load(trainer)
+        losses = trainer.fit(x, y, epochs=now["local_epochs"], shuffle=shuffle, seed=now["round"])
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "weights.npz"
-            path.write_bytes(self._request("weights"))
-            trainer.load_weights(path)
-            losses = trainer.fit(
-                x, y, epochs=now["local_epochs"], shuffle=shuffle, seed=now["round"]
-            )
             trainer.save_weights(path)
             update = path.read_bytes()
         self._request(f"update?round={now['round']}&examples={len(y)}", update)
@@ -129,7 +128,7 @@ class PhoneClient:
         except urllib.error.HTTPError as error:
             with error:
                 raise _refusal(error.code, error.read()) from None
-        except OSError as error:
+        except (OSError, http.client.HTTPException) as error:
             raise ConnectionError(f"{self._url} cannot be reached: {error}") from error
 
 

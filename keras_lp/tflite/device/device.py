@@ -424,6 +424,8 @@ def write_weights(path: str | os.PathLike[str], weights: Mapping[str, np.ndarray
     try:
         with partial.open("wb") as file:  # for a path, NumPy would add ".npz"
             np.savez(file, **arrays)
+            file.flush()
+            os.fsync(file.fileno())
         partial.replace(path)
     except OSError as error:
         reason = error.strerror or str(error)

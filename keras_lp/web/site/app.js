@@ -11,6 +11,7 @@ const part = id => document.getElementById(id);
 /** Runs a task of a button: errors are shown, and other buttons wait. */
 async function task(status, work) {
   const buttons = [...document.querySelectorAll('button:not(:disabled)')];
+  const focused = document.activeElement;
   buttons.forEach(button => { button.disabled = true; });
   status.classList.remove('error');
   try {
@@ -21,6 +22,7 @@ async function task(status, work) {
   } finally {
     buttons.forEach(button => { button.disabled = false; });
     refresh();
+    if (document.body.contains(focused)) focused.focus();
   }
 }
 
@@ -48,19 +50,23 @@ async function showResult() {
 
 function showExamples() {
   part('examples').replaceChildren(...examples.map(example => {
-    const remove = make('button', {type: 'button', textContent: 'Remove'});
+    const name = `example ${examples.indexOf(example) + 1}, ${ask.describe(example.y)}`;
+    const remove = make('button', {type: 'button', textContent: 'Remove', ariaLabel: `Remove ${name}`});
+    remove.disabled = taking;
     remove.addEventListener('click', () => {
       examples.splice(examples.indexOf(example), 1);
       showExamples();
       refresh();
+      part('add').focus();
     });
     return make('li', {}, example.preview, make('div', {textContent: ask.describe(example.y)}), remove);
   }));
 }
 
 function refresh() {
-  part('train').disabled = examples.length === 0;
-  part('join').disabled = examples.length === 0;
+  part('train').disabled = taking || examples.length === 0;
+  part('add').disabled = part('forget').disabled = taking;
+  part('join').disabled = !taking && examples.length === 0;
 }
 
 async function score() {
@@ -92,6 +98,7 @@ async function train() {
 
 async function forget() {
   await drop(config.training.model);
+  localStorage.removeItem(place());
   runner = await open(config.file);
   examples.length = 0;
   accuracies = [];
@@ -104,7 +111,7 @@ async function forget() {
 async function takePart() {
   const status = part('round');
   const client = await entered();
-  for (taking = true; taking;) {
+  while (taking) {
     let wait = 2;
     try {
       const sent = await client.takePart(runner, examples);
@@ -120,6 +127,9 @@ async function takePart() {
         status.textContent = `All ${now.rounds} rounds are done. This page has the result.`;
         break;
       }
+      if (!now.takes_part) {
+        status.textContent = `Round ${now.round} of ${now.rounds}: waiting for other devices.`;
+      }
       wait = now.wait;
     } catch (error) {
       if (error.status && error.status < 500 && error.status !== 409 && error.status !== 429) throw error;
@@ -134,13 +144,14 @@ let taking = false;
 
 /** Returns the client of this device; its token comes from the link (`#token=...`) or the server. */
 async function entered() {
-  const place = `keras_lp token ${config.training.model}`;
-  const token = new URLSearchParams(location.hash.slice(1)).get('token') ?? localStorage.getItem(place);
+  const token = new URLSearchParams(location.hash.slice(1)).get('token') ?? localStorage.getItem(place());
   const known = token && await new Client(token).round().then(() => true, error => error.status !== 401);
   const client = known ? new Client(token) : await Client.join();
-  localStorage.setItem(place, client.token);
+  localStorage.setItem(place(), client.token);
   return client;
 }
+
+const place = () => `keras_lp token ${config.training.model}`;
 
 async function start() {
   const status = part('status');
@@ -198,11 +209,14 @@ async function startTraining() {
       taking = false;
       return;
     }
+    taking = true;
     part('join').textContent = 'Stop taking part';
-    part('train').disabled = true;
+    showExamples();
+    refresh();
     await takePart().catch(error => { part('round').textContent = error.message; });
     taking = false;
     part('join').textContent = 'Take part';
+    showExamples();
     refresh();
   });
 }

@@ -48,7 +48,14 @@ function small(input) {
 function fromFile(onPicture) {
   const field = make('input', {type: 'file', accept: 'image/*', ariaLabel: 'Picture file'});
   field.addEventListener('change', async () => {
-    if (field.files.length) onPicture(await createImageBitmap(field.files[0]));
+    if (!field.files.length) return;
+    try {
+      onPicture(await createImageBitmap(field.files[0]));
+      field.setCustomValidity('');
+    } catch {
+      field.setCustomValidity('This file is not a picture that the browser can read.');
+      field.reportValidity();
+    }
     field.value = '';
   });
   return field;

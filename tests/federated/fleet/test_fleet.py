@@ -164,10 +164,17 @@ def other_form(reply):
     return reply
 
 
+def nonsense(reply):
+    reply.content = to_record({"counts": "many"}, [])
+    return reply
+
+
 FIRST_UPDATE = 3  # after hello, model and form
 
 
-@pytest.mark.parametrize("trouble", ["silent", ValueError("the disk is full"), nan, other_form])
+@pytest.mark.parametrize(
+    "trouble", ["silent", ValueError("the disk is full"), nan, other_form, nonsense]
+)
 @pytest.mark.filterwarnings("ignore:1 of 3 nodes are left out")
 @pytest.mark.filterwarnings("ignore:Round 1. the updates of 1 of 3 clients")
 def test_a_node_in_trouble_costs_its_update_and_nothing_else(trouble, clients, mlp, tmp_path):
@@ -283,3 +290,29 @@ def test_init_writes_an_app_and_refuses_what_cannot_train(mlp, tmp_path, capsys)
     with pytest.raises(SystemExit):
         command(["init", str(folder), "--model", str(tmp_path / "model.keras")])
     assert "must be new" in capsys.readouterr().err
+
+
+def test_private_rounds_tell_nothing_about_who_took_part(clients, mlp, tmp_path, recwarn):
+    """Neither the history nor warnings; and a node that does not clip is clipped."""
+    settings = {
+        "privacy": lp.DifferentialPrivacy(delta=1e-3, noise_multiplier=1e-3, clip=0.1, seed=0),
+        "batch_size": None,
+    }
+
+    def huge(reply):
+        values, arrays = from_record(reply.content)
+        arrays[0] = arrays[0] + np.float32(1e6)
+        reply.content = to_record(values, arrays)
+        return reply
+
+    model = single(mlp)
+    start = model.get_weights()
+    troubles = {(101, FIRST_UPDATE): "silent", (102, FIRST_UPDATE): huge}
+    run(model, clients, tmp_path, 1, troubles, deadline=0.3, **settings)
+    moved = np.sqrt(
+        sum(np.square(a - b).sum() for a, b in zip(start, model.get_weights(), strict=True))
+    )
+    assert moved <= 0.1 * 2 / 3 + 1e-3  # two of three expected clients, each at most 0.1 long
+    written = json.loads((tmp_path / "output" / "history.json").read_text())
+    assert written["clients"] == [3]
+    assert not [one for one in recwarn if "left out" in str(one.message)]

@@ -214,7 +214,7 @@ def test_a_run_whose_nodes_all_fail_ends_as_failed(fleet, clients):
     printed, listed = fleet.run()
     assert "finished:failed" in listed
     assert "No node answered" in printed
-    assert "No such file or directory" in printed
+    assert "FileNotFoundError; the log of the node has the details" in printed
 
 
 def test_a_node_and_the_superlink_are_killed_and_the_run_goes_on(fleet, clients):
