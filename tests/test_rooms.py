@@ -24,7 +24,6 @@ ALONE = {
     "tensorflow_datasets": "data",
     "keras_hub": "backbones",
     "ai_edge_litert": "tflite/device",
-    "starlette": "web",
     "flwr": "federated/fleet",
     "matplotlib": "",
 }

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import dataclasses
+import importlib
 import inspect
 import json
 import math
 import os
-import tempfile
-import time
-from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast, get_args
+from typing import Any, get_args
 
 import keras
 
@@ -29,16 +25,7 @@ from keras_lp.tflite.training.training import export_trainable_tflite
 from keras_lp.utils.arguments import check_choice, check_positive
 from keras_lp.utils.robust import Aggregation
 from keras_lp.web.export import write_site
-from keras_lp.web.rounds import NotTaken, Rounds, has_begun, hashed
-
-if TYPE_CHECKING:
-    from starlette.requests import Request
-    from starlette.responses import Response
-
-_UPLOAD = 600  # seconds for an update to arrive
-_DISCARD = 10  # seconds to read what is refused
-_TICK = 1.0  # seconds between two looks at the clock
-_HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
+from keras_lp.web.rounds import Rounds, has_begun, hashed
 
 
 class PhoneServer:
@@ -53,10 +40,9 @@ class PhoneServer:
         self.model = rounds.model
         self.folder = rounds.folder
         self._rounds = rounds
-        self._local_epochs = local_epochs
-        self._limiter = _Limiter(requests_per_minute)
-        self._uploading: set[int] = set()  # clients
-        self._application = self._routes()
+        # Starlette is optional, and imported where it is used.
+        module = importlib.import_module("keras_lp.web.application")
+        self._application = module.Application(rounds, local_epochs, requests_per_minute)
 
     @property
     def rounds_done(self) -> int:
@@ -98,152 +84,7 @@ class PhoneServer:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answers a request, as an ASGI application."""
-        await self._application(scope, receive, send)
-
-    def _routes(self) -> Any:
-        from starlette.applications import Starlette
-        from starlette.routing import Mount, Route
-        from starlette.staticfiles import StaticFiles
-
-        routes = [
-            Route("/join", self._answered(self._join), methods=["POST"]),
-            Route("/round", self._answered(self._round)),
-            Route("/weights", self._answered(self._weights)),
-            Route("/update", self._answered(self._update), methods=["POST"]),
-            Mount("/", StaticFiles(directory=self.folder / "site", html=True)),
-        ]
-        return Starlette(routes=routes, lifespan=self._clock)
-
-    @contextlib.asynccontextmanager
-    async def _clock(self, _: Any) -> AsyncIterator[None]:
-        """Ends rounds whose time is over while nobody asks."""
-        from starlette.concurrency import run_in_threadpool
-
-        async def tick() -> None:
-            while True:
-                await asyncio.sleep(_TICK)
-                await run_in_threadpool(self._rounds.end_if_due)
-
-        task = asyncio.create_task(tick())
-        yield
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
-
-    def _answered(
-        self, work: Callable[[Request], Awaitable[Response]]
-    ) -> Callable[[Request], Awaitable[Response]]:
-        """Turns refusals into answers."""
-        from starlette.responses import JSONResponse
-
-        async def answer(request: Request) -> Response:
-            try:
-                response = await work(request)
-            except NotTaken as refusal:
-                response = JSONResponse({"reason": refusal.reason}, refusal.status)
-                await self._discard(request)
-            response.headers.update({**_HEADERS, "Cache-Control": "no-store"})
-            return response
-
-        return answer
-
-    async def _join(self, request: Request) -> Response:
-        from starlette.concurrency import run_in_threadpool
-        from starlette.responses import JSONResponse
-
-        self._limiter.count(f"address {request.client.host if request.client else ''}")
-        return JSONResponse({"token": await run_in_threadpool(self._rounds.join)})
-
-    async def _round(self, request: Request) -> Response:
-        from starlette.concurrency import run_in_threadpool
-        from starlette.responses import JSONResponse
-
-        client = await self._client(request)
-        now = await run_in_threadpool(self._rounds.current, client)
-        return JSONResponse({**now, "local_epochs": self._local_epochs, "wait": 2})
-
-    async def _weights(self, request: Request) -> Response:
-        from starlette.concurrency import run_in_threadpool
-        from starlette.responses import FileResponse
-
-        await self._client(request)
-        path = await run_in_threadpool(self._rounds.weights_path)
-        return FileResponse(path, media_type="application/zip")
-
-    async def _update(self, request: Request) -> Response:
-        from starlette.concurrency import run_in_threadpool
-        from starlette.responses import JSONResponse
-
-        client = await self._client(request)
-        number, examples = (_whole(request, name) for name in ("round", "examples"))
-        await run_in_threadpool(self._rounds.check, client, number)
-        if client in self._uploading:
-            raise NotTaken(429, "another update of this device is arriving")
-        self._uploading.add(client)
-        try:
-            await self._upload(request, client, number, examples)
-        finally:
-            self._uploading.discard(client)
-        return JSONResponse({"round": number})
-
-    async def _upload(self, request: Request, client: int, number: int, examples: int) -> None:
-        from starlette.concurrency import run_in_threadpool
-
-        with tempfile.NamedTemporaryFile(
-            dir=self.folder / "updates", prefix=f"{number}-", suffix=".partial", delete=False
-        ) as file:
-            path = Path(file.name)
-            try:
-                async with asyncio.timeout(_UPLOAD):
-                    await self._read_body(request, file)
-                file.flush()
-                os.fsync(file.fileno())
-                file.close()
-                await run_in_threadpool(self._rounds.receive, client, number, examples, path)
-            except TimeoutError:
-                raise NotTaken(408, f"it did not arrive within {_UPLOAD} seconds") from None
-            finally:
-                path.unlink(missing_ok=True)
-
-    async def _read_body(self, request: Request, file: Any) -> None:
-        largest = self._rounds.largest_update
-        too_large = NotTaken(413, f"an update of this model has at most {largest:,} bytes")
-        length = request.headers.get("content-length", "0")
-        if not length.isdecimal() or int(length) > largest:
-            raise too_large
-        received = 0
-        async for part in request.stream():
-            received += len(part)
-            if received > largest:
-                raise too_large
-            file.write(part)
-
-    async def _discard(self, request: Request) -> None:
-        """Reads what a client is still sending, so that it gets the answer."""
-        left = self._rounds.largest_update
-        with contextlib.suppress(TimeoutError, RuntimeError):  # it may have been read
-            async with asyncio.timeout(_DISCARD):
-                async for part in request.stream():
-                    left -= len(part)
-                    if left < 0:
-                        return
-
-    async def _client(self, request: Request) -> int:
-        """Returns the client of a request, within its limit of requests."""
-        from starlette.concurrency import run_in_threadpool
-
-        scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        if scheme != "Bearer" or not token:
-            raise NotTaken(401, "a token is needed: `Authorization: Bearer ...`")
-        address = f"wrong {request.client.host if request.client else ''}"
-        self._limiter.check(address)
-        try:
-            client = await run_in_threadpool(self._rounds.client, token)
-        except NotTaken:
-            self._limiter.count(address)
-            raise
-        self._limiter.count(f"client {client}")
-        return cast(int, client)
+        await self._application.app(scope, receive, send)
 
 
 def phone_server(
@@ -502,39 +343,3 @@ def _validated(model: keras.Model, data: Any) -> dict[str, float]:
     arguments = data if isinstance(data, tuple) else (data,)
     found = model.evaluate(*arguments, verbose=0, return_dict=True)
     return {f"val_{name}": float(value) for name, value in found.items()}
-
-
-def _whole(request: Request, name: str) -> int:
-    value = request.query_params.get(name, "")
-    if not value.isascii() or not value.isdecimal() or len(value) > 12 or int(value) < 1:
-        raise NotTaken(400, f"`{name}` must be a whole number above 0")
-    return int(value)
-
-
-class _Limiter:
-    """Refuses what comes too often.
-
-    Args:
-        per_minute: how many requests are allowed in a minute.
-    """
-
-    def __init__(self, per_minute: int) -> None:
-        self._per_minute = per_minute
-        self._times: dict[str, deque[float]] = {}
-
-    def count(self, key: str) -> None:
-        """Counts a request; raises `NotTaken` above the limit."""
-        self.check(key)
-        self._times[key].append(time.monotonic())
-
-    def check(self, key: str) -> None:
-        """Raises `NotTaken` above the limit."""
-        now = time.monotonic()
-        if len(self._times) > 10_000:
-            recent = ((k, one) for k, one in self._times.items() if one and one[-1] > now - 60)
-            self._times = dict(recent)
-        times = self._times.setdefault(key, deque())
-        while times and times[0] < now - 60:
-            times.popleft()
-        if len(times) >= self._per_minute:
-            raise NotTaken(429, f"more than {self._per_minute} requests in a minute; wait")
