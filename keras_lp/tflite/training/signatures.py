@@ -15,7 +15,7 @@ from keras_lp.model.model import input_structure
 from keras_lp.tasks.classification import Classification
 from keras_lp.tasks.heads import heads
 from keras_lp.tasks.regression import Regression
-from keras_lp.tflite.device.exchange import VERSION
+from keras_lp.tflite.device.exchange import VERSION, layer_of_variable
 from keras_lp.tflite.training.gradients import builtin_gradients, gradients
 from keras_lp.utils.keras_internals import producer
 
@@ -48,11 +48,33 @@ class DeviceModel:
             for variable in (*model.variables, *model.metrics_variables)
             if id(variable) not in given
         ]
+        # Frozen biases of 0 next to weights that train, as with adapters. As constants they would
+        # be removed, and then the converter loses the activation after them.
+        layers = layer_of_variable(model)
+        partly = {id(layers[one]) for one in given if one in layers}
+        zeros = (
+            variable
+            for variable, value in self._constants
+            if value.ndim == 1 and not value.any() and id(layers.get(id(variable))) in partly
+        )
+        self.zeros = {f"zero_{i}": variable for i, variable in enumerate(zeros)}
 
     def run(self, weights: Tensors, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Calls a function of tensors with `weights` instead of the weights of the model."""
-        mapping = [(self.exchanged[name], value) for name, value in weights.items()]
-        mapping += [(variable, tf.constant(value)) for variable, value in self._constants]
+        """Calls a function of tensors with `weights` instead of the weights of the model.
+
+        Args:
+            weights: by the names of `exchanged`, and perhaps of `zeros`.
+            function: the function.
+            *arguments: its arguments.
+        """
+        known = {**self.exchanged, **self.zeros}
+        mapping = [(known[name], value) for name, value in weights.items()]
+        given = {id(variable) for variable, _ in mapping}
+        mapping += [
+            (variable, tf.constant(value))
+            for variable, value in self._constants
+            if id(variable) not in given
+        ]
         with keras.StatelessScope(state_mapping=mapping, collect_losses=True):
             return function(*arguments)
 
@@ -159,13 +181,13 @@ class Optimizer(tf.Module):
 
     Args:
         kind: `"sgd"`, `"momentum"` (0.9) or `"adam"`.
-        learning_rate: the learning rate.
+        rates: the learning rate of each variable.
         weights: the trained variables.
     """
 
-    def __init__(self, kind: str, learning_rate: float, weights: Sequence[tf.Variable]) -> None:
+    def __init__(self, kind: str, rates: Sequence[float], weights: Sequence[tf.Variable]) -> None:
         super().__init__()
-        self._kind, self._rate, self._weights = kind, learning_rate, list(weights)
+        self._kind, self._rates, self._weights = kind, list(rates), list(weights)
         count = {"sgd": 0, "momentum": 1, "adam": 2}[kind]
         self._slots = [
             [tf.Variable(tf.zeros(weight.shape)) for weight in weights] for _ in range(count)
@@ -179,13 +201,13 @@ class Optimizer(tf.Module):
                 power.assign(power.read_value() * beta)
                 for power, beta in zip(self._powers, (0.9, 0.999), strict=True)
             )
-            rate = self._rate * tf.sqrt(1 - power2) / (1 - power1)
+            correction = tf.sqrt(1 - power2) / (1 - power1)
         for i, (weight, gradient) in enumerate(zip(self._weights, found, strict=True)):
             if self._kind == "sgd":
-                step = -self._rate * gradient
+                step = -self._rates[i] * gradient
             elif self._kind == "momentum":
                 (velocity,) = (slot[i] for slot in self._slots)
-                step = 0.9 * velocity.read_value() - self._rate * gradient
+                step = 0.9 * velocity.read_value() - self._rates[i] * gradient
                 velocity.assign(step)
             else:
                 mean, square = (slot[i] for slot in self._slots)
@@ -193,7 +215,7 @@ class Optimizer(tf.Module):
                 v = square.read_value() + (gradient * gradient - square.read_value()) * (1 - 0.999)
                 mean.assign(m)
                 square.assign(v)
-                step = -rate * m / (tf.sqrt(v) + 1e-7)
+                step = -self._rates[i] * correction * m / (tf.sqrt(v) + 1e-7)
             weight.assign(weight.read_value() + step)
 
     def reset(self) -> None:
@@ -215,7 +237,7 @@ class Signatures(tf.Module):
         version: version of the model, from `model_version`.
         batch_size: number of examples per training step.
         optimizer: `"sgd"`, `"momentum"` or `"adam"`.
-        learning_rate: the learning rate.
+        rates: the learning rate of each trained weight.
 
     Attributes:
         functions: the concrete functions by name of the signature.
@@ -228,18 +250,20 @@ class Signatures(tf.Module):
         version: np.ndarray,
         batch_size: int,
         optimizer: str,
-        learning_rate: float,
+        rates: Sequence[float],
     ) -> None:
         super().__init__()
         self._weights = {
             name: tf.Variable(keras.ops.convert_to_numpy(variable))
             for name, variable in device_model.exchanged.items()
         }
+        self._zeros = {
+            name: tf.Variable(tf.zeros(variable.shape))
+            for name, variable in device_model.zeros.items()
+        }
         self._version = tf.Variable(version)
         self._trained = list(trained)
-        self._optimizer = Optimizer(
-            optimizer, learning_rate, [self._weights[name] for name in trained]
-        )
+        self._optimizer = Optimizer(optimizer, rates, [self._weights[name] for name in trained])
         one = input_specs(device_model.model, 1)
         batch = input_specs(device_model.model, batch_size)
         labels = {
@@ -252,7 +276,7 @@ class Signatures(tf.Module):
         }
 
         def infer(**x: tf.Tensor) -> dict[str, tf.Tensor]:
-            output = device_model.run(self._read(), device_model.outputs, x)
+            output = device_model.run(self._all(), device_model.outputs, x)
             return {device_model.output_name: device_model.activated(output)}
 
         def train(y: tf.Tensor, mask: tf.Tensor, **x: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -264,7 +288,7 @@ class Signatures(tf.Module):
                 losses = device_model.losses(y, output, mask)
                 return {**losses, **device_model.metric(y, output, mask)}
 
-            return device_model.run(self._read(), measure)
+            return device_model.run(self._all(), measure)
 
         def get_weights() -> dict[str, tf.Tensor]:
             return {**self._read(), VERSION: tf.identity(self._version)}
@@ -276,6 +300,8 @@ class Signatures(tf.Module):
             for name, value in given.items():
                 (self._version if name == VERSION else self._weights[name]).assign(value)
             self._optimizer.reset()
+            for zero in self._zeros.values():  # a variable that is never assigned is a constant
+                zero.assign(tf.zeros(zero.shape))
             # Read, not passed through: LiteRT.js overwrites an input that is also an output.
             return {VERSION: self._version.read_value()}
 
@@ -290,7 +316,7 @@ class Signatures(tf.Module):
         if device_model.has_features():
 
             def compute(**x: tf.Tensor) -> dict[str, tf.Tensor]:
-                return {"features": device_model.run(self._read(), device_model.features, x)}
+                return {"features": device_model.run(self._all(), device_model.features, x)}
 
             self.functions["features"] = _trace(compute, one)
             shape = self.functions["features"].structured_outputs["features"].shape
@@ -300,6 +326,10 @@ class Signatures(tf.Module):
     def _read(self) -> dict[str, tf.Tensor]:
         return {name: variable.read_value() for name, variable in self._weights.items()}
 
+    def _all(self) -> dict[str, tf.Tensor]:
+        zeros = {name: variable.read_value() for name, variable in self._zeros.items()}
+        return {**self._read(), **zeros}
+
     def _step(
         self,
         device_model: DeviceModel,
@@ -307,7 +337,7 @@ class Signatures(tf.Module):
         y: tf.Tensor,
         mask: tf.Tensor,
     ) -> dict[str, tf.Tensor]:
-        weights = self._read()
+        weights = self._all()
 
         def measure() -> dict[str, tf.Tensor]:
             return device_model.losses(y, device_model.outputs(x), mask)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_lp.finetuning.layerwise import with_multipliers
 from keras_lp.tflite.device.exchange import VERSION
 from keras_lp.tflite.device.runtime import load_interpreter
 from keras_lp.tflite.export.examples import generate_texts
@@ -48,7 +50,7 @@ def check_step(
     trained: Sequence[str],
     batch_size: int,
     optimizer: str,
-    learning_rate: float,
+    rates: Sequence[float],
 ) -> StepCheck:
     """Runs a training step of a file in LiteRT, and the same step in TensorFlow and Keras.
 
@@ -62,7 +64,7 @@ def check_step(
     before = run("get_weights")()
     loss = float(run("train")(**examples)["loss"])
     after = run("get_weights")()
-    expected_loss, expected = _reference(device_model, examples, trained, optimizer, learning_rate)
+    expected_loss, expected = _reference(device_model, examples, trained, optimizer, rates)
     step = np.concatenate([(after[name] - before[name]).ravel() for name in trained])
     wanted = np.concatenate([(expected[name] - before[name]).ravel() for name in trained])
     size = float(np.linalg.norm(wanted))
@@ -117,7 +119,7 @@ def _reference(
     examples: dict[str, np.ndarray],
     trained: Sequence[str],
     optimizer: str,
-    learning_rate: float,
+    rates: Sequence[float],
 ) -> tuple[float, dict[str, np.ndarray]]:
     """Returns the loss and weights after a step with TensorFlow gradients and a Keras optimizer."""
     variables = {
@@ -143,10 +145,11 @@ def _reference(
 
     loss, gradients = differentiate()
     chosen = [variables[name] for name in trained]
-    made = {
-        "sgd": lambda: keras.optimizers.SGD(learning_rate),
-        "momentum": lambda: keras.optimizers.SGD(learning_rate, momentum=0.9),
-        "adam": lambda: keras.optimizers.Adam(learning_rate),
+    made: Any = {
+        "sgd": lambda: keras.optimizers.SGD(1.0),
+        "momentum": lambda: keras.optimizers.SGD(1.0, momentum=0.9),
+        "adam": lambda: keras.optimizers.Adam(1.0),
     }[optimizer]()
+    made = with_multipliers(made, rates)
     made.apply([tf.convert_to_tensor(gradient) for gradient in gradients], chosen)
     return float(loss), {name: variables[name].numpy() for name in trained}

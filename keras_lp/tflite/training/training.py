@@ -55,6 +55,7 @@ class TrainableReport(ShownAsText):
         batch_size: number of examples per training step.
         optimizer: `"sgd"`, `"momentum"` or `"adam"`.
         learning_rate: the learning rate.
+        rates: the learning rate of each trained weight, by name.
         switched_off: layers that are active during training in Keras but not on the device, such
             as Dropout.
         held_still: BatchNormalization layers that are trainable in Keras but frozen on the device
@@ -70,6 +71,7 @@ class TrainableReport(ShownAsText):
     batch_size: int
     optimizer: str
     learning_rate: float
+    rates: dict[str, float]
     switched_off: tuple[str, ...]
     held_still: tuple[str, ...]
     check: StepCheck
@@ -79,7 +81,7 @@ class TrainableReport(ShownAsText):
         lines = [
             f"{self.path}: {self.size / 1024:,.1f} KiB, signatures {', '.join(self.signatures)}",
             f"trains {numbers:,} parameters in {len(self.trained)} weights, {self.optimizer} with "
-            f"learning rate {self.learning_rate:g}, batch size {self.batch_size}",
+            f"learning rate {self._shown_rate()}, batch size {self.batch_size}",
             str(self.check),
         ]
         if self.switched_off:
@@ -87,6 +89,10 @@ class TrainableReport(ShownAsText):
         if self.held_still:
             lines.append(f"frozen BatchNormalization: {', '.join(self.held_still)}")
         return "\n".join(lines)
+
+    def _shown_rate(self) -> str:
+        low, high = min(self.rates.values()), max(self.rates.values())
+        return f"{high:g}" if low == high else f"{low:.3g} to {high:.3g} by layer"
 
 
 def export_trainable_tflite(
@@ -120,8 +126,10 @@ def export_trainable_tflite(
     The inputs of a model with several inputs are named `x_<name>`. The loss is the one that the
     model is compiled with, including class weights, missing labels and regularization. A step is
     the same as in Keras in inference mode: Dropout, noise and augmentation are off, and
-    BatchNormalization is frozen (statistics, scale and offset), as in `lp.finetune_model`. All
-    weights have the same learning rate. The model itself is not changed.
+    BatchNormalization is frozen (statistics, scale and offset), as in `lp.finetune_model`. Layer
+    rates of the model (`layer_decay`, `layer_rates`) keep their ratios; adapters of `lp.LoRA` train
+    instead of their kernels. Weight decay of the optimizer is left out. The model itself is not
+    changed.
 
     `lp.DeviceTrainer` runs the file, and `lp.aggregate_device_updates` averages the weights of
     several phones.
@@ -133,7 +141,8 @@ def export_trainable_tflite(
             top n blocks; a list of layer names; or `"all"`. Defaults to `"head"`.
         batch_size: number of examples per training step. Defaults to 16.
         optimizer: `"sgd"`, `"momentum"` (0.9) or `"adam"`. Defaults to `"sgd"`.
-        learning_rate: learning rate of the optimizer. Defaults to 0.01.
+        learning_rate: learning rate of the optimizer; with layer rates, that of the head. Defaults
+            to 0.01.
         soft_labels: whether the labels of an `lp.Classification` are distributions over the
             classes, float32 `(examples, classes)`, instead of class numbers. Defaults to False.
 
@@ -164,6 +173,7 @@ def export_trainable_tflite(
     if path.is_dir():
         raise ValueError(f"`path` must be a file to write. Received: the folder {path}.")
     held_still = _training_normalization(model)
+    multipliers = _multipliers(model)
     with _training_alone(model, trainable):
         exchanged = _exchanged(model)
         trains = {id(variable) for variable in model.trainable_variables}
@@ -174,7 +184,11 @@ def export_trainable_tflite(
                 "soft_labels=True requires a model with an lp.Classification task. Received: "
                 f"model {model.name!r}. Leave `soft_labels` out."
             )
-        settings = (int(batch_size), optimizer, float(learning_rate))
+        rates = {
+            name: float(learning_rate) * multipliers.get(id(exchanged[name]), 1.0)
+            for name in trained
+        }
+        settings = (int(batch_size), optimizer, list(rates.values()))
         version = model_version(model, exchanged)
         try:
             signatures = Signatures(device_model, trained, version, *settings)
@@ -191,12 +205,22 @@ def export_trainable_tflite(
         batch_size=int(batch_size),
         optimizer=optimizer,
         learning_rate=float(learning_rate),
+        rates=rates,
         switched_off=tuple(layer.name for layer in sublayers(model) if draws_random_numbers(layer)),
         held_still=held_still,
         check=check,
     )
     write_whole(path, content)
     return report
+
+
+def _multipliers(model: keras.Model) -> dict[int, float]:
+    """Returns the factors of the layer rates by the id of the weight; empty without layer rates."""
+    found = getattr(model.optimizer, "multipliers", None) or []
+    variables = model.trainable_variables
+    if len(found) != len(variables):  # what trains has changed since it was compiled
+        return {}
+    return {id(v): one for v, one in zip(variables, found, strict=True)}
 
 
 def _check_model(model: Any) -> None:
