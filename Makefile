@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install demo web test test-fast test-slow lint format bench bench-published clean
+.PHONY: install demo web test test-flower test-fast test-slow lint format bench bench-published clean
 
 install: $(INSTALLED)
 
@@ -38,6 +38,15 @@ test-fast: install
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow
+
+# Flower's protobuf is too old for TFDS and tensorflow-text: an environment of its own.
+test-flower:
+	test -x .venv-flower/bin/python || $(PYTHON) -m venv .venv-flower
+	.venv-flower/bin/python -m pip install --quiet --editable '.[flower,federated,phone]' \
+		pytest scikit-learn pillow
+	.venv-flower/bin/python -m pip install --quiet \
+		--no-deps --ignore-requires-python -r requirements-tff.txt
+	.venv-flower/bin/python -m pytest tests/federated/fleet
 
 lint: install
 	$(BIN)/ruff check .

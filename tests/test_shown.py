@@ -14,6 +14,7 @@ from keras_lp.tflite.export.report import ExportReport
 from keras_lp.tflite.training.training import TrainableReport
 from keras_lp.tuning.result import TrialResult
 from keras_lp.utils.text_table import ShownAsText
+from keras_lp.web.export import WebReport
 
 
 def results():
@@ -43,5 +44,5 @@ def test_all_results_are_shown_so():
     kinds = {*ShownAsText.__subclasses__()}
     named = {lp.Comparison, LearningRates, ClientLabels, ExportReport, TrainableReport, DeviceRound}
     named |= {lp.TuningResult, PrivacyReport, lp.PersonalModels}
-    named |= {UpdateLeakage, MembershipLeakage, lp.Calibration}
+    named |= {UpdateLeakage, MembershipLeakage, lp.Calibration, WebReport}
     assert kinds == named

@@ -101,7 +101,10 @@ def assert_equal(ours, theirs):
         {"clients_per_round": 6, "local_epochs": 2},
         pytest.param({"aggregation": "median"}, marks=pytest.mark.slow),
         pytest.param({"compression": lp.Quantize(bits=4)}, marks=pytest.mark.slow),
-        {"privacy": lp.DifferentialPrivacy(delta=1e-3, noise_multiplier=1.0, clip=0.5, seed=0)},
+        pytest.param(
+            {"privacy": lp.DifferentialPrivacy(delta=1e-3, noise_multiplier=1.0, clip=0.5, seed=0)},
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["mean", "robust", "compressed", "private"],
 )
@@ -124,6 +127,7 @@ def test_two_workers_equal_one_machine(options, workers, clients, model):
     assert len(history["seconds"]) == 3
 
 
+@pytest.mark.slow
 def test_frozen_networks_heads_and_evaluation_on_workers(workers, clients, model):
     """Frozen weights and features reach the workers, and a federation moves between machines."""
     known = model()

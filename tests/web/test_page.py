@@ -117,14 +117,22 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("kind", MODELS)
+SLOW = {"MobileNetV2", "LoRA", "labels", "values"}
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(k, marks=pytest.mark.slow) if k in SLOW else k for k in MODELS]
+)
 def test_a_page_computes_what_litert_does(kind, folder, browser):
     model, inputs = MODELS[kind]()
     lp.export_web(model, folder, verify=kind != "MobileNetV2")  # 1e-4 is for trained networks
     _compare(folder, browser, inputs)
 
 
-@pytest.mark.parametrize("quantization", ["float16", "dynamic", "int8"])
+@pytest.mark.parametrize(
+    "quantization",
+    ["int8", *(pytest.param(q, marks=pytest.mark.slow) for q in ("float16", "dynamic"))],
+)
 def test_quantized_files_too(quantization, folder, browser):
     data = {"calibration_data": images(16, 3, 50)} if quantization == "int8" else {}
     lp.export_web(built(conv(), 3), folder, quantization=quantization, tolerance=0.5, **data)
