@@ -115,7 +115,7 @@ def test_all_files_tell_the_same_version(setup_cfg):
 def test_uv_installs_what_make_install_does(setup_cfg, pyproject):
     assert pyproject["project"]["requires-python"] == setup_cfg["options"]["python_requires"]
     project, *tff = pyproject["dependency-groups"]["dev"]
-    (installed,) = re.findall(r"--editable '\.(\[.*\])'", (ROOT / "Makefile").read_text())
+    (installed, _) = re.findall(r"--editable '\.(\[.*\])'", (ROOT / "Makefile").read_text())
     assert project == f"keras_lp{installed}"
     pins = (ROOT / "requirements-tff.txt").read_text().splitlines()
     pins = [line for line in pins if not line.startswith("#")]
