@@ -178,6 +178,8 @@ al., 2021 (arXiv:2003.00295) |
     ['accuracy', 'clients', 'loss']
     """
 
+    _engine: type[Rounds] = Rounds  # runs the rounds
+
     def __init__(
         self,
         model: keras.Model,
@@ -252,8 +254,9 @@ al., 2021 (arXiv:2003.00295) |
         possible = not robust and privacy is None
         exact = check_lora(model, personal_layers, lora_averaging, lora_ranks, possible)
         self._lora_ranks = dict(lora_ranks or {})
-        self._engine = (local, server, weighting, compression, aggregation, personal_layers, exact)
-        self._rounds = Rounds(model, *self._engine)
+        self._rounds = self._engine(
+            model, local, server, weighting, compression, aggregation, personal_layers, exact
+        )
         self._private = None if privacy is None else PrivateClients(privacy, clients_per_round)
         self._settings = {
             "clients_per_round": clients_per_round and int(clients_per_round),
@@ -279,10 +282,6 @@ al., 2021 (arXiv:2003.00295) |
         self._calls = 0
         self._unknown: set[str] = set()  # names of the unknown logs of this round
         self._logs: list[dict[str, Any]] = []  # one dict per round
-
-    def _use(self, engine: type[Rounds]) -> None:
-        """Runs rounds with another class than `Rounds`; called before the first one."""
-        self._rounds = engine(self.model, *self._engine)
 
     @checks.plain_errors()
     def fit(

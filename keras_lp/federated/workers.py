@@ -46,7 +46,7 @@ def federated_workers(addresses: Sequence[str], *, timeout: float = 30.0) -> Ite
     >>> with lp.federated_workers(workers):  # doctest: +SKIP
     ...     federated.fit(clients, rounds=10)
     """
-    listed = [addresses] if isinstance(addresses, str) else list(addresses)
+    listed = list(addresses)
     wrong = [one for one in listed if not re.fullmatch(r"\S+:\d+", str(one))]
     if not listed or wrong or len(set(listed)) < len(listed):
         raise ValueError(

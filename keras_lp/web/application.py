@@ -89,24 +89,20 @@ class Application:
         return answer
 
     async def _join(self, request: Request) -> Response:
-
         self._limiter.count(f"join {_address(request)}")
         return JSONResponse({"token": await run_in_threadpool(self._rounds.join)})
 
     async def _round(self, request: Request) -> Response:
-
         client = await self._client(request)
         now = await run_in_threadpool(self._rounds.current, client)
         return JSONResponse({**now, "local_epochs": self._local_epochs, "wait": 2})
 
     async def _weights(self, request: Request) -> Response:
-
         await self._client(request)
         path = await run_in_threadpool(self._rounds.weights_path)
         return FileResponse(path, media_type="application/zip")
 
     async def _update(self, request: Request) -> Response:
-
         client = await self._client(request)
         number, examples = (_whole(request, name) for name in ("round", "examples"))
         await run_in_threadpool(self._rounds.check, client, number)
@@ -120,7 +116,6 @@ class Application:
         return JSONResponse({"round": number})
 
     async def _upload(self, request: Request, client: int, number: int, examples: int) -> None:
-
         with tempfile.NamedTemporaryFile(
             dir=self._rounds.folder / "updates",
             prefix=f"{number}-",
@@ -165,7 +160,6 @@ class Application:
 
     async def _client(self, request: Request) -> int:
         """Returns the client of a request, within its limit of requests."""
-
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
         if scheme != "Bearer" or not token:
             raise NotTaken(401, "a token is needed: `Authorization: Bearer ...`")

@@ -23,7 +23,7 @@ from keras_lp.tflite.training.training import TrainableReport, export_trainable_
 from keras_lp.utils.arguments import check_positive
 from keras_lp.utils.text_table import ShownAsText
 from keras_lp.web.litert_js import litert_js
-from keras_lp.web.page import SCRIPTS, describe_page, index, site_file
+from keras_lp.web.page import STATIC, describe_page, index, site_file
 
 _CONFIG = "model.json"
 _FILE = "model.tflite"
@@ -158,13 +158,19 @@ def write_site(
     if metadata is not None and not isinstance(metadata, TFLiteMetadata):
         raise TypeError(f"`metadata` must be lp.TFLiteMetadata. Received: metadata={metadata!r}.")
     folder = Path(folder).expanduser()
-    is_other = folder.is_dir() and any(folder.iterdir()) and not (folder / _CONFIG).exists()
-    if folder.is_file() or is_other:
+    found = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if folder.is_file() or (_CONFIG not in found and found - {_FILE}):  # a file alone: a kill
         raise ValueError(
             "`folder` must be new or have an earlier page of this function. Received: "
             f"{str(folder)!r}, which is something else. Choose another folder."
         )
     described = describe(model, "export_web")
+    shape = described.model.outputs[0].shape
+    if trainable is not None and len(shape) > 2:
+        raise ValueError(
+            "A page trains models with one label, or one row of labels, per example. Received: "
+            f"a model with output of shape {shape}. Leave `trainable` out."
+        )
     metadata = metadata or TFLiteMetadata()
     config = describe_page(described, metadata, feature_names, trainable is not None)
     runtime = litert_js()
@@ -183,7 +189,7 @@ def write_site(
     config |= {"file": _FILE, "server": server}
     write_whole(folder / _CONFIG, json.dumps(config).encode())  # first: it marks the folder
     shutil.copytree(runtime, folder / "litert", dirs_exist_ok=True)
-    files = {name: site_file(name) for name in SCRIPTS}
+    files = {name: site_file(name) for name in STATIC}
     files["index.html"] = index(title, description, text)
     for name, content in files.items():
         write_whole(folder / name, content.encode())
@@ -196,10 +202,4 @@ def _labels(path: Path) -> dict[str, Any]:
     content = path.read_bytes()
     inputs, _ = read_contents(content).signatures["train"]
     labels = next(tensor for tensor in inputs if tensor.name == "y")
-    if len(labels.shape) > 2:
-        raise ValueError(
-            "A page trains models with one label, or one row of labels, per example. Received: "
-            f"labels of shape {labels.shape[1:]}. Leave `trainable` out."
-        )
-    classes = labels.dtype == "int32"
-    return {"model": hashlib.sha256(content).hexdigest(), "classes": classes}
+    return {"model": hashlib.sha256(content).hexdigest(), "classes": labels.dtype == "int32"}

@@ -17,7 +17,7 @@ from keras_lp.tflite.interface import Input, Interface, Output
 from keras_lp.tflite.metadata.annotate import TFLiteMetadata, input_of_ids
 
 TYPES = ("float32", "int32", "uint8")  # that LiteRT.js exchanges
-SCRIPTS = (
+STATIC = (  # the files that all pages have
     "app.js",
     "federation.js",
     "inputs.js",

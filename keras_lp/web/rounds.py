@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import secrets
 import sqlite3
 import threading
@@ -19,6 +18,7 @@ import numpy as np
 from keras_lp.privacy.mechanism import Mechanism
 from keras_lp.tflite.device.aggregation import (
     Refused,
+    Stale,
     aggregate_device_updates,
     assign,
     current_weights,
@@ -225,7 +225,7 @@ class Rounds:
                 if read.keys() != self._exchanged.keys():
                     raise Refused("it has other weights than this model trains")
             except Refused as reason:
-                status = 409 if "stale" in str(reason) else 422
+                status = 409 if isinstance(reason, Stale) else 422
                 raise NotTaken(status, str(reason)) from reason
             path.replace(self._update_path(number, client))
             with self._database:
@@ -271,6 +271,7 @@ class Rounds:
             self._privacy.restore(json.loads(state))
         if self.logs:
             self._save_model()
+        self._forget_lost_updates()
         self._remove_files()
         self._close_if_complete()
 
@@ -391,6 +392,17 @@ class Rounds:
         privacy.adapt(within, len(paths))
         return assign(self.model, self._exchanged, before + total / privacy.account.sample)
 
+    def _forget_lost_updates(self) -> None:
+        """Removes the updates whose files did not survive a power loss."""
+        number = self.number
+        rows = self._database.execute("SELECT client FROM updates WHERE round = ?", (number,))
+        lost = [client for (client,) in rows if not self._update_path(number, client).exists()]
+        with self._database:
+            for client in lost:
+                self._database.execute(
+                    "DELETE FROM updates WHERE round = ? AND client = ?", (number, client)
+                )
+
     def _remove_files(self) -> None:
         """Removes the files of earlier rounds; phones may still load the last one's weights."""
         number = self.number
@@ -427,9 +439,8 @@ def _open(path: Path) -> sqlite3.Connection:
         database.execute("PRAGMA locking_mode = EXCLUSIVE")
         database.execute("PRAGMA journal_mode = WAL")
         database.executescript(_TABLES)
-        with database:
-            database.execute("DELETE FROM about WHERE name = 'opened'")
-            database.execute("INSERT INTO about VALUES ('opened', ?)", (str(os.getpid()),))
+        database.execute("BEGIN EXCLUSIVE")  # from now on, the lock is kept
+        database.commit()
     except sqlite3.OperationalError as error:
         database.close()
         raise ValueError(

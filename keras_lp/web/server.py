@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import inspect
 import json
 import math
@@ -40,9 +39,9 @@ class PhoneServer:
         self.model = rounds.model
         self.folder = rounds.folder
         self._rounds = rounds
-        # Starlette is optional, and imported where it is used.
-        module = importlib.import_module("keras_lp.web.application")
-        self._application = module.Application(rounds, local_epochs, requests_per_minute)
+        from keras_lp.web.application import Application  # needs Starlette
+
+        self._application = Application(rounds, local_epochs, requests_per_minute)
 
     @property
     def rounds_done(self) -> int:
@@ -155,7 +154,8 @@ def phone_server(
         tokens: secrets of the devices that may take part, one each; a link
             `https://.../#token=...` has one. Defaults to None: whoever joins gets one, so the same
             person can take part more than once.
-        requests_per_minute: limit per client, and for joining per address. Defaults to 120.
+        requests_per_minute: limit per client, and for joining and wrong tokens per address.
+            Defaults to 120.
         max_update_norm: as in `lp.aggregate_device_updates`. Defaults to `"auto"`.
         max_weight: as in `lp.aggregate_device_updates`. Defaults to `"auto"`.
         aggregation: as in `lp.aggregate_device_updates`. Defaults to `"mean"`.

@@ -149,8 +149,7 @@ def train(
     settings: dict[str, Any],
 ) -> keras.callbacks.History:
     """Trains a model over nodes, and writes checkpoints, history and model."""
-    federated = FederatedAveraging(model, **settings)
-    federated._use(FleetRounds)
+    federated = _Fleet(model, **settings)
     history = federated.fit(
         nodes,  # type: ignore[arg-type]
         rounds=rounds,
@@ -171,6 +170,12 @@ def node_name(context: Any) -> int | str:
             value = context.node_config[key]
             return int(value) if str(value).isdigit() else str(value)
     return int(context.node_id)
+
+
+class _Fleet(FederatedAveraging):
+    """A federation of nodes."""
+
+    _engine = FleetRounds
 
 
 class _Written(keras.callbacks.Callback):

@@ -41,7 +41,6 @@ class Nodes(contextlib.AbstractContextManager["Nodes", None]):
 
     Attributes:
         ids: the names of the nodes, sorted.
-        on_features: False, as in `Source`: nodes decide that for themselves.
         failures: why nodes did not answer the last question, by name.
     """
 
@@ -50,7 +49,6 @@ class Nodes(contextlib.AbstractContextManager["Nodes", None]):
         self._min_nodes = min_nodes
         self._deadline = deadline
         self._node_ids: dict[Hashable, Any] = {}
-        self.on_features = False
         self.failures: dict[Hashable, str] = {}
 
     @property
@@ -174,7 +172,7 @@ class FleetRounds(Rounds):
 
     def source(self, clients: Nodes) -> Any:
         """Waits for the nodes; returns them."""
-        self._settings = {
+        settings = {
             "local": {
                 "epochs": self._local.epochs,
                 "batch_size": self._local.batch_size,
@@ -182,7 +180,7 @@ class FleetRounds(Rounds):
             },
             "weighting": self._weighting,
         }
-        form = clients.open(self._model, self._settings)
+        form = clients.open(self._model, settings)
         data = tuple(_zeros(part) for part in form["form"])
         stateless = self._stateless(data, on_features=False)
         self._model.reset_metrics()
@@ -190,7 +188,7 @@ class FleetRounds(Rounds):
         stateless.merging = Merging(form["ways"], start)
         self._training.stateless = stateless
         self._step = ServerStep(self._server_optimizer, self.personal_variables().shared)
-        self._about = {"version": version(self._model), "settings": self._settings}
+        self._about = {"version": version(self._model), "settings": settings}
         return clients
 
     def describe(self, source: Any) -> None:
@@ -243,6 +241,11 @@ class FleetRounds(Rounds):
         parts = {name: _checked(one, shapes, groups, limit) for name, one in answers.items()}
         self.dropped = [name for name, part in parts.items() if part is None or part["dropped"]]
         good = {name: part for name, part in parts.items() if part and not part["dropped"]}
+        if private is None and not good:
+            raise RuntimeError(
+                f"At least one update must be finite. Received: {len(answers)} that are not, of "
+                f"{list(answers)[:10]}. A smaller learning rate may help."
+            )
         norm = self._apply(list(good.values()), private)
         size = sum(array.nbytes for array in arrays)
         logs = {
@@ -257,13 +260,7 @@ class FleetRounds(Rounds):
             within = sum(part["within"] for part in good.values()) if private.counts else 0
             counts = {"clients": private.expected, "bytes_up": size * private.expected}
             return {**logs, **counts, "bytes_down": size * private.expected, "within": within}
-        measured = [part["metrics"] for part in good.values()]
-        if not measured:
-            raise RuntimeError(
-                f"At least one update must be finite. Received: {len(answers)} that are not, of "
-                f"{list(answers)[:10]}. A smaller learning rate may help."
-            )
-        results = self._results(measured, all_dropped=False)
+        results = self._results([part["metrics"] for part in good.values()], all_dropped=False)
         return {**results, **logs, "dropped": len(self.dropped), "absent": len(source.failures)}
 
     def _apply(self, parts: Sequence[dict[str, Any]], private: PrivateRound | None) -> float:
@@ -298,15 +295,23 @@ def _tensors(arrays: Sequence[Any]) -> list[tf.Tensor]:
 
 
 def _summed(answers: Mapping[Hashable, Content]) -> dict[str, np.ndarray]:
-    """Returns the sums of named arrays of nodes, without those that are not finite."""
-    names = next(iter(answers.values()))[0]["names"]
+    """Returns the sums of named arrays of nodes, without those that are not finite.
+
+    Raises:
+        RuntimeError: no node sent finite numbers, or they differ in form.
+    """
     good = [
-        arrays
+        dict(zip(values["names"], arrays, strict=True))
         for values, arrays in answers.values()
-        if values["names"] == names and all(np.isfinite(array).all() for array in arrays)
+        if all(array.dtype.kind == "f" and np.isfinite(array).all() for array in arrays)
     ]
-    columns = zip(*good, strict=True)
-    return dict(zip(names, (np.sum(column, axis=0) for column in columns), strict=True))
+    forms = {tuple((name, array.shape) for name, array in one.items()) for one in good}
+    if len(forms) != 1:
+        raise RuntimeError(
+            "Nodes must send finite sums of the same form. Received: "
+            f"{len(good)} of {len(answers)} that are finite, in {len(forms)} forms."
+        )
+    return {name: np.sum([one[name] for one in good], axis=0) for name in good[0]}
 
 
 def _checked(

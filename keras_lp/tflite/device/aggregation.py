@@ -35,6 +35,10 @@ class Refused(Exception):  # noqa: N818
     """Raised with the reason why an update is refused."""
 
 
+class Stale(Refused):
+    """Raised for an update that was trained from other weights than the current ones."""
+
+
 @dataclasses.dataclass(frozen=True, repr=False)
 class DeviceRound(ShownAsText):
     """The result of `aggregate_device_updates`. Can be printed.
@@ -293,5 +297,5 @@ def _checked(
     if not same[:HALF].all():
         raise Refused("it is from another model")
     if not same[HALF:].all():
-        raise Refused("it is stale: trained from weights other than the current ones")
+        raise Stale("it is stale: trained from weights other than the current ones")
     return {name: np.asarray(update[name]) for name in exchanged}
