@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import functools
-import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from keras_lp.federated.engine import installation
+from keras_lp.federated.engine.contexts import sync_context
 from keras_lp.federated.engine.tff_import import import_tff
 from keras_lp.federated.engine.worker import LOCK, load_worker
 from keras_lp.federated.engine.workers import remote
@@ -55,24 +55,4 @@ def call(function: Callable[[], Any], folder: Path | None = None, blocks: int = 
 @functools.cache
 def _execution_context() -> Any:
     """Like `tff.backends.native.set_sync_local_cpp_execution_context`, with our worker."""
-    tff = import_tff()
-    native = importlib.import_module("tensorflow_federated.python.core.backends.native.compiler")
-    frontend = importlib.import_module(
-        "tensorflow_federated.python.core.environments.tensorflow_frontend.tensorflow_computation"
-    )
-    sync = importlib.import_module(
-        "tensorflow_federated.python.core.impl.execution_contexts.sync_execution_context"
-    )
-
-    def executor_stack(cardinalities: dict[Any, int]) -> Any:
-        cardinalities.setdefault(tff.CLIENTS, 0)
-        executor = tff.framework.RemoteExecutor(load_worker().stub())
-        executor.set_cardinalities(cardinalities)
-        return executor
-
-    return sync.SyncExecutionContext(
-        executor_fn=tff.framework.ResourceManagingExecutorFactory(executor_stack),
-        compiler_fn=native.desugar_and_transform_to_native,
-        transform_args=frontend.transform_args,
-        transform_result=frontend.transform_result,
-    )
+    return sync_context(lambda: load_worker().stub())

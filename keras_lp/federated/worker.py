@@ -19,16 +19,10 @@ _OPEN = (
     "127.0.0.1 and connect with `ssh -L`."
 )
 
-_REASONS = {
-    worker_process.NOT_ISOLATED: (
-        "TFF's worker listens on all addresses, and this system does not allow a network namespace "
-        "that would prevent it. In a closed network, pass --host 0.0.0.0."
-    ),
-    worker_process.NOT_OWN: (
-        f"{worker_process.FOLDER} must be a folder of this user alone. Remove it, or have it "
-        "removed."
-    ),
-}
+_NOT_ISOLATED = (
+    "TFF's worker listens on all addresses, and this system does not allow a network namespace "
+    "that would prevent it. In a closed network, pass --host 0.0.0.0."
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -58,8 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         process, code = _start(listening, "isolate", binary)
         if code == worker_process.NOT_ISOLATED and given.host in ("0.0.0.0", "::"):
             process, code = _start(listening, "share", binary)
+        if code == worker_process.NOT_ISOLATED:
+            parser.exit(1, f"{_NOT_ISOLATED}\n")
         if code is not None:
-            parser.exit(1, _REASONS.get(code, f"The worker ended with code {code}.") + "\n")
+            parser.exit(1, f"The worker ended with code {code}.\n")
         address = "{}:{}".format(*listening.getsockname()[:2])
     print(f"ready on {address} (Ctrl-C ends)", flush=True)
     for name in (signal.SIGTERM, signal.SIGINT):

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -90,6 +91,15 @@ def model(mlp):
     return make
 
 
+def rows_on_workers():
+    """The files with the data of clients in the folders of all workers."""
+    return list(Path(tempfile.gettempdir()).glob("keras_lp_worker_*/*/*.rows"))
+
+
+def folders():
+    return {path.name for path in Path(tempfile.gettempdir()).glob("keras_lp_worker_*")}
+
+
 def assert_equal(ours, theirs):
     for left, right in zip(ours.get_weights(), theirs.get_weights(), strict=True):
         np.testing.assert_allclose(left, right, atol=1e-6)
@@ -114,13 +124,16 @@ def test_two_workers_equal_one_machine(options, workers, clients, model):
     lp.FederatedAveraging(here, **options).fit(clients, rounds=3, verbose=0)
     federated = lp.FederatedAveraging(there, **options)
     folder = federated._rounds._folder
-    sent = Path("/tmp/keras_lp_sent") / folder.name  # on the workers
     with lp.federated_workers(workers):
         history = federated.fit(clients, rounds=3, verbose=0).history
-        sizes = [path.stat().st_size for path in sent.glob("*.rows")]
+        sent = [path for path in rows_on_workers() if path.parent.name == folder.name]
+        sizes = [path.stat().st_size for path in sent]
+        for path in sent:
+            assert path.stat().st_mode & 0o077 == 0  # of this user alone
+            assert path.parent.parent.stat().st_mode & 0o077 == 0
     assert min(sizes) > 0
     assert len(sizes) >= 8  # inputs and labels of four blocks
-    assert {path.stat().st_size for path in sent.glob("*.rows")} == {0}  # emptied at the end
+    assert {path.stat().st_size for path in sent} == {0}  # emptied at the end
     assert all(path.stat().st_size for path in folder.glob("*.rows"))
     assert np.abs(here.get_weights()[0] - before[0]).max() > 1e-3
     assert_equal(here, there)
@@ -234,10 +247,15 @@ def test_a_worker_whose_process_dies_starts_again(three, clients, model):
     assert federated.rounds_done == 2
 
 
-def test_a_worker_listens_on_its_address_alone_and_leaves_nothing(tmp_path):
+def test_a_worker_listens_on_its_address_alone_and_leaves_nothing():
+    before = folders()
+    left = Path(tempfile.gettempdir()) / "keras_lp_worker_999999999_x"  # of one that was killed
+    left.mkdir()
     ((process, address),) = start(1)
     port = address.split(":")[1]
     pids = children(process.pid)
+    assert not left.exists()
+    assert len(folders() - before) == 1
     try:
         listening = subprocess.run(["ss", "-ltnpH"], capture_output=True, text=True, check=True)
         lines = [
@@ -251,6 +269,7 @@ def test_a_worker_listens_on_its_address_alone_and_leaves_nothing(tmp_path):
     while time.monotonic() < deadline and any(Path(f"/proc/{pid}").exists() for pid in pids):
         time.sleep(0.05)
     assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+    assert folders() <= before
 
 
 def test_wrong_addresses():

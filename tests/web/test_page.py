@@ -458,7 +458,17 @@ def test_export_web_refuses_what_a_page_cannot_do(tmp_path, litert):
         lp.export_web("model.keras", tmp_path / "page")
     with pytest.raises(TypeError, match="quantisation"):
         lp.export_web(model, tmp_path / "page", quantisation="int8")
+    rows = keras.Sequential([keras.Input((4, 3)), keras.layers.Dense(2, "softmax")])
+    rows.compile("sgd", "sparse_categorical_crossentropy")
+    with pytest.raises(ValueError, match=r"output of shape \(None, 4, 2\)"):
+        lp.export_web(rows, tmp_path / "page", trainable="all")
     wide = keras.Sequential([keras.Input((3,), dtype="int64"), keras.layers.Embedding(4, 2)])
     with pytest.raises(ValueError, match="dtype int64"):
         lp.export_web(wide, tmp_path / "page")
     assert not (tmp_path / "page").exists()
+
+
+def test_a_folder_of_an_export_that_was_killed_can_be_used_again(tmp_path, litert):
+    (tmp_path / "model.tflite").write_bytes(b"only this was written")
+    lp.export_web(softmax_model(), tmp_path)
+    assert (tmp_path / "index.html").exists()

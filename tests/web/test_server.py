@@ -623,3 +623,19 @@ def test_a_client_that_guesses_tokens_has_to_wait(tmp_path, small):
     with running(server) as url:
         found = [send(url, f"guess {i}", b"")[0] for i in range(5)]
     assert found == [401, 401, 401, 429, 429]
+
+
+def test_an_update_whose_file_was_lost_is_asked_for_again(tmp_path, small):
+    options = {"clients_per_round": 2, "rounds": 1, **OPTIONS}
+    server = lp.phone_server(small, tmp_path, **options)
+    with running(server) as url:
+        token = lp.PhoneClient(url).token
+        assert send(url, token, packed(changed(server)))[0] == 200
+    (file,) = (tmp_path / "updates").iterdir()
+    file.unlink()
+    server = lp.phone_server(small, tmp_path, **options)
+    with running(server) as url:
+        assert lp.PhoneClient(url, token=token).round()["takes_part"]
+        assert send(url, token, packed(changed(server)))[0] == 200
+        assert send(url, lp.PhoneClient(url).token, packed(changed(server)))[0] == 200
+    assert server.history["clients"] == [2]

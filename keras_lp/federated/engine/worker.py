@@ -9,16 +9,16 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
-import os
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from keras_lp.federated.engine.contexts import unlimited_messages
 from keras_lp.federated.engine.tff_import import import_tff
+from keras_lp.federated.engine.worker_process import start
 
 # If several threads train at once, only one imports TFF and starts the worker.
 LOCK = threading.RLock()
@@ -42,11 +42,6 @@ class Worker:
         bytes_received: bytes of all messages from it.
     """
 
-    # PR_SET_PDEATHSIG (1) with SIGKILL (9), set by a launcher between fork and exec, because
-    # `preexec_fn` is not safe with the threads of TensorFlow.
-    _LAUNCH = (
-        "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); os.execv(sys.argv[1], sys.argv[1:])"
-    )
     _SECONDS_TO_START = 60
     _RESTARTS_A_CALL = 3
 
@@ -110,17 +105,8 @@ class Worker:
         tff = import_tff()
         binary = Path(tff.__file__).with_name("data") / "worker_binary"
         port = portpicker.pick_unused_port()
-        self.process = subprocess.Popen(
-            [sys.executable, "-ISc", self._LAUNCH, str(binary), f"--port={port}"],
-            # By default, TensorFlow 2.14 disables oneDNN on some processors, which makes
-            # convolutions 2.5 times slower.
-            env={"TF_ENABLE_ONEDNN_OPTS": "1", **os.environ},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        unlimited = [(f"grpc.max_{kind}message_length", -1) for kind in ("", "send_", "receive_")]
-        self._channel = grpc.insecure_channel(f"localhost:{port}", unlimited)
+        self.process = start(str(binary), port)
+        self._channel = grpc.insecure_channel(f"localhost:{port}", unlimited_messages())
         counted = grpc.intercept_channel(self._channel, _counting_interceptor(self))
         self._stub = tff.framework.RemoteExecutorGrpcStub(counted)
         deadline = time.monotonic() + self._SECONDS_TO_START

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
-import importlib
 import math
 import threading
 import time
@@ -12,8 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from keras_lp.federated.engine.contexts import async_context, sync_context, unlimited_messages
 from keras_lp.federated.engine.tff_import import import_tff
-from keras_lp.federated.engine.worker_process import FOLDER
 from keras_lp.utils.warn import warn
 
 _ASK = 1.0  # seconds between two questions to the workers whether they are there
@@ -170,8 +169,7 @@ class _Connection:
 
         tff = import_tff()
         self.address = address
-        unlimited = [(f"grpc.max_{kind}message_length", -1) for kind in ("", "send_", "receive_")]
-        self._channel = grpc.insecure_channel(address, unlimited)
+        self._channel = grpc.insecure_channel(address, unlimited_messages())
         # Questions have a connection of their own: they do not wait behind large messages.
         self._questions = grpc.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)])
         self._stub = tff.framework.RemoteExecutorGrpcStub(self._channel)
@@ -197,10 +195,7 @@ class _Connection:
 
     def context(self) -> Any:
         """Returns an asynchronous context of TFF on this worker."""
-        module = importlib.import_module(
-            "tensorflow_federated.python.core.impl.execution_contexts.async_execution_context"
-        )
-        return module.AsyncExecutionContext(**self._parts())
+        return async_context(lambda: self._stub)
 
     def send(self, folder: Path, blocks: range) -> None:
         """Sends the files of a folder that changed: of all blocks, and the rows of some."""
@@ -229,10 +224,7 @@ class _Connection:
 
         tff = import_tff()
         if self._write is None:
-            module = importlib.import_module(
-                "tensorflow_federated.python.core.impl.execution_contexts.sync_execution_context"
-            )
-            context = module.SyncExecutionContext(**self._parts())
+            context = sync_context(lambda: self._stub)
 
             @tff.tensorflow.computation(np.str_, np.str_)
             def write(name: Any, value: Any) -> Any:
@@ -244,29 +236,6 @@ class _Connection:
         tff.framework.set_default_context(context)
         write(f"{on_worker(path.parent)}/{path.name}", content)
 
-    def _parts(self) -> dict[str, Any]:
-        tff = import_tff()
-        native = importlib.import_module(
-            "tensorflow_federated.python.core.backends.native.compiler"
-        )
-        frontend = importlib.import_module(
-            "tensorflow_federated.python.core.environments.tensorflow_frontend."
-            "tensorflow_computation"
-        )
-
-        def executor_stack(cardinalities: dict[Any, int]) -> Any:
-            cardinalities.setdefault(tff.CLIENTS, 0)
-            executor = tff.framework.RemoteExecutor(self._stub)
-            executor.set_cardinalities(cardinalities)
-            return executor
-
-        return {
-            "executor_fn": tff.framework.ResourceManagingExecutorFactory(executor_stack),
-            "compiler_fn": native.desugar_and_transform_to_native,
-            "transform_args": frontend.transform_args,
-            "transform_result": frontend.transform_result,
-        }
-
 
 def remote() -> RemoteWorkers | None:
     """Returns the workers of other machines, None if rounds run on this one."""
@@ -274,8 +243,11 @@ def remote() -> RemoteWorkers | None:
 
 
 def on_worker(folder: Path) -> str:
-    """Returns the path of a folder of files as the workers see it."""
-    return str(folder) if _current is None else f"{FOLDER}/{folder.name}"
+    """Returns the path of a folder of files as the workers see it.
+
+    On other machines, it is relative to the folder that `worker_process` runs in.
+    """
+    return str(folder) if _current is None else folder.name
 
 
 @contextlib.contextmanager

@@ -199,6 +199,33 @@ def test_a_run_whose_nodes_all_fail_fails_with_their_errors(clients, mlp, tmp_pa
         run(single(mlp), clients, tmp_path, troubles=troubles)
 
 
+def test_a_round_without_any_finite_update_ends_the_run(clients, mlp, tmp_path):
+    model = single(mlp)
+    start = model.get_weights()
+    troubles = {(100 + i, FIRST_UPDATE): nan for i in clients}
+    with pytest.raises(RuntimeError, match="At least one update must be finite"):
+        run(model, clients, tmp_path, troubles=troubles)
+    for before, now in zip(start, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(before, now)
+
+
+@pytest.mark.parametrize("trouble", [nan, other_form])
+def test_sums_of_features_that_do_not_fit_do_not_reach_the_scale(trouble, clients, mlp, tmp_path):
+    """Sums that are not finite are left out; those of another form end the run."""
+    model = frozen(mlp)
+    arguments = (model, clients, tmp_path, 1, {(101, FIRST_UPDATE): trouble})
+    if trouble is other_form:
+        with pytest.raises(RuntimeError, match="finite sums of the same form"):
+            run(*arguments)
+        return
+    run(*arguments)
+    x = np.concatenate([clients[i][0] for i in (0, 2)])
+    features = keras.Model(model.inputs, model.get_layer("predictions").input)
+    mean = features.predict(x, verbose=0).mean(0)
+    scaled = next(w for w in model.weights if w.path.endswith("input_mean")).numpy()
+    np.testing.assert_allclose(scaled, mean, atol=1e-4)
+
+
 def test_a_run_that_was_stopped_continues(clients, mlp, tmp_path):
     whole, again = single(mlp), single(mlp)
     run(whole, clients, tmp_path / "whole", rounds=4)
