@@ -209,12 +209,19 @@ def test_a_round_without_any_finite_update_ends_the_run(clients, mlp, tmp_path):
         np.testing.assert_array_equal(before, now)
 
 
-@pytest.mark.parametrize("trouble", [nan, other_form])
+def short_sums(reply):
+    values, arrays = from_record(reply.content)
+    arrays[1] = arrays[1][:2]
+    reply.content = to_record(values, arrays)
+    return reply
+
+
+@pytest.mark.parametrize("trouble", [nan, short_sums])
 def test_sums_of_features_that_do_not_fit_do_not_reach_the_scale(trouble, clients, mlp, tmp_path):
     """Sums that are not finite are left out; those of another form end the run."""
     model = frozen(mlp)
     arguments = (model, clients, tmp_path, 1, {(101, FIRST_UPDATE): trouble})
-    if trouble is other_form:
+    if trouble is short_sums:
         with pytest.raises(RuntimeError, match="finite sums of the same form"):
             run(*arguments)
         return
